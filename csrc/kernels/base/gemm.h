@@ -1,0 +1,33 @@
+#ifndef FWM_KERNELS_GEMM_H
+#define FWM_KERNELS_GEMM_H
+
+#include "kernels/base/real.h"
+
+#define gemm FWM_NAME(gemm)
+#define transpose FWM_NAME(transpose)
+
+/* A matrix operand that is read one number at a time: element (i, j) at data[i * row + j * column]. */
+typedef struct {
+    const real *data;
+    size_t row, column;
+} Strided;
+
+static inline Strided rows_of(const real *data, size_t ld)
+{
+    return (Strided){data, ld, 1};
+}
+
+static inline Strided transposed(const real *data, size_t ld)
+{
+    return (Strided){data, 1, ld};
+}
+
+/* C = gamma C0 + A B, with A (m x k), B (k x n, rows of ldb), C and C0 (m x n, rows of ldc); n is a multiple of FWM_PAD.
+ * C0 NULL stands for zeros, C0 == C adds in place. Every element is one chain of additions over k in ascending order,
+ * whatever m and n, so that splitting the rows or columns over threads changes no bit. */
+void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real gamma, const real *c0, real *c, size_t ldc);
+
+/* out (n x m, rows of ld_out) = in^T, in (m x n, rows of ld_in). */
+void transpose(size_t m, size_t n, const real *in, size_t ld_in, real *out, size_t ld_out);
+
+#endif

@@ -1,0 +1,99 @@
+/* Vectors of `real` as wide as the variant's registers, and the few operations on rows that the rules are made of.
+ * Rows have a length that is a multiple of FWM_PAD. No vector type crosses a function that is not inlined. */
+#ifndef FWM_KERNELS_VECTOR_H
+#define FWM_KERNELS_VECTOR_H
+
+#include "kernels/base/real.h"
+
+#define FWM_LANES (FWM_VECTOR_BYTES / FWM_REAL_BYTES)
+
+typedef real vec __attribute__((vector_size(FWM_VECTOR_BYTES)));
+typedef real vec_in_memory __attribute__((vector_size(FWM_VECTOR_BYTES), aligned(FWM_REAL_BYTES), may_alias));
+
+static inline vec vec_load(const real *p)
+{
+    return *(const vec_in_memory *)p;
+}
+
+static inline void vec_store(real *p, vec x)
+{
+    *(vec_in_memory *)p = x;
+}
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define FWM_HAVE_SHUFFLE 1
+#endif
+#endif
+
+/* Sum of the lanes, halves onto halves. */
+static inline real vec_sum(vec x)
+{
+#if FWM_HAVE_SHUFFLE && FWM_LANES == 16
+    x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    return x[0];
+#elif FWM_HAVE_SHUFFLE && FWM_LANES == 8
+    x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+    x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+    x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+    return x[0];
+#elif FWM_HAVE_SHUFFLE && FWM_LANES == 4
+    x += __builtin_shufflevector(x, x, 2, 3, 0, 1);
+    return x[0] + x[1];
+#else
+    real lanes[FWM_LANES];
+    vec_store(lanes, x);
+    for (int half = FWM_LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            lanes[i] += lanes[i + half];
+    return lanes[0];
+#endif
+}
+
+/* x . y: four partial sums, because one chain of additions would wait for itself. */
+static inline real dot(size_t n, const real *restrict x, const real *restrict y)
+{
+    vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+    size_t i = 0;
+    for (; i + 4 * FWM_LANES <= n; i += 4 * FWM_LANES) {
+        s0 += vec_load(x + i) * vec_load(y + i);
+        s1 += vec_load(x + i + FWM_LANES) * vec_load(y + i + FWM_LANES);
+        s2 += vec_load(x + i + 2 * FWM_LANES) * vec_load(y + i + 2 * FWM_LANES);
+        s3 += vec_load(x + i + 3 * FWM_LANES) * vec_load(y + i + 3 * FWM_LANES);
+    }
+    for (; i < n; i += FWM_LANES)
+        s0 += vec_load(x + i) * vec_load(y + i);
+    return vec_sum((s0 + s1) + (s2 + s3));
+}
+
+static inline real sum(size_t n, const real *x)
+{
+    vec s0 = {0}, s1 = {0};
+    size_t i = 0;
+    for (; i + 2 * FWM_LANES <= n; i += 2 * FWM_LANES) {
+        s0 += vec_load(x + i);
+        s1 += vec_load(x + i + FWM_LANES);
+    }
+    for (; i < n; i += FWM_LANES)
+        s0 += vec_load(x + i);
+    return vec_sum(s0 + s1);
+}
+
+/* y += a x */
+static inline void add_scaled(size_t n, real a, const real *restrict x, real *restrict y)
+{
+    for (size_t i = 0; i < n; i += FWM_LANES)
+        vec_store(y + i, vec_load(y + i) + a * vec_load(x + i));
+}
+
+/* y += x */
+static inline void add(size_t n, const real *restrict x, real *restrict y)
+{
+    for (size_t i = 0; i < n; i += FWM_LANES)
+        vec_store(y + i, vec_load(y + i) + vec_load(x + i));
+}
+
+#endif

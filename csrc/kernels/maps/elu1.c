@@ -1,0 +1,45 @@
+/* phi(x) = elu(x) + 1, the map of "Transformers are RNNs" (Katharopoulos et al., 2020): x + 1 for x > 0, else exp(x).
+ *
+ * Backward: saved phi. dphi/dx is 1 for x > 0, where phi > 1, and exp(x) = phi else:
+ *     dx = min(phi, 1) dphi */
+#include <string.h>
+
+#include "kernels/base/vmath.h"
+#include "kernels/maps/map.h"
+
+static size_t features(size_t d, size_t argument)
+{
+    (void)argument;
+    return d;
+}
+
+static void forward(const MapShape *s, size_t n, const real *restrict pre, real *restrict phi, real *scratch)
+{
+    (void)scratch;
+    for (size_t t = 0; t < n; t++, pre += s->ld, phi += s->ld_features) {
+#pragma omp simd
+        for (size_t i = 0; i < s->d; i++)
+            phi[i] = pre[i] > 0 ? pre[i] + 1 : exp_real(pre[i]);
+        memset(phi + s->d, 0, (s->ld_features - s->d) * sizeof(real));
+    }
+}
+
+static void backward(const MapShape *s, size_t n, const real *restrict dphi, const real *pre, const real *restrict phi,
+                     real *restrict dpre, real *scratch)
+{
+    (void)pre;
+    (void)scratch;
+    for (size_t t = 0; t < n; t++, dphi += s->ld_features, phi += s->ld_features, dpre += s->ld) {
+#pragma omp simd
+        for (size_t i = 0; i < s->d; i++)
+            dpre[i] = (phi[i] > 1 ? 1 : phi[i]) * dphi[i];
+        memset(dpre + s->d, 0, (s->ld - s->d) * sizeof(real));
+    }
+}
+
+const FeatureMap FWM_NAME(map_elu1) = {
+    .info = {.name = "linear", .function = "elu1", .argument = "", .summary = "elu(x) + 1"},
+    .features = features,
+    .forward = forward,
+    .backward = backward,
+};

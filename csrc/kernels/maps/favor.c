@@ -1,0 +1,80 @@
+/* FAVOR+, the positive random features of Choromanski et al. (2021), as the experiments use them (no d^-1/4 scaling):
+ *
+ *     u = x Omega                                        m numbers, part of the row (map.h)
+ *     phi = [exp(u - o); exp(-u - o)],   o = |x|^2 / 2 + log(m) / 2 + log(2) / 2
+ *
+ * The exponent is summed before the exponential: a product of exponentials would underflow elsewhere, and 0 / 0 in the
+ * delta rule would come at other steps.
+ *
+ * Backward: saved pre and phi; Omega is a constant. With e = dphi phi, elementwise, and o depending on x alone,
+ *     du[i] = e[i] - e[m + i]
+ *     dx    = -(sum of e) x                              and dx += Omega du, which the owner of Omega adds
+ *
+ * A NaN that comes from x stays NaN. */
+#include <string.h>
+
+#include "kernels/base/vmath.h"
+#include "kernels/maps/map.h"
+
+static size_t features(size_t d, size_t m)
+{
+    (void)d;
+    return 2 * m;
+}
+
+static size_t extension(size_t m)
+{
+    return m;
+}
+
+static void forward(const MapShape *s, size_t n, const real *restrict pre, real *restrict phi, real *scratch)
+{
+    (void)scratch;
+    const size_t m = s->argument;
+    const real constant = (real)(0.5 * log(2.0 * (double)m));
+    for (size_t t = 0; t < n; t++, pre += s->ld, phi += s->ld_features) {
+        const real *restrict u = pre + s->u;
+        real square = 0;
+#pragma omp simd reduction(+ : square)
+        for (size_t i = 0; i < s->d; i++)
+            square += pre[i] * pre[i];
+        const real o = square / 2 + constant;
+#pragma omp simd
+        for (size_t i = 0; i < m; i++)
+            phi[i] = exp_real(u[i] - o);
+#pragma omp simd
+        for (size_t i = 0; i < m; i++)
+            phi[m + i] = exp_real(-u[i] - o);
+        memset(phi + 2 * m, 0, (s->ld_features - 2 * m) * sizeof(real));
+    }
+}
+
+static void backward(const MapShape *s, size_t n, const real *restrict dphi, const real *restrict pre, const real *restrict phi,
+                     real *restrict dpre, real *scratch)
+{
+    (void)scratch;
+    const size_t m = s->argument;
+    for (size_t t = 0; t < n; t++, dphi += s->ld_features, pre += s->ld, phi += s->ld_features, dpre += s->ld) {
+        real *restrict du = dpre + s->u;
+        real total = 0;
+#pragma omp simd reduction(+ : total)
+        for (size_t i = 0; i < m; i++) {
+            const real plus = dphi[i] * phi[i], minus = dphi[m + i] * phi[m + i];
+            du[i] = plus - minus;
+            total += plus + minus;
+        }
+        for (size_t i = 0; i < s->d; i++)
+            dpre[i] = -total * pre[i];
+        memset(dpre + s->d, 0, (s->u - s->d) * sizeof(real));
+        memset(du + m, 0, (s->ld - s->u - m) * sizeof(real));
+    }
+}
+
+const FeatureMap FWM_NAME(map_favor) = {
+    .info = {.name = "favor", .function = "favor", .argument = "m",
+             .summary = "FAVOR+: positive orthogonal random features of the softmax kernel"},
+    .features = features,
+    .extension = extension,
+    .forward = forward,
+    .backward = backward,
+};

@@ -1,0 +1,69 @@
+/* Omega of FAVOR+, in blocks of d columns: A a d x d matrix of standard normals, A = Q R by Householder reflections as
+ * LAPACK makes them, column c of the block = Q[:, c] |row c of A|: orthogonal directions with the lengths of independent
+ * normals. Q is the one that the reflections give, not the one with a positive diagonal of R.
+ *
+ *     column j: alpha = -sign(a_jj) |a_{j..d, j}|,  v = a_{j..d, j} - alpha e_1,  H_j = I - 2 v v^T / v^T v
+ *     R = H_{d-1} .. H_0 A,   Q = H_0 .. H_{d-1};   no reflection where nothing stands below the diagonal
+ *
+ * A is kept transposed, so that the column being reflected is a contiguous row. */
+#include "kernels/maps/omega.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/base/vector.h"
+#include "kernels/base/vmath.h"
+
+/* x -= 2 v (v . x) / v . v, for n columns x that are rows of ld behind one another; the first `from` entries of v are 0. */
+static void reflect(size_t n, size_t ld, size_t from, const real *v, real two_over_vv, real *x)
+{
+    from = from / FWM_PAD * FWM_PAD;
+    for (size_t i = 0; i < n; i++, x += ld)
+        add_scaled(ld - from, -two_over_vv * dot(ld - from, v + from, x + from), v + from, x + from);
+}
+
+/* v (ld) and 2 / v . v for column j; 0 if there is nothing to reflect. Leaves alpha in the column. */
+static real householder(size_t d, size_t ld, size_t j, real *column, real *v)
+{
+    real below = 0;
+    for (size_t i = j + 1; i < d; i++)
+        below += column[i] * column[i];
+    if (below == 0)
+        return 0;
+    const real length = FWM_SQRT(below + column[j] * column[j]);
+    const real alpha = column[j] >= 0 ? -length : length;
+    memset(v, 0, ld * sizeof(real));
+    memcpy(v + j, column + j, (d - j) * sizeof(real));
+    v[j] -= alpha;
+    return 2 / (below + v[j] * v[j]);
+}
+
+void orthogonal_block(size_t d, const float *normals, size_t columns, real *omega, size_t ld_omega, real *scratch)
+{
+    const size_t ld = fwm_padded(d);
+    real *A = scratch, *vs = A + d * ld, *lengths = vs + d * ld, *factors = lengths + ld; /* A transposed */
+    memset(A, 0, d * ld * sizeof(real));
+    for (size_t i = 0; i < d; i++) {
+        double square = 0;
+        for (size_t j = 0; j < d; j++) {
+            A[j * ld + i] = normals[i * d + j];
+            square += (double)normals[i * d + j] * normals[i * d + j];
+        }
+        lengths[i] = (real)sqrt(square);
+    }
+    for (size_t j = 0; j < d; j++) {
+        factors[j] = householder(d, ld, j, A + j * ld, vs + j * ld);
+        if (factors[j] != 0 && j + 1 < d)
+            reflect(d - j - 1, ld, j, vs + j * ld, factors[j], A + (j + 1) * ld);
+    }
+    real *Q = A; /* row c is column c of Q: H_0 .. H_{d-1} e_c, and H_j e_c = e_c for j > c */
+    memset(Q, 0, columns * ld * sizeof(real));
+    for (size_t c = 0; c < columns; c++)
+        Q[c * ld + c] = 1;
+    for (size_t j = columns; j-- > 0;)
+        if (factors[j] != 0)
+            reflect(columns - j, ld, j, vs + j * ld, factors[j], Q + j * ld);
+    for (size_t i = 0; i < d; i++)
+        for (size_t c = 0; c < columns; c++)
+            omega[i * ld_omega + c] = Q[c * ld + i] * lengths[c];
+}

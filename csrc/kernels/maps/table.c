@@ -1,0 +1,26 @@
+/* The table of feature maps: the command line, the help, the Python functions and the tests follow from it. */
+#include "kernels/maps/map.h"
+
+#define MAPS(ROW) \
+    ROW(elu1)     \
+    ROW(tanh)     \
+    ROW(dpfp)     \
+    ROW(favor)
+
+#define DECLARE(name) extern const FeatureMap FWM_NAME(map_##name);
+#define LIST(name) &FWM_NAME(map_##name),
+
+MAPS(DECLARE)
+
+const FeatureMap *const feature_maps[] = {MAPS(LIST) NULL};
+
+MapShape map_shape(const FeatureMap *map, size_t d, size_t argument, size_t with_logit)
+{
+    MapShape shape = {.d = d, .argument = argument};
+    shape.features = map->features(d, argument);
+    shape.ld_features = fwm_padded(shape.features);
+    shape.extension = map->extension ? map->extension(argument) : 0;
+    shape.u = fwm_padded(d + with_logit);
+    shape.ld = shape.u + fwm_padded(shape.extension);
+    return shape;
+}

@@ -1,0 +1,52 @@
+/* Adam (Kingma and Ba, 2015), beta = (0.9, 0.999), eps = 1e-8, for the t-th step:
+ *
+ *     m = 0.9 m + 0.1 g,   v = 0.999 v + 0.001 g^2
+ *     p -= lr / (1 - 0.9^t) * m / (sqrt(v) / sqrt(1 - 0.999^t) + eps)
+ *
+ * Dense: a number whose gradient is 0 moves too, for its m is not. */
+#include <math.h>
+
+#include "kernels/base/vmath.h"
+#include "kernels/model/step.h"
+#include "runtime/threads.h"
+
+#define BETA1 0.9
+#define BETA2 0.999
+#define EPS 1e-8
+#define NUMBERS_IN_TASK 8192
+
+AdamStep adam_step(double lr, uint64_t t)
+{
+    return (AdamStep){
+        .lr_over_bias1 = (real)(lr / (1 - pow(BETA1, (double)t))),
+        .inverse_root_bias2 = (real)(1 / sqrt(1 - pow(BETA2, (double)t))),
+    };
+}
+
+void adam_update(const AdamStep *a, size_t n, const real *restrict g, real *restrict p, real *restrict m, real *restrict v)
+{
+    const real rate = a->lr_over_bias1, scale = a->inverse_root_bias2;
+#pragma omp simd
+    for (size_t i = 0; i < n; i++) {
+        const real m_i = (real)BETA1 * m[i] + (real)(1 - BETA1) * g[i];
+        const real v_i = (real)BETA2 * v[i] + (real)(1 - BETA2) * g[i] * g[i];
+        m[i] = m_i;
+        v[i] = v_i;
+        p[i] -= rate * (m_i / (FWM_SQRT(v_i) * scale + (real)EPS));
+    }
+}
+
+static void task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const Step *s = context;
+    const FwmModel *model = s->model;
+    const size_t start = index * NUMBERS_IN_TASK, n = fwm_min(NUMBERS_IN_TASK, model->embedding - start);
+    adam_update(&s->adam, n, (real *)model->gradients + start, (real *)model->numbers + start, (real *)model->moment1 + start,
+                (real *)model->moment2 + start);
+}
+
+void adam_small_parameters(Step *s)
+{
+    fwm_parallel_for(s->model->threads, (s->model->embedding + NUMBERS_IN_TASK - 1) / NUMBERS_IN_TASK, task, s);
+}

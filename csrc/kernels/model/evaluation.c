@@ -1,0 +1,299 @@
+/* An evaluation: sequences of length N, each answering many queries, in chunks of B queries. Every chunk's mean loss is a
+ * float32, and the evaluation's is the mean over all chunks, whatever their size.
+ *
+ * All keys are projected once, as keys and as queries. A sequence is then one task: its queries are answered together,
+ * except with FAVOR+, where every chunk is a forward pass with an Omega of its own; an Omega is known by its number in the
+ * stream, so that sequences need not wait for each other. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/base/vector.h"
+#include "kernels/base/vmath.h"
+#include "kernels/maps/omega.h"
+#include "kernels/model/model_entry.h"
+#include "kernels/model/step.h"
+#include "kernels/readouts/softmax.h"
+#include "runtime/threads.h"
+
+#define MAX_SEQUENCES 64
+
+typedef struct {
+    Step step;          /* by_key: the projected keys, x alone */
+    const FwmEvaluation *evaluation;
+    real *queries;      /* N x table_ld: every key, projected as a query */
+    real *keys_t;       /* softmax: d x padded(N) */
+    real *values_t;     /* softmax: d x padded(N) */
+    real *key_scores;   /* softmax: N x padded(N), a row a query */
+    real *value_scores;
+    float *chunk_losses;               /* of all sequences, one behind the other */
+    size_t first_chunk[MAX_SEQUENCES + 1];
+} Evaluation;
+
+static size_t max_queries_of(const FwmModelSizes *z)
+{
+    return z->n_keys; /* distinct keys; the caller takes at most 200 of them */
+}
+
+static size_t chunks_of(size_t n_queries, size_t batch)
+{
+    return (n_queries + batch - 1) / batch;
+}
+
+static uintptr_t place(Evaluation *e, uintptr_t next)
+{
+    const FwmModelSizes *z = e->step.sizes;
+    const size_t r = sizeof(real), table = z->n_keys * e->step.table_ld * r, ld_n = fwm_padded(z->n_keys);
+    real **const arrays[] = {&e->step.by_key, &e->queries, &e->keys_t, &e->values_t, &e->key_scores, &e->value_scores};
+    const size_t softmax = z->with_map ? 0 : r;
+    const size_t bytes[] = {table, table, z->d * ld_n * softmax, z->d * ld_n * softmax, z->n_keys * ld_n * softmax,
+                            z->n_keys * ld_n * softmax};
+    for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++) {
+        *arrays[i] = (real *)next;
+        next += (bytes[i] + 63) / 64 * 64;
+    }
+    e->chunk_losses = (float *)next;
+    return next + MAX_SEQUENCES * chunks_of(max_queries_of(z), z->batch) * sizeof(float);
+}
+
+size_t model_activations(const FwmModel *model)
+{
+    Evaluation e = {.step = step_of_model((FwmModel *)model)};
+    const size_t step = step_activations(model), evaluation = place(&e, 0);
+    return step > evaluation ? step : evaluation;
+}
+
+/* A thread's memory for one sequence with a feature map. */
+typedef struct {
+    real *pre;            /* N x ld */
+    real *phi;            /* N x ld_features */
+    real *beta;           /* N */
+    real *query_pre;      /* n_queries x ld */
+    real *query_phi;      /* n_queries x ld_features */
+    real *columns;        /* ld_features x ld_queries */
+    real *y;              /* N x ld_queries */
+    real *omega;          /* d x padded(m) */
+    real *omega_scratch, *map_scratch, *rule_workspace;
+} Scratch;
+
+static real *take(real **next, size_t n)
+{
+    real *start = *next;
+    *next += fwm_padded(n);
+    return start;
+}
+
+/* Numbers needed by pass of n queries; fills w if there is memory. */
+static size_t divide(const FwmModelSizes *z, const MapShape *shape, const FeatureMap *map, size_t n, real *memory, Scratch *w)
+{
+    const size_t N = z->n_keys, ld_queries = fwm_padded(n), extension = shape->extension;
+    const size_t sizes[] = {N * shape->ld, N * shape->ld_features, N, n * shape->ld, n * shape->ld_features,
+                            shape->ld_features * ld_queries, N * ld_queries, z->d * fwm_padded(extension),
+                            extension ? omega_scratch(z->d) : 0, map->scratch ? map->scratch(shape) : 0,
+                            readouts[z->rule]->workspace(N, N, shape->ld_features, n)};
+    size_t total = 0;
+    if (w) {
+        real **const arrays[] = {&w->pre, &w->phi, &w->beta, &w->query_pre, &w->query_phi, &w->columns, &w->y, &w->omega,
+                                 &w->omega_scratch, &w->map_scratch, &w->rule_workspace};
+        for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+            *arrays[i] = take(&memory, sizes[i]);
+    }
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+        total += fwm_padded(sizes[i]);
+    return total;
+}
+
+size_t evaluation_scratch(const FwmModel *model)
+{
+    const FwmModelSizes *z = &model->sizes;
+    if (!z->with_map)
+        return fwm_padded(z->n_keys) * 2;
+    const FeatureMap *map = feature_maps[z->map];
+    const MapShape shape = map_shape(map, z->d, z->argument, z->with_beta);
+    return divide(z, &shape, map, max_queries_of(z), NULL, NULL);
+}
+
+/* The mean of 0.5 |one-hot(answer) - y|^2 over each chunk of columns c0, c0 + B, .. of y (N x ld). Changes y. */
+static void chunk_losses(size_t n_values, size_t n, size_t batch, const int32_t *answers, real *y, size_t ld, float *losses)
+{
+    for (size_t c = 0; c < n; c++)
+        y[(size_t)answers[c] * ld + c] -= 1;
+    for (size_t c0 = 0; c0 < n; c0 += batch) {
+        const size_t c1 = fwm_min(n, c0 + batch);
+        double loss = 0;
+        for (size_t v = 0; v < n_values; v++) {
+            const real *row = y + v * ld;
+#pragma omp simd reduction(+ : loss)
+            for (size_t c = c0; c < c1; c++)
+                loss += (double)row[c] * row[c];
+        }
+        *losses++ = (float)(loss / 2 / (double)(c1 - c0));
+    }
+}
+
+/* Answers queries q0 .. q0 + n - 1 of sequence i together. */
+static void answer_queries(const Evaluation *e, const Scratch *w, size_t i, size_t q0, size_t n, const real *beta)
+{
+    const Step *s = &e->step;
+    const FwmModelSizes *z = s->sizes;
+    const MapShape *shape = &s->map_shape;
+    const size_t N = z->n_keys, ld_queries = fwm_padded(n);
+    const int32_t *queries = e->evaluation->queries + i * e->evaluation->max_queries + q0;
+    for (size_t c = 0; c < n; c++)
+        memcpy(w->query_pre + c * shape->ld, e->queries + (size_t)queries[c] * s->table_ld, shape->ld * sizeof(real));
+    if (shape->extension) {
+        expand_rows(shape, w->omega, N, w->pre);
+        expand_rows(shape, w->omega, n, w->query_pre);
+    }
+    s->map->forward(shape, N, w->pre, w->phi, w->map_scratch);
+    s->map->forward(shape, n, w->query_pre, w->query_phi, w->map_scratch);
+    memset(w->columns, 0, shape->ld_features * ld_queries * sizeof(real));
+    transpose(n, shape->ld_features, w->query_phi, shape->ld_features, w->columns, ld_queries);
+    const Sequence sequence = {.length = N, .n_values = N, .features = shape->features, .ld = shape->ld_features, .keys = w->phi,
+                               .values = e->evaluation->values + i * N, .beta = beta};
+    s->rule->answer(&sequence, w->rule_workspace, w->columns, ld_queries, w->y);
+    chunk_losses(N, n, z->batch, e->evaluation->answers + i * e->evaluation->max_queries + q0, w->y, ld_queries,
+                 e->chunk_losses + e->first_chunk[i] + q0 / z->batch);
+}
+
+static void memory_task(void *context, size_t i, int thread)
+{
+    const Evaluation *e = context;
+    const Step *s = &e->step;
+    const FwmModelSizes *z = s->sizes;
+    const MapShape *shape = &s->map_shape;
+    const size_t N = z->n_keys, n_queries = e->evaluation->n_queries[i];
+    Scratch w;
+    divide(z, shape, s->map, n_queries, thread_scratch(s, thread), &w);
+    const int32_t *keys = e->evaluation->keys + i * N, *values = e->evaluation->values + i * N;
+    for (size_t t = 0; t < N; t++) {
+        real *row = w.pre + t * shape->ld;
+        memcpy(row, s->by_key + (size_t)keys[t] * s->table_ld, shape->ld * sizeof(real));
+        add(z->ld_w, s->key_weight + (size_t)values[t] * z->ld_w, row);
+    }
+    for (size_t t = 0; t < N && z->with_beta; t++)
+        w.beta[t] = logistic(w.pre[t * shape->ld + z->d]);
+    if (shape->extension == 0) {
+        answer_queries(e, &w, i, 0, n_queries, z->with_beta ? w.beta : NULL);
+        return;
+    }
+    FwmBlockSource source = s->model->omega_source;
+    fwm_skip_normal_blocks(&source, z->d * z->d, e->first_chunk[i] * omega_blocks(z->d, shape->extension));
+    memset(w.omega, 0, z->d * fwm_padded(shape->extension) * sizeof(real));
+    for (size_t q = 0; q < n_queries; q += z->batch) {
+        draw_omega(&source, z->d, shape->extension, w.omega, w.omega_scratch);
+        answer_queries(e, &w, i, q, fwm_min(z->batch, n_queries - q), z->with_beta ? w.beta : NULL);
+    }
+}
+
+static void softmax_task(void *context, size_t i, int thread)
+{
+    const Evaluation *e = context;
+    const Step *s = &e->step;
+    const FwmModelSizes *z = s->sizes;
+    const size_t N = z->n_keys, ld_n = fwm_padded(N), max_queries = e->evaluation->max_queries;
+    const int32_t *keys = e->evaluation->keys + i * N, *values = e->evaluation->values + i * N;
+    const real scale = (real)(1 / sqrt((double)z->d));
+    real *scores = thread_scratch(s, thread), *y = scores + ld_n;
+    float *losses = e->chunk_losses + e->first_chunk[i];
+    for (size_t q0 = 0; q0 < e->evaluation->n_queries[i]; q0 += z->batch) {
+        const size_t q1 = fwm_min(q0 + z->batch, e->evaluation->n_queries[i]);
+        double loss = 0;
+        for (size_t q = q0; q < q1; q++) {
+            const size_t query = (size_t)e->evaluation->queries[i * max_queries + q];
+            const real *by_key = e->key_scores + query * ld_n, *by_value = e->value_scores + query * ld_n;
+            for (size_t t = 0; t < N; t++)
+                scores[t] = scale * (by_key[keys[t]] + by_value[values[t]]);
+            softmax_forward(N, N, values, scores, y);
+            y[e->evaluation->answers[i * max_queries + q]] -= 1;
+            for (size_t n = 0; n < N; n++)
+                loss += (double)y[n] * y[n];
+        }
+        *losses++ = (float)(loss / 2 / (double)(q1 - q0));
+    }
+}
+
+/* A tile of keys, projected as keys and as queries. */
+static void project_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const Evaluation *e = context;
+    const Step *s = &e->step;
+    const FwmModelSizes *z = s->sizes;
+    const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, z->n_keys - n0), ld = s->table_ld;
+    const Strided rows = rows_of(s->embedding + n0 * z->ld_e, z->ld_e);
+    real *keys = s->by_key + n0 * ld, *queries = e->queries + n0 * ld;
+    memset(keys, 0, count * ld * sizeof(real));
+    memset(queries, 0, count * ld * sizeof(real));
+    for (size_t n = 0; n < count; n++) {
+        memcpy(keys + n * ld, s->key_bias, z->ld_w * sizeof(real));
+        memcpy(queries + n * ld, s->query_bias, z->ld_q * sizeof(real));
+    }
+    gemm(count, z->ld_w, z->embedding, rows, s->key_weight + z->n_keys * z->ld_w, z->ld_w, 1, keys, keys, ld);
+    gemm(count, z->ld_q, z->embedding, rows, s->query_weight, z->ld_q, 1, queries, queries, ld);
+}
+
+/* A tile of all queries' scores against all keys and all values. */
+static void scores_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const Evaluation *e = context;
+    const Step *s = &e->step;
+    const size_t N = s->sizes->n_keys, ld_n = fwm_padded(N), d = s->sizes->d;
+    const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, N - n0);
+    const Strided rows = rows_of(e->queries + n0 * s->table_ld, s->table_ld);
+    gemm(count, ld_n, d, rows, e->keys_t, ld_n, 0, NULL, e->key_scores + n0 * ld_n, ld_n);
+    gemm(count, ld_n, d, rows, e->values_t, ld_n, 0, NULL, e->value_scores + n0 * ld_n, ld_n);
+}
+
+static void score_all(Evaluation *e)
+{
+    const FwmModelSizes *z = e->step.sizes;
+    const size_t N = z->n_keys, ld_n = fwm_padded(N);
+    memset(e->keys_t, 0, z->d * ld_n * sizeof(real));
+    memset(e->values_t, 0, z->d * ld_n * sizeof(real));
+    transpose(N, z->d, e->step.by_key, e->step.table_ld, e->keys_t, ld_n);
+    transpose(N, z->d, e->step.key_weight, z->ld_w, e->values_t, ld_n);
+    fwm_parallel_for(e->step.model->threads, (N + KEYS_IN_TILE - 1) / KEYS_IN_TILE, scores_task, e);
+}
+
+/* NumPy's float32 sum: in order below 8 numbers, eight interleaved sums up to 128, halves above. */
+static float pairwise_sum(const float *x, size_t n)
+{
+    if (n < 8) {
+        float total = 0;
+        for (size_t i = 0; i < n; i++)
+            total += x[i];
+        return total;
+    }
+    if (n > 128) {
+        const size_t half = n / 2 - n / 2 % 8;
+        return pairwise_sum(x, half) + pairwise_sum(x + half, n - half);
+    }
+    float r[8];
+    memcpy(r, x, sizeof r);
+    size_t i = 8;
+    for (; i + 8 <= n; i += 8)
+        for (size_t j = 0; j < 8; j++)
+            r[j] += x[i + j];
+    float total = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+    for (; i < n; i++)
+        total += x[i];
+    return total;
+}
+
+float model_evaluate(FwmModel *model, const FwmEvaluation *evaluation)
+{
+    const FwmModelSizes *z = &model->sizes;
+    Evaluation e = {.step = step_of_model(model), .evaluation = evaluation};
+    place(&e, (uintptr_t)model->activations);
+    for (size_t i = 0; i < evaluation->n_sequences; i++)
+        e.first_chunk[i + 1] = e.first_chunk[i] + chunks_of(evaluation->n_queries[i], z->batch);
+    const size_t n_chunks = e.first_chunk[evaluation->n_sequences];
+    fwm_parallel_for(model->threads, (z->n_keys + KEYS_IN_TILE - 1) / KEYS_IN_TILE, project_task, &e);
+    if (!z->with_map)
+        score_all(&e);
+    fwm_parallel_for(model->threads, evaluation->n_sequences, z->with_map ? memory_task : softmax_task, &e);
+    if (e.step.map_shape.extension)
+        fwm_skip_normal_blocks(&model->omega_source, z->d * z->d, n_chunks * omega_blocks(z->d, e.step.map_shape.extension));
+    return pairwise_sum(e.chunk_losses, n_chunks) / (float)n_chunks;
+}

@@ -1,0 +1,149 @@
+/* The projections k = W_k x + b_k and q = W_q x + b_q, and their gradients.
+ *
+ * A key is projected once, not once for each token that holds it; a value's projection is a row of W_k^T itself. With dK
+ * (N x ld_w) the gradient of the projected keys, E the embedding, X the queries' embeddings and dQ their gradients:
+ *
+ *     dW_k^T = E^T dK,   dW_q^T = X^T dQ,   db_k = sum of the rows of dK,   db_q = sum of the rows of dQ
+ *     dE = dK W_k,  and row query[b] of dE += (dQ W_q)[b]
+ *
+ * In an update a tile of dE lives in scratch memory only until Adam has taken it, for dE, m, v and E are most of the bytes
+ * that a step moves. */
+#include <string.h>
+
+#include "kernels/base/vector.h"
+#include "kernels/model/step.h"
+#include "runtime/threads.h"
+
+#define QUERIES_IN_TILE 8
+
+static size_t tiles(size_t n, size_t tile)
+{
+    return (n + tile - 1) / tile;
+}
+
+static void project_keys_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const Step *s = context;
+    const FwmModelSizes *z = s->sizes;
+    const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, z->n_keys - n0), ld = s->table_ld;
+    real *rows = s->by_key + n0 * ld;
+    for (size_t n = 0; n < count; n++)
+        memcpy(rows + n * ld, s->key_bias, z->ld_w * sizeof(real));
+    gemm(count, z->ld_w, z->embedding, rows_of(s->embedding + n0 * z->ld_e, z->ld_e), s->key_weight + z->n_keys * z->ld_w, z->ld_w,
+         1, rows, rows, ld);
+    if (s->map_shape.extension == 0)
+        return;
+    expand_rows(&s->map_shape, s->omega, count, rows);
+    real *values = s->by_value + n0 * ld;
+    for (size_t n = 0; n < count; n++)
+        memcpy(values + n * ld, s->key_weight + (n0 + n) * z->ld_w, z->ld_w * sizeof(real));
+    expand_rows(&s->map_shape, s->omega, count, values);
+}
+
+void project_keys(Step *s)
+{
+    fwm_parallel_for(s->model->threads, tiles(s->sizes->n_keys, KEYS_IN_TILE), project_keys_task, s);
+}
+
+static void project_queries_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const Step *s = context;
+    const FwmModelSizes *z = s->sizes;
+    const size_t b0 = index * QUERIES_IN_TILE, count = fwm_min(QUERIES_IN_TILE, s->batch->n - b0), ld = s->table_ld;
+    real *rows = s->query_rows + b0 * z->ld_e, *queries = s->queries + b0 * ld;
+    memset(queries, 0, count * ld * sizeof(real));
+    for (size_t b = 0; b < count; b++) {
+        memcpy(rows + b * z->ld_e, s->embedding + (size_t)s->batch->query[b0 + b] * z->ld_e, z->ld_e * sizeof(real));
+        memcpy(queries + b * ld, s->query_bias, z->ld_q * sizeof(real));
+    }
+    gemm(count, z->ld_q, z->embedding, rows_of(rows, z->ld_e), s->query_weight, z->ld_q, 1, queries, queries, ld);
+    if (s->map_shape.extension)
+        expand_rows(&s->map_shape, s->omega, count, queries);
+}
+
+void project_queries(Step *s)
+{
+    fwm_parallel_for(s->model->threads, tiles(s->batch->n, QUERIES_IN_TILE), project_queries_task, s);
+}
+
+static void transpose_weights_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const Step *s = context;
+    const FwmModelSizes *z = s->sizes;
+    const size_t e0 = index * ENTRIES_IN_TILE, count = fwm_min(ENTRIES_IN_TILE, z->embedding - e0);
+    if (z->with_map)
+        transpose(count, z->ld_w, s->key_weight + (z->n_keys + e0) * z->ld_w, z->ld_w, s->key_weight_t + e0, z->ld_e);
+    transpose(count, z->ld_q, s->query_weight + e0 * z->ld_q, z->ld_q, s->query_weight_t + e0, z->ld_e);
+}
+
+void transpose_weights(Step *s)
+{
+    const FwmModelSizes *z = s->sizes;
+    for (size_t i = 0; i < z->ld_w && z->with_map; i++)
+        memset(s->key_weight_t + i * z->ld_e + z->embedding, 0, (z->ld_e - z->embedding) * sizeof(real));
+    for (size_t i = 0; i < z->ld_q; i++)
+        memset(s->query_weight_t + i * z->ld_e + z->embedding, 0, (z->ld_e - z->embedding) * sizeof(real));
+    fwm_parallel_for(s->model->threads, tiles(z->embedding, ENTRIES_IN_TILE), transpose_weights_task, s);
+}
+
+static Product rows_from(const Product *product, size_t row)
+{
+    Product part = *product;
+    part.left.data += row * part.left.row;
+    return part;
+}
+
+static void weight_gradients_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const Step *s = context;
+    const FwmModelSizes *z = s->sizes;
+    const size_t e0 = index * ENTRIES_IN_TILE, count = fwm_min(ENTRIES_IN_TILE, z->embedding - e0);
+    const size_t width = fwm_min(ENTRIES_IN_TILE, z->ld_e - e0), B = s->batch->n;
+    const Product keys = rows_from(&s->weight_gradient, e0);
+    gemm(count, z->ld_w, keys.k, keys.left, keys.right, keys.ld_right, 0, NULL, s->dkey_weight + (z->n_keys + e0) * z->ld_w, z->ld_w);
+    gemm(count, z->ld_q, B, transposed(s->query_rows + e0, z->ld_e), s->dqueries, s->table_ld, 0, NULL,
+         s->dquery_weight + e0 * z->ld_q, z->ld_q);
+    gemm(B, width, z->d, rows_of(s->dqueries, s->table_ld), s->query_weight_t + e0, z->ld_e, 0, NULL, s->dquery_rows + e0, z->ld_e);
+    if (index == 0) {
+        memset(s->dquery_bias, 0, z->ld_q * sizeof(real));
+        for (size_t b = 0; b < B; b++)
+            add(z->ld_q, s->dqueries + b * s->table_ld, s->dquery_bias);
+    }
+}
+
+void weight_gradients(Step *s)
+{
+    fwm_parallel_for(s->model->threads, tiles(s->sizes->embedding, ENTRIES_IN_TILE), weight_gradients_task, s);
+}
+
+size_t embedding_scratch(const FwmModel *model)
+{
+    return KEYS_IN_TILE * model->sizes.ld_e;
+}
+
+static void embedding_gradients_task(void *context, size_t index, int thread)
+{
+    const Step *s = context;
+    const FwmModelSizes *z = s->sizes;
+    const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, z->n_keys - n0), at = n0 * z->ld_e;
+    real *out = s->purpose == UPDATE ? thread_scratch(s, thread) : s->dembedding + at;
+    const Product keys = rows_from(&s->embedding_gradient, n0);
+    gemm(count, z->ld_e, keys.k, keys.left, keys.right, keys.ld_right, 0, NULL, out, z->ld_e);
+    for (size_t b = 0; b < s->batch->n; b++) {
+        const size_t row = (size_t)s->batch->query[b] - n0;
+        if (row < count)
+            add(z->ld_e, s->dquery_rows + b * z->ld_e, out + row * z->ld_e);
+    }
+    if (s->purpose == UPDATE)
+        adam_update(&s->adam, count * z->ld_e, out, s->embedding + at, (real *)s->model->moment1 + s->model->embedding + at,
+                    (real *)s->model->moment2 + s->model->embedding + at);
+}
+
+void embedding_gradients(Step *s)
+{
+    fwm_parallel_for(s->model->threads, tiles(s->sizes->n_keys, KEYS_IN_TILE), embedding_gradients_task, s);
+}

@@ -1,0 +1,157 @@
+/* A pass of the model from end to end, in the order of the data: Omega, projections, attention, and back through the
+ * projections into gradients or straight into Adam. */
+#include "kernels/model/step.h"
+
+#include <string.h>
+
+#include "kernels/model/model_entry.h"
+
+static void *take(uintptr_t *next, size_t bytes)
+{
+    void *start = (void *)*next;
+    *next += (bytes + 63) / 64 * 64;
+    return start;
+}
+
+/* Gives the step its memory, which starts at address `next`; returns where it ends. */
+static uintptr_t place(Step *s, size_t B, uintptr_t next)
+{
+    const FwmModelSizes *z = s->sizes;
+    const size_t r = sizeof(real), N = z->n_keys, ld_b = fwm_padded(B), ld_n = fwm_padded(N);
+    s->queries = take(&next, B * s->table_ld * r);
+    s->dqueries = take(&next, B * s->table_ld * r);
+    s->query_rows = take(&next, B * z->ld_e * r);
+    s->dquery_rows = take(&next, B * z->ld_e * r);
+    s->query_weight_t = take(&next, z->ld_q * z->ld_e * r);
+    s->y = take(&next, B * ld_n * r);
+    s->losses = take(&next, B * sizeof(double));
+    if (z->with_map) {
+        const size_t table = N * s->table_ld * r;
+        s->by_key = take(&next, table);
+        s->by_value = s->map_shape.extension ? take(&next, table) : s->key_weight;
+        s->omega = take(&next, z->d * fwm_padded(s->map_shape.extension) * r);
+        s->omega_t = take(&next, s->map_shape.extension * fwm_padded(z->d) * r);
+        s->key_weight_t = take(&next, z->ld_w * z->ld_e * r);
+        s->block_tables = take(&next, fwm_min(B, SEQUENCE_BLOCKS) * 2 * table);
+    } else {
+        s->queries_t = take(&next, z->d * ld_b * r);
+        s->folded_t = take(&next, (N + z->embedding) * ld_b * r);
+        s->folded = take(&next, B * z->ld_e * r);
+        s->key_scores = take(&next, N * ld_b * r);
+        s->dkey_scores = take(&next, B * ld_n * r);
+        s->dvalue_scores = take(&next, B * ld_n * r);
+        s->dfolded = take(&next, B * z->ld_e * r);
+    }
+    return next;
+}
+
+static void find_parameters(Step *s)
+{
+    const FwmModel *model = s->model;
+    real *p = model->numbers, *g = model->gradients;
+    s->key_bias = p + model->key_bias, s->dkey_bias = g + model->key_bias;
+    s->query_bias = p + model->query_bias, s->dquery_bias = g + model->query_bias;
+    s->query_weight = p + model->query_weight, s->dquery_weight = g + model->query_weight;
+    s->key_weight = p + model->key_weight, s->dkey_weight = g + model->key_weight;
+    s->embedding = p + model->embedding, s->dembedding = g + model->embedding;
+}
+
+Step step_of_model(FwmModel *model)
+{
+    const FwmModelSizes *z = &model->sizes;
+    Step s = {.model = model, .sizes = z, .rule = readouts[z->rule], .table_ld = z->ld_w};
+    if (z->with_map) {
+        s.map = feature_maps[z->map];
+        s.map_shape = map_shape(s.map, z->d, z->argument, z->with_beta);
+        s.table_ld = s.map_shape.ld;
+    }
+    find_parameters(&s);
+    return s;
+}
+
+Step step_begin(FwmModel *model, const FwmBatch *batch, Purpose purpose)
+{
+    Step s = step_of_model(model);
+    s.batch = batch;
+    s.purpose = purpose;
+    place(&s, model->sizes.batch, (uintptr_t)model->activations);
+    return s;
+}
+
+size_t step_activations(const FwmModel *model)
+{
+    Step s = step_of_model((FwmModel *)model);
+    return place(&s, model->sizes.batch, 0);
+}
+
+static size_t largest(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+size_t model_scratch(const FwmModel *model)
+{
+    size_t numbers = largest(embedding_scratch(model), evaluation_scratch(model));
+    if (model->sizes.with_map)
+        numbers = largest(numbers, largest(linear_attention_scratch(model), omega_scratch(model->sizes.d)));
+    else
+        numbers = largest(numbers, softmax_attention_scratch(model));
+    return numbers * sizeof(real);
+}
+
+/* The pass; returns the mean loss of the batch, 0 without answers. */
+static double run(Step *s)
+{
+    if (s->map_shape.extension)
+        place_omega(s);
+    project_queries(s);
+    if (s->sizes->with_map)
+        linear_attention(s);
+    else
+        softmax_attention(s);
+    double loss = 0;
+    for (size_t b = 0; b < s->batch->n && s->batch->answer; b++)
+        loss += s->losses[b];
+    return loss / (double)s->batch->n;
+}
+
+static void backward(Step *s)
+{
+    weight_gradients(s);
+    embedding_gradients(s);
+}
+
+double model_loss(FwmModel *model, const FwmBatch *batch)
+{
+    Step s = step_begin(model, batch, LOSS_ONLY);
+    return run(&s);
+}
+
+double model_gradients(FwmModel *model, const FwmBatch *batch)
+{
+    Step s = step_begin(model, batch, GRADIENTS);
+    transpose_weights(&s);
+    const double loss = run(&s);
+    backward(&s);
+    return loss;
+}
+
+double model_step(FwmModel *model, const FwmBatch *batch, double lr)
+{
+    Step s = step_begin(model, batch, UPDATE);
+    s.adam = adam_step(lr, ++model->steps);
+    transpose_weights(&s);
+    const double loss = run(&s);
+    backward(&s);
+    adam_small_parameters(&s);
+    return loss;
+}
+
+void model_read_out(FwmModel *model, const FwmBatch *batch, void *y)
+{
+    Step s = step_begin(model, batch, LOSS_ONLY);
+    run(&s);
+    const size_t N = s.sizes->n_keys;
+    for (size_t b = 0; b < batch->n; b++)
+        memcpy((real *)y + b * N, s.y + b * fwm_padded(N), N * sizeof(real));
+}

@@ -1,0 +1,132 @@
+/* One forward or backward pass of the model: what its phases share. A phase is a loop of tasks over tiles of rows or blocks
+ * of sequences; the tiles are cut without regard to threads, and every sum has a fixed order. */
+#ifndef FWM_KERNELS_STEP_H
+#define FWM_KERNELS_STEP_H
+
+#include "kernels/base/gemm.h"
+#include "kernels/base/real.h"
+#include "kernels/maps/map.h"
+#include "kernels/model/model.h"
+#include "kernels/readouts/readout.h"
+
+/* Sequences are dealt into this many blocks at most, each with gradient tables of its own, added up in order. */
+#define SEQUENCE_BLOCKS 8
+#define KEYS_IN_TILE 24   /* keys: rows of the embedding that are projected or updated by one task */
+#define ENTRIES_IN_TILE 96 /* rows of the transposed weights */
+
+typedef enum { LOSS_ONLY, GRADIENTS, UPDATE } Purpose;
+
+/* C = left right, a product whose rows are made tile by tile; k columns of left. */
+typedef struct {
+    Strided left;
+    const real *right;
+    size_t ld_right, k;
+} Product;
+
+typedef struct {
+    real lr_over_bias1, inverse_root_bias2; /* lr / (1 - 0.9^t), 1 / sqrt(1 - 0.999^t) */
+} AdamStep;
+
+typedef struct {
+    FwmModel *model;
+    const FwmModelSizes *sizes;
+    const FwmBatch *batch;
+    Purpose purpose;
+    AdamStep adam;
+    MapShape map_shape;
+    const FeatureMap *map;
+    const Readout *rule;
+    /* parameters and their gradients */
+    real *key_bias, *query_bias, *query_weight, *key_weight, *embedding;
+    real *dkey_bias, *dquery_bias, *dquery_weight, *dkey_weight, *dembedding;
+    size_t table_ld;      /* of the tables below: map_shape.ld, or ld_w for softmax */
+    /* shared memory of the pass */
+    real *by_key;         /* N x table_ld: projections of the keys, with the bias */
+    real *by_value;       /* N x table_ld: projections of the values */
+    real *omega;          /* d x padded(m) */
+    real *omega_t;        /* m x padded(d) */
+    real *query_rows;     /* B x ld_e: embeddings of the queries */
+    real *queries;        /* B x table_ld: their projections */
+    real *dqueries;       /* B x table_ld */
+    real *dquery_rows;    /* B x ld_e */
+    real *key_weight_t;   /* ld_w x ld_e: W_k^T's embedding part, transposed back; the weights before the update */
+    real *query_weight_t; /* ld_q x ld_e */
+    real *block_tables;   /* blocks x 2 x N x table_ld: gradients of by_key, by_value; block 0 holds the sum in the end */
+    real *y;              /* B x padded(N) */
+    double *losses;       /* B */
+    /* softmax */
+    real *queries_t;      /* d x padded(B) */
+    real *folded_t;       /* (N + E) x padded(B): [W_v; W_k] q, transposed */
+    real *folded;         /* B x ld_e: q W_k */
+    real *key_scores;     /* N x padded(B) */
+    real *dkey_scores, *dvalue_scores; /* B x padded(N) each */
+    real *dfolded;        /* B x ld_e */
+    /* how the gradients of the big matrices come about */
+    Product weight_gradient;    /* of key_weight's E embedding rows */
+    Product embedding_gradient; /* of embedding's N key rows, without the queries' share */
+} Step;
+
+#define step_activations FWM_NAME(step_activations)
+#define step_of_model FWM_NAME(step_of_model)
+#define step_begin FWM_NAME(step_begin)
+#define draw_omega FWM_NAME(draw_omega)
+#define omega_scratch FWM_NAME(omega_scratch)
+#define place_omega FWM_NAME(place_omega)
+#define expand_rows FWM_NAME(expand_rows)
+#define contract_rows FWM_NAME(contract_rows)
+#define project_keys FWM_NAME(project_keys)
+#define project_queries FWM_NAME(project_queries)
+#define transpose_weights FWM_NAME(transpose_weights)
+#define weight_gradients FWM_NAME(weight_gradients)
+#define embedding_gradients FWM_NAME(embedding_gradients)
+#define embedding_scratch FWM_NAME(embedding_scratch)
+#define linear_attention FWM_NAME(linear_attention)
+#define linear_attention_scratch FWM_NAME(linear_attention_scratch)
+#define softmax_attention FWM_NAME(softmax_attention)
+#define softmax_attention_scratch FWM_NAME(softmax_attention_scratch)
+#define adam_step FWM_NAME(adam_step)
+#define adam_update FWM_NAME(adam_update)
+#define adam_small_parameters FWM_NAME(adam_small_parameters)
+#define evaluation_scratch FWM_NAME(evaluation_scratch)
+
+/* step.c: a Step with what the model says alone; one with its memory as well, and the bytes of that memory */
+Step step_of_model(FwmModel *model);
+Step step_begin(FwmModel *model, const FwmBatch *batch, Purpose purpose);
+size_t step_activations(const FwmModel *model);
+
+static inline real *thread_scratch(const Step *s, int thread)
+{
+    return (real *)((char *)s->model->scratch + (size_t)thread * s->model->scratch_stride);
+}
+
+/* omega.c: draws Omega (d x padded(m)); u = x Omega for rows of pre-activations; and dx += Omega du */
+void draw_omega(FwmBlockSource *source, size_t d, size_t m, real *omega, real *scratch);
+size_t omega_scratch(size_t d);
+void place_omega(Step *s);
+void expand_rows(const MapShape *shape, const real *omega, size_t n, real *rows);
+void contract_rows(const MapShape *shape, const real *omega_t, size_t n, real *rows);
+
+/* projection.c: x W + b for keys, values and queries, and back */
+void project_keys(Step *s);
+void project_queries(Step *s);
+void transpose_weights(Step *s);
+void weight_gradients(Step *s);
+void embedding_gradients(Step *s);
+size_t embedding_scratch(const FwmModel *model);
+
+/* linear_attention.c, softmax_attention.c: from the projections to y and the losses, and (unless LOSS_ONLY) back to the
+ * gradients of the projections; *_scratch: numbers a thread needs */
+void linear_attention(Step *s);
+size_t linear_attention_scratch(const FwmModel *model);
+void softmax_attention(Step *s);
+size_t softmax_attention_scratch(const FwmModel *model);
+
+/* adam.c */
+AdamStep adam_step(double lr, uint64_t t);
+void adam_update(const AdamStep *a, size_t n, const real *g, real *p, real *m, real *v);
+void adam_small_parameters(Step *s); /* all but the embedding, which embedding_gradients updates as it goes */
+
+/* evaluation.c */
+size_t evaluation_scratch(const FwmModel *model);
+
+#endif

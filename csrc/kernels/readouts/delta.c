@@ -1,0 +1,226 @@
+/* The delta rule ("ours" in the paper's program; Schlag, Irie, Schmidhuber 2021, section 4.2; Widrow and Hoff 1960):
+ *
+ *     k_t = phi_t / sum(phi_t)
+ *     W <- W + beta_t (e_{v_t} - W k_t) k_t^T,   W_0 = 0
+ *     y = W_L q / (sum(q) + eps),   eps = 1e-6
+ *
+ * Forward, in O(p) a token and without W. W_t = W_{t-1} (I - beta_t k_t k_t^T) + beta_t e_{v_t} k_t^T, so W_L u_L with
+ * u_L = q / (sum(q) + eps) unrolls from the end; for t = L..1
+ *     a_t = k_t . u_t,   y[v_t] += beta_t a_t,   u_{t-1} = u_t - beta_t a_t k_t
+ *
+ * Backward, forwards in time: saved a_t and sum(phi_t) of every token, and u at the end of each tile, from which the u_t of
+ * the tile are made again (adding back what was removed would be unstable where keys are divided by a sum near zero).
+ * With w = dL/du_{t-1}, from w = 0, and e_t = dy[v_t] - w . k_t:
+ *     da_t = beta_t e_t,   dbeta_t = a_t e_t
+ *     dk_t = da_t u_t - beta_t a_t w
+ *     w   += da_t k_t                                     now dL/du_t
+ * Through the normalisations, with dk_t . k_t = da_t a_t - beta_t a_t (w . k_t), w before its update:
+ *     dphi_t = (dk_t - (dk_t . k_t)) / sum(phi_t)
+ *     dq = (w - (w . u_L)) / (sum(q) + eps)               the bracket's scalar is taken from every component
+ * 0 / 0 (all features of a key have underflowed) gives NaN, as in the equations. */
+#include <string.h>
+
+#include "kernels/base/gemm.h"
+#include "kernels/base/vector.h"
+#include "kernels/readouts/readout.h"
+
+static const real EPS = (real)1e-6;
+static const real SMALLEST_TO_INVERT = (real)1e-30; /* 1 / sum overflows before keys / sum does */
+
+typedef struct {
+    real *u_L;         /* ld */
+    real *w;           /* ld */
+    real *dy;          /* N */
+    real *a;           /* L */
+    real *total;       /* L: sum(phi_t) */
+    real *u_end;       /* tiles x ld: u after the last token of each tile */
+    real *keys;        /* TILE x ld, normalised */
+    real *u;           /* TILE x ld */
+} Workspace;
+
+static size_t tiles_of(size_t length)
+{
+    return (length + FWM_TILE - 1) / FWM_TILE;
+}
+
+/* Many queries: keys (L x ld), their transpose (ld x L), products of keys (L x L), answers (L x n_queries), denominators. */
+static size_t workspace_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
+{
+    const size_t ld_t = fwm_padded(length), ld_queries = fwm_padded(n_queries);
+    const size_t one = 2 * ld + fwm_padded(n_values) + 2 * ld_t + (tiles_of(length) + 2 * FWM_TILE) * ld;
+    const size_t many = length * ld + ld * ld_t + FWM_TILE * ld_t + (length + 1) * ld_queries;
+    return n_queries > 1 && many > one ? many : one;
+}
+
+static Workspace divide(const Sequence *s, real *numbers)
+{
+    Workspace w;
+    w.u_L = numbers;
+    w.w = w.u_L + s->ld;
+    w.dy = w.w + s->ld;
+    w.a = w.dy + fwm_padded(s->n_values);
+    w.total = w.a + fwm_padded(s->length);
+    w.u_end = w.total + fwm_padded(s->length);
+    w.keys = w.u_end + tiles_of(s->length) * s->ld;
+    w.u = w.keys + FWM_TILE * s->ld;
+    return w;
+}
+
+/* out = x / total */
+static void divide_row(size_t ld, const real *x, real total, real *out)
+{
+    if (total > SMALLEST_TO_INVERT || total < -SMALLEST_TO_INVERT) {
+        const real inverse = 1 / total;
+        for (size_t i = 0; i < ld; i += FWM_LANES)
+            vec_store(out + i, vec_load(x + i) * inverse);
+    } else {
+        for (size_t i = 0; i < ld; i++)
+            out[i] = x[i] / total;
+    }
+}
+
+/* The padding of a row stays zero even when the total is 0 or NaN: it is no feature. */
+static void normalise(const Sequence *s, const real *phi, real total, real *key)
+{
+    divide_row(s->ld, phi, total, key);
+    for (size_t i = s->features; i < s->ld; i++)
+        key[i] = 0;
+}
+
+static void forward(const Sequence *s, real *numbers, real *y)
+{
+    const Workspace w = divide(s, numbers);
+    const size_t ld = s->ld;
+    normalise(s, s->query, sum(ld, s->query) + EPS, w.u_L);
+    real *u = w.w;
+    memcpy(u, w.u_L, ld * sizeof(real));
+    memset(y, 0, s->n_values * sizeof(real));
+    for (size_t tile = tiles_of(s->length); tile-- > 0;) {
+        const size_t start = tile * FWM_TILE, end = fwm_min(start + FWM_TILE, s->length);
+        memcpy(w.u_end + tile * ld, u, ld * sizeof(real));
+        for (size_t t = start; t < end; t++) {
+            w.total[t] = sum(ld, s->keys + t * ld);
+            normalise(s, s->keys + t * ld, w.total[t], w.keys + (t - start) * ld);
+        }
+        for (size_t t = end; t-- > start;) {
+            const real *key = w.keys + (t - start) * ld;
+            const real a = dot(ld, key, u), written = s->beta[t] * a;
+            w.a[t] = a;
+            y[s->values[t]] += written;
+            add_scaled(ld, -written, key, u);
+        }
+    }
+}
+
+static size_t backward_begin(const Sequence *s, real *numbers, const real *y, const real *dy)
+{
+    (void)y;
+    const Workspace w = divide(s, numbers);
+    memcpy(w.dy, dy, s->n_values * sizeof(real));
+    memset(w.w, 0, s->ld * sizeof(real));
+    return tiles_of(s->length);
+}
+
+/* Fills the tile's normalised keys and its u_t. */
+static void recompute_tile(const Sequence *s, const Workspace *w, size_t tile, TokenRange range)
+{
+    const size_t ld = s->ld;
+    const real *u = w->u_end + tile * ld;
+    for (size_t t = range.count; t-- > 0;) {
+        const size_t token = range.start + t;
+        real *key = w->keys + t * ld;
+        normalise(s, s->keys + token * ld, w->total[token], key);
+        if (t + 1 < range.count) {
+            const real written = s->beta[token + 1] * w->a[token + 1];
+            const real *next = key + ld;
+            for (size_t i = 0; i < ld; i += FWM_LANES)
+                vec_store(w->u + t * ld + i, vec_load(u + i) - written * vec_load(next + i));
+        } else {
+            memcpy(w->u + t * ld, u, ld * sizeof(real));
+        }
+        u = w->u + t * ld;
+    }
+}
+
+static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, real *dkeys, real *dbeta)
+{
+    const Workspace ws = divide(s, numbers);
+    const size_t ld = s->ld;
+    const TokenRange range = {tile * FWM_TILE, fwm_min(FWM_TILE, s->length - tile * FWM_TILE)};
+    recompute_tile(s, &ws, tile, range);
+    real *restrict w = ws.w;
+    for (size_t t = 0; t < range.count; t++, dkeys += ld) {
+        const size_t token = range.start + t;
+        const real *restrict key = ws.keys + t * ld, *restrict u = ws.u + t * ld;
+        const real a = ws.a[token], beta = s->beta[token];
+        const real w_k = dot(ld, w, key);
+        const real error = ws.dy[s->values[token]] - w_k;
+        const real da = beta * error, beta_a = beta * a;
+        const real dk_k = da * a - beta_a * w_k;
+        dbeta[t] = a * error;
+        for (size_t i = 0; i < ld; i += FWM_LANES) {
+            const vec w_i = vec_load(w + i);
+            vec_store(dkeys + i, da * vec_load(u + i) - beta_a * w_i - dk_k);
+            vec_store(w + i, w_i + da * vec_load(key + i));
+        }
+        divide_row(ld, dkeys, ws.total[token], dkeys);
+    }
+    return range;
+}
+
+static void backward_end(const Sequence *s, real *numbers, real *dquery)
+{
+    const Workspace ws = divide(s, numbers);
+    const real w_u = dot(s->ld, ws.w, ws.u_L), total = sum(s->ld, s->query) + EPS;
+    for (size_t i = 0; i < s->ld; i++)
+        dquery[i] = (ws.w[i] - w_u) / total;
+}
+
+/* Many queries at once: a_t . columns = k_t . u_L - sum_{s > t} beta_s a_s (k_s . k_t), by substitution from the end, the
+ * part that lies in later tiles as a matrix product. */
+static void answer(const Sequence *s, real *numbers, const real *queries, size_t ld_queries, real *y)
+{
+    const size_t L = s->length, ld = s->ld, ld_t = fwm_padded(L);
+    real *keys = numbers, *keys_t = keys + L * ld, *products = keys_t + ld * ld_t;
+    real *written = products + FWM_TILE * ld_t, *total = written + L * ld_queries;
+    for (size_t t = 0; t < L; t++)
+        normalise(s, s->keys + t * ld, sum(ld, s->keys + t * ld), keys + t * ld);
+    memset(keys_t, 0, ld * ld_t * sizeof(real));
+    transpose(L, ld, keys, ld, keys_t, ld_t);
+    memset(total, 0, ld_queries * sizeof(real));
+    for (size_t i = 0; i < s->features; i++)
+        add(ld_queries, queries + i * ld_queries, total);
+    memset(y, 0, s->n_values * ld_queries * sizeof(real));
+    for (size_t tile = tiles_of(L); tile-- > 0;) {
+        const size_t start = tile * FWM_TILE, end = fwm_min(start + FWM_TILE, L);
+        real *tile_written = written + start * ld_queries;
+        gemm(end - start, ld_queries, ld, rows_of(keys + start * ld, ld), queries, ld_queries, 0, NULL, tile_written, ld_queries);
+        gemm(end - start, ld_t - start, ld, rows_of(keys + start * ld, ld), keys_t + start, ld_t, 0, NULL, products, ld_t);
+        for (size_t i = 0; i < (end - start) * ld_t; i++)
+            products[i] = -products[i];
+        gemm(end - start, ld_queries, L - end, rows_of(products + end - start, ld_t), written + end * ld_queries, ld_queries, 1,
+             tile_written, tile_written, ld_queries);
+        for (size_t t = end; t-- > start;) {
+            real *row = written + t * ld_queries;
+            for (size_t later = t + 1; later < end; later++)
+                add_scaled(ld_queries, products[(t - start) * ld_t + later - start], written + later * ld_queries, row);
+            for (size_t c = 0; c < ld_queries; c++)
+                row[c] *= s->beta[t];
+            add(ld_queries, row, y + (size_t)s->values[t] * ld_queries);
+        }
+    }
+    for (size_t n = 0; n < s->n_values; n++)
+        for (size_t c = 0; c < ld_queries; c++)
+            y[n * ld_queries + c] /= total[c] + EPS;
+}
+
+const Readout FWM_NAME(readout_delta) = {
+    .info = {.name = "ours", .function = "delta_rule", .uses_map = 1, .uses_beta = 1,
+             .summary = "delta rule: a write replaces what its key held before"},
+    .workspace = workspace_size,
+    .forward = forward,
+    .backward_begin = backward_begin,
+    .backward_tile = backward_tile,
+    .backward_end = backward_end,
+    .answer = answer,
+};

@@ -1,0 +1,389 @@
+/* The fast weight memory of Schlag, Munkhdalai and Schmidhuber (2021): a delta rule whose state is kept at norm 1.
+ *
+ *     d_t = e_{v_t} - o_t,  o_t = W_{t-1} k_t
+ *     W~_t = W_{t-1} + beta_t d_t k_t^T,   W_t = W~_t / s_t,   s_t = max(1, |W~_t|_F), s_1 = 1, W_0 = 0
+ *     y = layer_norm(W_L q) over the N values: biased variance, eps 1e-5, no affine part
+ *
+ * The norm couples the whole state, but it follows from scalars: with r = |o|^2, a = o[v], kk = |k|^2 and n = |W_{t-1}|^2,
+ *     |W~_t|^2 = n + 2 beta (a - r) + beta^2 (r - 2 a + 1) kk
+ *
+ * Forward, in chunks of at most C = 16 tokens, so that the work is in matrix products. S_t is the product of the s within
+ * the chunk and F_t = S_{t-1} beta_t d_t; W0 is the state before the chunk:
+ *     W_t = (W0 + sum_{j <= t} F_j k_j^T) / S_t
+ *     o_t = (W0 k_t + sum_{j < t} F_j (k_j . k_t)) / S_{t-1}
+ * A chunk ends early when S_t has grown past what float32 can carry (LARGEST_GROWTH).
+ *
+ * Backward: saved W0 of every chunk, o_t, and the scalars; d_t and F_t are recomputed. Write dL/dW_t = H_t + gamma_t W_t and
+ * c_t = <dL/dW_t, W_t>; at the end H = dy q^T, gamma = 0, c = dy . (W_L q). Through the division, with s_t = |W~_t|:
+ *     dL/dW~_t = H_t / s_t + kappa W~_t,    kappa = (gamma_t - c_t) / s_t^2 if clamped, else gamma_t
+ *     g = (dL/dW~_t) k_t = x / s_t + kappa (o + beta kk d),   x = H_t k_t
+ *     dbeta_t = d . g,   eta = beta (kappa d - g)
+ *     H_{t-1} = H_t / s_t + eta k_t^T,   gamma_{t-1} = kappa,   c_{t-1} = (clamped ? 0 : c_t) - beta g[v]
+ *     dk_t = (beta / s_t) H_t^T d + kappa beta^2 |d|^2 k_t + W_{t-1}^T eta
+ * In the chunk, with P_t = eta_t / S_{t-1} and H_C the gradient at the chunk's end:
+ *     H_t = S_t (H_C / S_C + sum_{j > t} P_j k_j^T),   x_t = S_t (H_C k_t / S_C + sum_{j > t} P_j (k_j . k_t))
+ *     dk_t = H_C^T F_t / S_C + W0^T P_t + sum_j M_jt k_j
+ *     M_jt = P_j . F_t for j > t,  P_t . F_j for j < t,  kappa beta^2 |d|^2 for j = t
+ *
+ * Only rows of W of values that have been written are kept, in the order of their first write, transposed: p x rows. A row
+ * is 0 before its first write, and what the gradient would do to it there reaches nothing. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/base/gemm.h"
+#include "kernels/base/vector.h"
+#include "kernels/base/vmath.h"
+#include "kernels/readouts/readout.h"
+
+#define LAYER_NORM_EPS 1e-5
+#define LARGEST_GROWTH (FWM_REAL_IS_DOUBLE ? 1e100 : 1e14)
+#define C FWM_TILE
+
+/* What the backward needs to know of a token. */
+typedef struct {
+    real a, r, kk;    /* o[v], |o|^2, |k|^2 */
+    real s, S_before; /* s_t, S_{t-1} */
+    int32_t row;      /* of W, where value v_t is kept */
+    int32_t clamped;
+} Token;
+
+typedef struct {
+    size_t start, count, rows; /* tokens; rows of W in use, padded */
+    real S;                    /* S_C */
+} Chunk;
+
+typedef struct {
+    size_t ld_rows, n_chunks;
+    double reciprocal_deviation; /* of the layer norm */
+    double gamma, c;             /* of the backward, see above */
+} Totals;
+
+/* ld_rows: the distinct values of the sequence, padded; the width of every row of values below. */
+typedef struct {
+    Totals *totals;
+    int32_t *row_of; /* N: row of a value, or -1 */
+    Token *tokens;   /* L */
+    Chunk *chunks;   /* L: at most one a token */
+    real *raw;       /* N: W q before the layer norm */
+    real *dy;        /* ld_rows: dL/d raw, by row */
+    real *o;         /* L x ld_rows */
+    real *F, *P;     /* C x ld_rows */
+    real *F_t, *P_t; /* ld_rows x C, transposed */
+    real *keys_t;    /* ld x C, transposed */
+    real *dkeys_t;   /* ld x C, transposed */
+    real *gram, *M;  /* C x C; gram[j][t] = k_j . k_t */
+    real *H;         /* ld x ld_rows */
+    real *W;         /* (chunks + 1) x ld x ld_rows: the state before each chunk, and the last one */
+} Workspace;
+
+/* Addresses are counted as integers, so that the same code can size a workspace that is not there yet. */
+static void *take(uintptr_t *next, size_t bytes)
+{
+    void *start = (void *)*next;
+    *next += (bytes + 63) / 64 * 64;
+    return start;
+}
+
+static Workspace divide(real *numbers, size_t length, size_t n_values, size_t ld, size_t ld_rows)
+{
+    const size_t by_row = ld_rows * sizeof(real), tile = C * sizeof(real);
+    uintptr_t next = (uintptr_t)numbers;
+    Workspace w;
+    w.totals = take(&next, sizeof(Totals));
+    w.row_of = take(&next, n_values * sizeof(int32_t));
+    w.tokens = take(&next, length * sizeof(Token));
+    w.chunks = take(&next, length * sizeof(Chunk));
+    w.raw = take(&next, n_values * sizeof(real));
+    w.dy = take(&next, by_row);
+    w.o = take(&next, length * by_row);
+    w.F = take(&next, C * by_row);
+    w.P = take(&next, C * by_row);
+    w.F_t = take(&next, C * by_row);
+    w.P_t = take(&next, C * by_row);
+    w.keys_t = take(&next, ld * tile);
+    w.dkeys_t = take(&next, ld * tile);
+    w.gram = take(&next, C * tile);
+    w.M = take(&next, C * tile);
+    w.H = take(&next, ld * by_row);
+    w.W = (real *)next;
+    return w;
+}
+
+static Workspace of_sequence(const Sequence *s, real *numbers)
+{
+    return divide(numbers, s->length, s->n_values, s->ld, ((Totals *)numbers)->ld_rows);
+}
+
+/* Room for a state a token, should every chunk end at once; of what is not used no page is touched. */
+static size_t workspace_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
+{
+    (void)n_queries;
+    const size_t ld_rows = fwm_padded(fwm_min(length, n_values));
+    const Workspace w = divide(NULL, length, n_values, ld, ld_rows);
+    return (uintptr_t)w.W / sizeof(real) + (length + 1) * ld * ld_rows;
+}
+
+/* Rows in the order of their first write; a token's row is noted. */
+static void assign_rows(const Sequence *s, real *numbers)
+{
+    Workspace w = divide(numbers, s->length, s->n_values, s->ld, 0);
+    size_t rows = 0;
+    for (size_t n = 0; n < s->n_values; n++)
+        w.row_of[n] = -1;
+    for (size_t t = 0; t < s->length; t++) {
+        int32_t *row = &w.row_of[s->values[t]];
+        if (*row < 0)
+            *row = (int32_t)rows++;
+        w.tokens[t].row = *row;
+    }
+    w.totals->ld_rows = fwm_padded(rows);
+}
+
+/* keys_t and gram of count keys; columns behind count are zero. */
+static void multiply_keys(const Sequence *s, const Workspace *w, const real *keys, size_t count)
+{
+    if (count < C)
+        memset(w->keys_t, 0, C * s->ld * sizeof(real));
+    transpose(count, s->features, keys, s->ld, w->keys_t, C);
+    gemm(count, C, s->features, rows_of(keys, s->ld), w->keys_t, C, 0, NULL, w->gram, C);
+}
+
+/* target = scale (target + sum_{j = from}^{to - 1} weights[j * C] others_j); returns |target|^2 */
+static real combine(size_t rows, size_t from, size_t to, const real *weights, const real *others, size_t ld_rows, real scale,
+                    real *target)
+{
+    vec square = {0};
+    for (size_t i = 0; i < rows; i += FWM_LANES) {
+        vec x = vec_load(target + i);
+        for (size_t j = from; j < to; j++)
+            x += weights[j * C] * vec_load(others + j * ld_rows + i);
+        x *= scale;
+        square += x * x;
+        vec_store(target + i, x);
+    }
+    return vec_sum(square);
+}
+
+/* F_t = S_{t-1} beta_t (e_v - o_t) */
+static void write_difference(size_t rows, const Token *token, real beta, const real *restrict o, real *restrict F)
+{
+    const real scale = -token->S_before * beta;
+    for (size_t i = 0; i < rows; i += FWM_LANES)
+        vec_store(F + i, scale * vec_load(o + i));
+    F[token->row] -= scale;
+}
+
+/* One chunk from its start: o, the tokens' scalars, F, and the next state. norm is |W|^2. */
+static void run_chunk(const Sequence *s, const Workspace *w, Chunk *chunk, const real *W0, real *W_next, double *norm)
+{
+    const size_t ld_rows = w->totals->ld_rows, rows = chunk->rows;
+    const real *keys = s->keys + chunk->start * s->ld;
+    real *o = w->o + chunk->start * ld_rows;
+    multiply_keys(s, w, keys, chunk->count);
+    gemm(chunk->count, rows, s->features, rows_of(keys, s->ld), W0, ld_rows, 0, NULL, o, ld_rows);
+    real S = 1;
+    for (size_t t = 0; t < chunk->count; t++, o += ld_rows) {
+        Token *token = w->tokens + chunk->start + t;
+        const real beta = s->beta[chunk->start + t];
+        token->r = combine(rows, 0, t, w->gram + t, w->F, ld_rows, 1 / S, o);
+        token->a = o[token->row];
+        token->kk = w->gram[t * C + t];
+        token->S_before = S;
+        write_difference(rows, token, beta, o, w->F + t * ld_rows);
+        const double a = token->a, r = token->r, b = beta;
+        *norm += 2 * b * (a - r) + b * b * (r - 2 * a + 1) * token->kk;
+        token->clamped = *norm > 1 && chunk->start + t > 0;
+        token->s = token->clamped ? (real)sqrt(*norm) : 1;
+        *norm = token->clamped ? 1 : *norm;
+        S *= token->s;
+        if (S > (real)LARGEST_GROWTH)
+            chunk->count = t + 1;
+    }
+    chunk->S = S;
+    for (size_t i = 0; i < chunk->count * ld_rows; i++)
+        w->F[i] /= S;
+    gemm(s->features, rows, chunk->count, transposed(keys, s->ld), w->F, ld_rows, 1 / S, W0, W_next, ld_rows);
+}
+
+/* All tokens; returns the last state (p x ld_rows), whose number of rows is the last chunk's. */
+static const real *run(const Sequence *s, const Workspace *w, size_t *rows_at_end)
+{
+    const size_t ld_rows = w->totals->ld_rows, state = s->ld * ld_rows;
+    double norm = 0;
+    size_t rows = 0, seen = 0, n_chunks = 0;
+    real *W = w->W;
+    for (size_t start = 0; start < s->length; W += state) {
+        Chunk *chunk = w->chunks + n_chunks++;
+        *chunk = (Chunk){.start = start, .count = fwm_min(C, s->length - start)};
+        for (size_t t = start; t < start + chunk->count; t++)
+            if ((size_t)w->tokens[t].row >= seen)
+                seen = (size_t)w->tokens[t].row + 1;
+        chunk->rows = fwm_padded(seen);
+        for (size_t i = 0; i < s->features && rows < chunk->rows; i++)
+            memset(W + i * ld_rows + rows, 0, (chunk->rows - rows) * sizeof(real));
+        rows = chunk->rows;
+        run_chunk(s, w, chunk, W, W + state, &norm);
+        start += chunk->count;
+    }
+    w->totals->n_chunks = n_chunks;
+    *rows_at_end = rows;
+    return W;
+}
+
+/* y = (raw - mean) / sqrt(variance + eps); returns the reciprocal of the root. After training the variance falls below
+ * eps, hence the double. raw and y step through memory by stride. */
+static double layer_norm(size_t n_values, const real *raw, real *y, size_t stride)
+{
+    double mean = 0, variance = 0;
+    for (size_t n = 0; n < n_values; n++)
+        mean += raw[n * stride];
+    mean /= (double)n_values;
+    for (size_t n = 0; n < n_values; n++)
+        variance += (raw[n * stride] - mean) * (raw[n * stride] - mean);
+    const double reciprocal = 1 / sqrt(variance / (double)n_values + LAYER_NORM_EPS);
+    for (size_t n = 0; n < n_values; n++)
+        y[n * stride] = (real)((raw[n * stride] - mean) * reciprocal);
+    return reciprocal;
+}
+
+static void forward(const Sequence *s, real *numbers, real *y)
+{
+    assign_rows(s, numbers);
+    const Workspace w = of_sequence(s, numbers);
+    size_t rows;
+    const real *W = run(s, &w, &rows);
+    real *by_row = w.F;
+    gemm(1, rows, s->features, rows_of(s->query, s->ld), W, w.totals->ld_rows, 0, NULL, by_row, rows);
+    for (size_t n = 0; n < s->n_values; n++)
+        w.raw[n] = w.row_of[n] < 0 ? 0 : by_row[w.row_of[n]];
+    w.totals->reciprocal_deviation = layer_norm(s->n_values, w.raw, y, 1);
+}
+
+/* Through the layer norm: draw = (dy - mean(dy) - y mean(dy y)) / deviation. Then H = dy q^T, gamma = 0, c = draw . raw. */
+static size_t backward_begin(const Sequence *s, real *numbers, const real *y, const real *dy)
+{
+    const Workspace w = of_sequence(s, numbers);
+    const size_t ld_rows = w.totals->ld_rows;
+    double mean = 0, mean_y = 0, c = 0;
+    for (size_t n = 0; n < s->n_values; n++) {
+        mean += dy[n] / (double)s->n_values;
+        mean_y += (double)dy[n] * y[n] / (double)s->n_values;
+    }
+    memset(w.dy, 0, ld_rows * sizeof(real));
+    for (size_t n = 0; n < s->n_values; n++) {
+        if (w.row_of[n] < 0)
+            continue;
+        const double draw = (dy[n] - mean - y[n] * mean_y) * w.totals->reciprocal_deviation;
+        w.dy[w.row_of[n]] = (real)draw;
+        c += draw * w.raw[n];
+    }
+    for (size_t i = 0; i < s->features; i++)
+        for (size_t r = 0; r < ld_rows; r++)
+            w.H[i * ld_rows + r] = s->query[i] * w.dy[r];
+    w.totals->gamma = 0;
+    w.totals->c = c;
+    return w.totals->n_chunks;
+}
+
+/* One token of the backward: x holds H_C k_t / S_C + sum_{j > t} P_j (k_j . k_t) and becomes P_t. Returns dbeta. */
+static real backward_token(Totals *totals, const Token *token, size_t rows, real beta, const real *restrict o, real *restrict x,
+                           real *M_tt)
+{
+    const double a = token->a, r = token->r, kk = token->kk, S = token->S_before, b = beta;
+    const double kappa = token->clamped ? (totals->gamma - totals->c) / ((double)token->s * token->s) : totals->gamma;
+    const double through_o = kappa * (1 - b * kk);
+    const double o_g = S * dot(rows, o, x) + through_o * r + kappa * b * kk * a;
+    const double g_v = S * x[token->row] + through_o * a + kappa * b * kk;
+    const real on_o = (real)(-b * (through_o + kappa) / S);
+    for (size_t i = 0; i < rows; i += FWM_LANES)
+        vec_store(x + i, on_o * vec_load(o + i) - beta * vec_load(x + i));
+    x[token->row] += (real)(b * through_o / S);
+    *M_tt = (real)(kappa * b * b * (r - 2 * a + 1));
+    totals->c = (token->clamped ? 0 : totals->c) - b * g_v;
+    totals->gamma = kappa;
+    return (real)(g_v - o_g);
+}
+
+/* dkeys_t = H_C F^T / S_C + W0 P^T + K^T M */
+static void key_gradients(const Sequence *s, const Workspace *w, const Chunk *chunk, const real *keys)
+{
+    const size_t ld_rows = w->totals->ld_rows, rows = chunk->rows, n = chunk->count;
+    if (n < C) {
+        memset(w->F_t, 0, C * rows * sizeof(real));
+        memset(w->P_t, 0, C * rows * sizeof(real));
+    }
+    transpose(n, rows, w->F, ld_rows, w->F_t, C);
+    transpose(n, rows, w->P, ld_rows, w->P_t, C);
+    real products[C * C];
+    gemm(n, C, rows, rows_of(w->P, ld_rows), w->F_t, C, 0, NULL, products, C);
+    for (size_t j = 0; j < n; j++)
+        for (size_t t = 0; t < j; t++)
+            w->M[j * C + t] = w->M[t * C + j] = products[j * C + t];
+    const real *W0 = w->W + (size_t)(chunk - w->chunks) * s->ld * ld_rows;
+    gemm(s->features, C, rows, rows_of(W0, ld_rows), w->P_t, C, 0, NULL, w->dkeys_t, C);
+    for (size_t i = 0; i < C * rows; i++)
+        w->F_t[i] /= chunk->S;
+    gemm(s->features, C, rows, rows_of(w->H, ld_rows), w->F_t, C, 1, w->dkeys_t, w->dkeys_t, C);
+    gemm(s->features, C, n, transposed(keys, s->ld), w->M, C, 1, w->dkeys_t, w->dkeys_t, C);
+}
+
+static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, real *dkeys, real *dbeta)
+{
+    const Workspace w = of_sequence(s, numbers);
+    const Chunk *chunk = w.chunks + w.totals->n_chunks - 1 - tile;
+    const size_t ld_rows = w.totals->ld_rows, rows = chunk->rows, n = chunk->count;
+    const Token *tokens = w.tokens + chunk->start;
+    const real *keys = s->keys + chunk->start * s->ld, *o = w.o + chunk->start * ld_rows, *beta = s->beta + chunk->start;
+    multiply_keys(s, &w, keys, n);
+    memset(w.M, 0, C * C * sizeof(real));
+    gemm(n, rows, s->features, rows_of(keys, s->ld), w.H, ld_rows, 0, NULL, w.P, ld_rows);
+    for (size_t i = 0; i < n * ld_rows; i++)
+        w.P[i] /= chunk->S;
+    for (size_t t = n; t-- > 0;) {
+        real *x = w.P + t * ld_rows;
+        combine(rows, t + 1, n, w.gram + t, w.P, ld_rows, 1, x);
+        dbeta[t] = backward_token(w.totals, tokens + t, rows, beta[t], o + t * ld_rows, x, w.M + t * C + t);
+        write_difference(rows, tokens + t, beta[t], o + t * ld_rows, w.F + t * ld_rows);
+    }
+    key_gradients(s, &w, chunk, keys);
+    transpose(s->features, n, w.dkeys_t, C, dkeys, s->ld);
+    gemm(s->features, rows, n, transposed(keys, s->ld), w.P, ld_rows, 1 / chunk->S, w.H, w.H, ld_rows);
+    return (TokenRange){chunk->start, n};
+}
+
+/* dq = (dL/d raw) W_L */
+static void backward_end(const Sequence *s, real *numbers, real *dquery)
+{
+    const Workspace w = of_sequence(s, numbers);
+    const size_t ld_rows = w.totals->ld_rows;
+    const real *W = w.W + w.totals->n_chunks * s->ld * ld_rows;
+    const size_t rows = w.totals->n_chunks ? w.chunks[w.totals->n_chunks - 1].rows : 0;
+    for (size_t i = 0; i < s->ld; i++)
+        dquery[i] = i < s->features ? dot(rows, W + i * ld_rows, w.dy) : 0;
+}
+
+static void answer(const Sequence *s, real *numbers, const real *queries, size_t ld_queries, real *y)
+{
+    assign_rows(s, numbers);
+    const Workspace w = of_sequence(s, numbers);
+    size_t rows;
+    const real *W = run(s, &w, &rows);
+    memset(y, 0, s->n_values * ld_queries * sizeof(real));
+    for (size_t n = 0; n < s->n_values; n++)
+        if (w.row_of[n] >= 0)
+            gemm(1, ld_queries, s->features, transposed(W + w.row_of[n], w.totals->ld_rows), queries, ld_queries, 0, NULL,
+                 y + n * ld_queries, ld_queries);
+    for (size_t c = 0; c < ld_queries; c++)
+        layer_norm(s->n_values, y + c, y + c, ld_queries);
+}
+
+const Readout FWM_NAME(readout_fwm) = {
+    .info = {.name = "fwm", .function = "fwm_rule", .uses_map = 1, .uses_beta = 1,
+             .summary = "delta rule with the memory kept at norm 1, layer norm on the read-out"},
+    .workspace = workspace_size,
+    .forward = forward,
+    .backward_begin = backward_begin,
+    .backward_tile = backward_tile,
+    .backward_end = backward_end,
+    .answer = answer,
+};

@@ -1,0 +1,53 @@
+/* Update rules with their read-out, in the one-query form of the experiments.
+ *
+ * A sequence writes L pairs (key feature k_t, one-hot value e_{v_t}) into a fast weight memory W (N x p); one query q reads
+ * y = W q. Because the values are one-hot, no rule needs W to answer one query, except through the norm in fwm.
+ *
+ * A rule is one file that defines a Readout: equation, fast forward, derivation, backward. The forward leaves in the
+ * workspace what the backward needs. The backward hands out the gradients of the keys tile by tile (at most FWM_TILE
+ * tokens, in an order of the rule's own), so that the feature map can take them while they are in the cache.
+ *
+ * A new rule is one file, a row in table.c, and a documented function in fwm_py/readouts.py. */
+#ifndef FWM_KERNELS_READOUT_H
+#define FWM_KERNELS_READOUT_H
+
+#include "kernels/base/real.h"
+#include "kernels/kernels.h"
+
+typedef struct {
+    size_t length;          /* L */
+    size_t n_values;        /* N */
+    size_t features;        /* p */
+    size_t ld;              /* p, padded: rows of keys and query end in zeros */
+    const real *keys;       /* L x ld */
+    const int32_t *values;  /* L, each in 0..N-1 */
+    const real *beta;       /* L, or NULL for a rule without it */
+    const real *query;      /* ld */
+} Sequence;
+
+typedef struct {
+    size_t start, count;
+} TokenRange;
+
+typedef struct {
+    FwmRuleInfo info;
+    /* numbers of workspace for sequences of these sizes, for n_queries answered at once */
+    size_t (*workspace)(size_t length, size_t n_values, size_t ld, size_t n_queries);
+    /* y (N) */
+    void (*forward)(const Sequence *, real *workspace, real *y);
+    /* After forward, with its workspace: dy (N) is the gradient of y. Returns the number of tiles. */
+    size_t (*backward_begin)(const Sequence *, real *workspace, const real *y, const real *dy);
+    /* dkeys (count x ld) and dbeta (count, if the rule has beta) of the tile; tiles come in the order 0, 1, 2, ... */
+    TokenRange (*backward_tile)(const Sequence *, real *workspace, size_t tile, real *dkeys, real *dbeta);
+    /* dquery (ld), after the last tile */
+    void (*backward_end)(const Sequence *, real *workspace, real *dquery);
+    /* The answers to n_queries queries, given as columns (ld x ld_queries): y (N x ld_queries), column by column what
+     * forward would give. ld_queries is padded; sequence->query is not read. */
+    void (*answer)(const Sequence *, real *workspace, const real *queries, size_t ld_queries, real *y);
+} Readout;
+
+#define readouts FWM_NAME(readouts)
+
+extern const Readout *const readouts[];
+
+#endif

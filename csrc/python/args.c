@@ -1,0 +1,139 @@
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
+#define NO_IMPORT_ARRAY
+#include <numpy/arrayobject.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "python/args.h"
+#include "runtime/dispatch.h"
+
+#define ALIGNMENT 64
+
+static const char *type_name(int type)
+{
+    return type == NPY_FLOAT ? "float32" : "float64";
+}
+
+PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const char *like)
+{
+    PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(given);
+    if (!any)
+        return NULL;
+    const int got = PyArray_TYPE(any);
+    if ((got != NPY_FLOAT && got != NPY_DOUBLE) || (type && got != type)) {
+        if (type)
+            PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s, as %s has", name, (PyObject *)PyArray_DESCR(any), type_name(type),
+                         like);
+        else
+            PyErr_Format(PyExc_TypeError, "%s: got %S, expected float32 or float64", name, (PyObject *)PyArray_DESCR(any));
+        Py_DECREF(any);
+        return NULL;
+    }
+    PyArrayObject *array = (PyArrayObject *)PyArray_FromArray(any, PyArray_DescrFromType(got), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
+    Py_DECREF(any);
+    return array;
+}
+
+int fwm_check_shape(PyArrayObject *array, const char *name, const char *letters, int rank, const npy_intp *shape)
+{
+    int fits = PyArray_NDIM(array) == rank;
+    for (int i = 0; fits && i < rank; i++)
+        fits = shape[i] < 0 || PyArray_DIM(array, i) == shape[i];
+    if (fits)
+        return 0;
+    PyObject *got = PyArray_IntTupleFromIntp(PyArray_NDIM(array), PyArray_DIMS(array));
+    PyObject *expected = PyTuple_New(rank);
+    for (int i = 0; expected && i < rank; i++)
+        PyTuple_SET_ITEM(expected, i, shape[i] < 0 ? PyUnicode_FromString("any") : PyLong_FromSsize_t(shape[i]));
+    if (got && expected)
+        PyErr_Format(PyExc_ValueError, "%s: got shape %S, expected %s, here %S", name, got, letters, expected);
+    Py_XDECREF(got);
+    Py_XDECREF(expected);
+    return -1;
+}
+
+PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *letters, int rank, const npy_intp *shape, long long low,
+                               long long high)
+{
+    PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(given);
+    if (!any)
+        return NULL;
+    const int is_unsigned = PyTypeNum_ISUNSIGNED(PyArray_TYPE(any));
+    if (!PyTypeNum_ISINTEGER(PyArray_TYPE(any)) && PyArray_SIZE(any) > 0) {
+        PyErr_Format(PyExc_TypeError, "%s: got %S, expected integers", name, (PyObject *)PyArray_DESCR(any));
+        Py_DECREF(any);
+        return NULL;
+    }
+    PyArrayObject *wide = NULL, *out = NULL;
+    if (fwm_check_shape(any, name, letters, rank, shape) == 0)
+        wide = (PyArrayObject *)PyArray_FromArray(any, PyArray_DescrFromType(NPY_INT64), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
+    if (wide)
+        out = (PyArrayObject *)PyArray_SimpleNew(rank, PyArray_DIMS(wide), NPY_INT32);
+    const npy_intp n = out ? PyArray_SIZE(out) : 0;
+    for (npy_intp i = 0; i < n; i++) {
+        const int64_t value = ((const int64_t *)PyArray_DATA(wide))[i];
+        if (value < low || value > high) { /* an unsigned number beyond int64 has become negative */
+            PyErr_Format(PyExc_ValueError, is_unsigned ? "%s: got %llu, expected integers in %lld..%lld"
+                                                       : "%s: got %lld, expected integers in %lld..%lld",
+                         name, (long long)value, low, high);
+            Py_CLEAR(out);
+            break;
+        }
+        ((int32_t *)PyArray_DATA(out))[i] = (int32_t)(value - low);
+    }
+    Py_XDECREF(wide);
+    Py_DECREF(any);
+    return out;
+}
+
+const FwmKernels *fwm_kernels_for(PyArrayObject *array)
+{
+    return PyArray_TYPE(array) == NPY_FLOAT ? fwm_kernels_f32() : fwm_kernels_f64();
+}
+
+static int is_text(PyObject *name, const char *argument, const char **text)
+{
+    *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
+    if (!*text && !PyErr_Occurred())
+        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected a string", argument, Py_TYPE(name)->tp_name);
+    return *text != NULL;
+}
+
+Py_ssize_t fwm_find_map(PyObject *name, const char *argument)
+{
+    const char *text;
+    if (!is_text(name, argument, &text))
+        return -1;
+    const FwmMapInfo *info;
+    for (size_t row = 0; (info = fwm_kernels_f32()->map_info(row)); row++)
+        if (strcmp(info->function, text) == 0 || strcmp(info->name, text) == 0)
+            return (Py_ssize_t)row;
+    PyErr_Format(PyExc_ValueError, "%s: got %R, expected the name of a feature map", argument, name);
+    return -1;
+}
+
+Py_ssize_t fwm_find_rule(PyObject *name, const char *argument)
+{
+    const char *text;
+    if (!is_text(name, argument, &text))
+        return -1;
+    const FwmRuleInfo *info;
+    for (size_t row = 0; (info = fwm_kernels_f32()->rule_info(row)); row++)
+        if (strcmp(info->function, text) == 0 || strcmp(info->name, text) == 0)
+            return (Py_ssize_t)row;
+    PyErr_Format(PyExc_ValueError, "%s: got %R, expected the name of an update rule", argument, name);
+    return -1;
+}
+
+void *fwm_scratch(size_t count, size_t bytes, size_t *stride)
+{
+    *stride = (bytes / ALIGNMENT + 1) * ALIGNMENT;
+    void *memory = bytes < SIZE_MAX - ALIGNMENT && *stride <= (size_t)PY_SSIZE_T_MAX / count ? aligned_alloc(ALIGNMENT, *stride * count) : NULL;
+    if (!memory)
+        PyErr_NoMemory();
+    return memory;
+}

@@ -1,0 +1,31 @@
+/* Arguments from Python, checked and converted once. Include after Python.h and NumPy's arrayobject.h.
+ *
+ * Every function that returns NULL or -1 has set a TypeError or ValueError of the form "name: got .., expected ..". Arrays come
+ * back as new references: contiguous, aligned, in native byte order; the given ones are never changed. */
+#ifndef FWM_PYTHON_ARGS_H
+#define FWM_PYTHON_ARGS_H
+
+#include "kernels/kernels.h"
+
+/* An array of float32 or float64; type 0 accepts both, else NPY_FLOAT or NPY_DOUBLE is asked for because `like` has it. */
+PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const char *like);
+
+/* The shape must be this one (rank numbers; -1 stands for any); `letters` says it in words, as "(B, L, p)". */
+int fwm_check_shape(PyArrayObject *array, const char *name, const char *letters, int rank, const npy_intp *shape);
+
+/* Integers of any type in low..high, less low, as int32. */
+PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *letters, int rank, const npy_intp *shape,
+                               long long low, long long high);
+
+/* The kernels of an array's precision. */
+const FwmKernels *fwm_kernels_for(PyArrayObject *array);
+
+/* A row of the table of maps or rules by the name of its function or on the command line; -1 with an exception that names
+ * `argument`. */
+Py_ssize_t fwm_find_map(PyObject *name, const char *argument);
+Py_ssize_t fwm_find_rule(PyObject *name, const char *argument);
+
+/* bytes for each of `count` users, aligned; NULL with a MemoryError. Freed with free(). */
+void *fwm_scratch(size_t count, size_t bytes, size_t *stride);
+
+#endif

@@ -1,0 +1,390 @@
+/* Philox and MT19937: extension types around the generators of csrc/random; Stream is in bind_stream.c.
+ * A draw that fails for want of memory leaves its generator as it was. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
+#define NO_IMPORT_ARRAY
+#include <numpy/arrayobject.h>
+
+#include <math.h>
+
+#include "python/bind_random.h"
+#include "random/numpy_legacy.h"
+
+#define HIGHEST_POPULATION 2147483647LL     /* permutations are held as int32 */
+
+typedef struct {
+    FwmRandomObject base;
+    FwmBlockSource source;
+} SourceObject;         /* Philox or MT19937, by source.kind */
+
+/* ---- arguments ---- */
+
+int fwm_integer_argument(PyObject *given, const char *name, long long lowest, long long highest,
+                         long long *value)
+{
+    PyObject *index = PyNumber_Index(given);
+    if (index == NULL) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "%s must be an integer, not %.100s", name, Py_TYPE(given)->tp_name);
+        return -1;
+    }
+    int overflow;
+    *value = PyLong_AsLongLongAndOverflow(index, &overflow);
+    int in_range = !overflow && *value >= lowest && *value <= highest;
+    if (!in_range) {
+        PyObject *digits = PyObject_Repr(index);
+        if (digits == NULL) {       /* Python refuses to print integers of thousands of digits */
+            PyErr_Clear();
+            digits = PyUnicode_FromString("an integer of thousands of digits");
+        }
+        if (digits != NULL)
+            PyErr_Format(PyExc_ValueError, "%s must be in %lld..%lld, not %.60U", name, lowest, highest,
+                         digits);
+        Py_XDECREF(digits);
+    }
+    Py_DECREF(index);
+    return in_range ? 0 : -1;
+}
+
+/* `given` as a float32, which must be finite; NULL leaves *value as it is. */
+static int finite_argument(PyObject *given, const char *name, float *value)
+{
+    if (given == NULL)
+        return 0;
+    double number = PyFloat_AsDouble(given);
+    if (number == -1.0 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "%s must be a number, not %.100s", name, Py_TYPE(given)->tp_name);
+        else if (PyErr_ExceptionMatches(PyExc_OverflowError))
+            PyErr_Format(PyExc_ValueError, "%s must be finite in float32, not a larger integer", name);
+        return -1;
+    }
+    *value = (float)number;
+    if (isfinite(*value))
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s must be finite in float32, not %R", name, given);
+    return -1;
+}
+
+/* Methods of one argument, an integer. */
+static int only_integer(PyObject *args, PyObject *kwargs, const char *format, char *name, long long lowest,
+                        long long highest, long long *value)
+{
+    char *names[] = {name, NULL};
+    PyObject *given;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &given))
+        return -1;
+    return fwm_integer_argument(given, name, lowest, highest, value);
+}
+
+static PyObject *new_vector(npy_intp length, int type)
+{
+    return PyArray_SimpleNew(1, &length, type);
+}
+
+static void *data_of(PyObject *array)
+{
+    return PyArray_DATA((PyArrayObject *)array);
+}
+
+/* ---- Philox and MT19937 ---- */
+
+static PyObject *new_source(PyTypeObject *type, PyObject *args, PyObject *kwargs, const char *format,
+                            uint32_t *seed)
+{
+    long long value;
+    if (only_integer(args, kwargs, format, "seed", 0, HIGHEST_WORD, &value) < 0)
+        return NULL;
+    *seed = (uint32_t)value;
+    return type->tp_alloc(type, 0);
+}
+
+static void source_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static FwmBlockSource *source_of(PyObject *self)
+{
+    return &((SourceObject *)self)->source;
+}
+
+static PyObject *philox_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    uint32_t seed;
+    PyObject *self = new_source(type, args, kwargs, "O:Philox", &seed);
+    if (self != NULL) {
+        source_of(self)->kind = FWM_PHILOX;
+        source_of(self)->philox = (FwmPhilox){.seed = seed, .next_block = 0};
+    }
+    return self;
+}
+
+static PyObject *mt19937_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    uint32_t seed;
+    PyObject *self = new_source(type, args, kwargs, "O:MT19937", &seed);
+    if (self != NULL) {
+        source_of(self)->kind = FWM_TORCH_CPU;
+        fwm_torch_seed(&source_of(self)->torch_cpu, seed);
+    }
+    return self;
+}
+
+static PyObject *source_normal(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    long long n, highest = source_of(self)->kind == FWM_PHILOX ? HIGHEST_WORD : HIGHEST_LENGTH;
+    if (only_integer(args, kwargs, "O:normal", "n", 0, highest, &n) < 0 || fwm_check_idle(self) < 0)
+        return NULL;
+    PyObject *out = new_vector((npy_intp)n, NPY_FLOAT32);
+    if (out != NULL)
+        fwm_next_normal_block(source_of(self), (size_t)n, data_of(out));
+    return out;
+}
+
+static PyObject *philox_seed(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(source_of(self)->philox.seed);
+}
+
+static PyObject *philox_blocks_drawn(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLong(source_of(self)->philox.next_block);
+}
+
+static FwmMT19937 *bits_of(PyObject *self)
+{
+    return &source_of(self)->torch_cpu.bits;
+}
+
+static PyObject *mt19937_uint32(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    long long n;
+    if (only_integer(args, kwargs, "O:uint32", "n", 0, HIGHEST_LENGTH, &n) < 0 || fwm_check_idle(self) < 0)
+        return NULL;
+    PyObject *out = new_vector((npy_intp)n, NPY_UINT32);
+    if (out == NULL)
+        return NULL;
+    uint32_t *words = data_of(out);
+    for (long long i = 0; i < n; i++)
+        words[i] = fwm_mt19937_next(bits_of(self));
+    return out;
+}
+
+static PyObject *mt19937_uniform(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"n", "low", "high", NULL};
+    PyObject *given_n, *given_low = NULL, *given_high = NULL;
+    float low = 0.0f, high = 1.0f;
+    long long n;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO:uniform", names, &given_n, &given_low,
+                                     &given_high) ||
+        fwm_integer_argument(given_n, "n", 0, HIGHEST_LENGTH, &n) < 0 ||
+        finite_argument(given_low, "low", &low) < 0 || finite_argument(given_high, "high", &high) < 0 ||
+        fwm_check_idle(self) < 0)
+        return NULL;
+    if (low > high || !isfinite(high - low)) {
+        PyErr_SetString(PyExc_ValueError, low > high ? "low must not be above high"
+                                                     : "low and high must differ by a finite float32");
+        return NULL;
+    }
+    PyObject *out = new_vector((npy_intp)n, NPY_FLOAT32);
+    if (out != NULL)
+        fwm_torch_uniform(&source_of(self)->torch_cpu, (size_t)n, low, high, data_of(out));
+    return out;
+}
+
+static PyObject *mt19937_bounded(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    long long max;
+    if (only_integer(args, kwargs, "O:bounded", "max", 0, HIGHEST_WORD, &max) < 0 || fwm_check_idle(self) < 0)
+        return NULL;
+    return PyLong_FromUnsignedLong(fwm_numpy_bounded(bits_of(self), (uint32_t)max));
+}
+
+/* choice(n, size, replace) as int64; a permutation is the choice of all n without replacement. */
+static PyObject *choice(PyObject *self, uint32_t n, Py_ssize_t size, bool replace)
+{
+    size_t n_scratch = !replace && size < (Py_ssize_t)n ? n : 0;
+    PyObject *out = new_vector(size, NPY_INT64);
+    if (out == NULL)
+        return NULL;
+    int32_t *drawn = PyMem_Malloc(((size_t)size + n_scratch) * sizeof *drawn);
+    if (drawn == NULL) {
+        Py_DECREF(out);
+        return PyErr_NoMemory();
+    }
+    fwm_numpy_choice(bits_of(self), n, (size_t)size, replace, drawn, drawn + size);
+    int64_t *wide = data_of(out);
+    for (Py_ssize_t i = 0; i < size; i++)
+        wide[i] = drawn[i];
+    PyMem_Free(drawn);
+    return out;
+}
+
+static PyObject *mt19937_permutation(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    long long n;
+    if (only_integer(args, kwargs, "O:permutation", "n", 0, HIGHEST_POPULATION, &n) < 0 ||
+        fwm_check_idle(self) < 0)
+        return NULL;
+    return choice(self, (uint32_t)n, (Py_ssize_t)n, false);
+}
+
+static PyObject *mt19937_choice(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"n", "size", "replace", NULL};
+    PyObject *given_n, *given_size;
+    int replace;
+    long long n, size;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOp:choice", names, &given_n, &given_size, &replace) ||
+        fwm_integer_argument(given_n, "n", 1, HIGHEST_POPULATION, &n) < 0 ||
+        fwm_integer_argument(given_size, "size", 0, replace ? HIGHEST_LENGTH : n, &size) < 0 ||
+        fwm_check_idle(self) < 0)
+        return NULL;
+    return choice(self, (uint32_t)n, (Py_ssize_t)size, replace);
+}
+
+PyDoc_STRVAR(philox_doc,
+"Philox(seed)\n--\n\n"
+"Blocks of standard normals as torch draws them on CUDA.\n\n"
+"Philox4x32-10 and a Box-Muller transform in float32; the published FAVOR+ runs took their features from\n"
+"it. The blocks of a seed never change.\n\n"
+"Parameters\n----------\nseed : int\n    0..2**32 - 1.\n\n"
+"Raises\n------\nTypeError, ValueError\n    If the seed is no such integer.\n\n"
+"Notes\n-----\n"
+"Element i of block j depends on (seed, j, i) alone. After ``torch.cuda.manual_seed(seed)`` the calls of\n"
+"``torch.randn(64, 64, device=\"cuda\")`` give these blocks, but for the last bits of CUDA's logarithm and\n"
+"sine. Source: Salmon, Moraes, Dror, Shaw, \"Parallel random numbers: as easy as 1, 2, 3\" (2011).");
+
+PyDoc_STRVAR(philox_normal_doc,
+"normal($self, /, n)\n--\n\n"
+"Draw the next block: n standard normals, (n,) float32, n < 2**32.");
+
+static PyMethodDef philox_methods[] = {
+    {"normal", (PyCFunction)(void (*)(void))source_normal, METH_VARARGS | METH_KEYWORDS, philox_normal_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef philox_getset[] = {
+    {"seed", philox_seed, NULL, "The seed (int).", NULL},
+    {"blocks_drawn", philox_blocks_drawn, NULL, "The number of blocks drawn since seeding (int).", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyDoc_STRVAR(mt19937_doc,
+"MT19937(seed)\n--\n\n"
+"The Mersenne Twister, with the draws that torch's CPU generator and NumPy's RandomState make of it.\n\n"
+"One stream of 32-bit words serves all methods, in the order of the calls. The draws of a seed never\n"
+"change.\n\n"
+"Parameters\n----------\nseed : int\n    0..2**32 - 1.\n\n"
+"Raises\n------\nTypeError, ValueError\n    If the seed is no such integer.\n\n"
+"Notes\n-----\n"
+"``uniform`` and ``normal`` equal ``torch.empty(n).uniform_(low, high)`` and ``torch.randn(n)`` to the bit,\n"
+"after ``torch.manual_seed(seed)`` on a CPU with AVX2. ``bounded``, ``permutation`` and ``choice`` equal\n"
+"those of ``numpy.random.RandomState(seed)``. Source: Matsumoto, Nishimura, \"Mersenne Twister\" (1998).");
+
+PyDoc_STRVAR(mt19937_uint32_doc,
+"uint32($self, /, n)\n--\n\nDraw n words, (n,) uint32.");
+
+PyDoc_STRVAR(mt19937_uniform_doc,
+"uniform($self, /, n, low=0.0, high=1.0)\n--\n\n"
+"Draw n uniforms on [low, high), (n,) float32, as torch does.\n\n"
+"Raises ValueError unless low <= high and both and their difference are finite in float32.");
+
+PyDoc_STRVAR(mt19937_normal_doc,
+"normal($self, /, n)\n--\n\n"
+"Draw n standard normals, (n,) float32, as torch does.\n\n"
+"A draw of n is not the beginning of a longer one. Fewer than 16 are made in pairs, in double precision;\n"
+"the second of a pair that was not asked for waits for the next such call.");
+
+PyDoc_STRVAR(mt19937_bounded_doc,
+"bounded($self, /, max)\n--\n\n"
+"Draw an int on 0..max, both inclusive, as ``RandomState.randint(max + 1)`` does; max = 0 draws nothing.");
+
+PyDoc_STRVAR(mt19937_permutation_doc,
+"permutation($self, /, n)\n--\n\n"
+"Draw a permutation of 0..n-1, (n,) int64, as ``RandomState.permutation(n)`` does.");
+
+PyDoc_STRVAR(mt19937_choice_doc,
+"choice($self, /, n, size, replace)\n--\n\n"
+"Draw size elements of 0..n-1, (size,) int64, as ``RandomState.choice(n, size, replace)`` does.\n\n"
+"Raises ValueError if size is above n without replacement.");
+
+#define METHOD(name) \
+    {#name, (PyCFunction)(void (*)(void))mt19937_##name, METH_VARARGS | METH_KEYWORDS, mt19937_##name##_doc}
+
+static PyMethodDef mt19937_methods[] = {
+    METHOD(uint32),
+    METHOD(uniform),
+    {"normal", (PyCFunction)(void (*)(void))source_normal, METH_VARARGS | METH_KEYWORDS, mt19937_normal_doc},
+    METHOD(bounded),
+    METHOD(permutation),
+    METHOD(choice),
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot philox_slots[] = {
+    {Py_tp_doc, (void *)philox_doc},       {Py_tp_new, philox_new},        {Py_tp_dealloc, source_dealloc},
+    {Py_tp_methods, philox_methods},       {Py_tp_getset, philox_getset},  {0, NULL},
+};
+
+static PyType_Slot mt19937_slots[] = {
+    {Py_tp_doc, (void *)mt19937_doc},      {Py_tp_new, mt19937_new},       {Py_tp_dealloc, source_dealloc},
+    {Py_tp_methods, mt19937_methods},      {0, NULL},
+};
+
+/* ---- for the rest of the extension ---- */
+
+int fwm_add_type(PyObject *module, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type == NULL)
+        return -1;
+    int status = PyModule_AddType(module, (PyTypeObject *)type);
+    Py_DECREF(type);
+    return status;
+}
+
+int fwm_add_random_types(PyObject *module)
+{
+    PyType_Spec philox = {"fwm_py.random.Philox", sizeof(SourceObject), 0, FWM_TYPE_FLAGS, philox_slots};
+    PyType_Spec mt19937 = {"fwm_py.random.MT19937", sizeof(SourceObject), 0, FWM_TYPE_FLAGS, mt19937_slots};
+    if (fwm_add_type(module, &philox) < 0 || fwm_add_type(module, &mt19937) < 0)
+        return -1;
+    return fwm_add_stream_type(module);
+}
+
+FwmBlockSource *fwm_block_source_of(PyObject *object)
+{
+    if (Py_TYPE(object)->tp_dealloc == source_dealloc)
+        return source_of(object);
+    PyErr_Format(PyExc_TypeError, "generator must be a Philox or an MT19937, not %.100s",
+                 Py_TYPE(object)->tp_name);
+    return NULL;
+}
+
+int fwm_check_idle(PyObject *object)
+{
+    if (!((FwmRandomObject *)object)->busy)
+        return 0;
+    PyErr_Format(PyExc_RuntimeError, "this %.100s is in use by another thread", Py_TYPE(object)->tp_name);
+    return -1;
+}
+
+int fwm_random_claim(PyObject *object)
+{
+    if (fwm_check_idle(object) < 0)
+        return -1;
+    ((FwmRandomObject *)object)->busy = true;
+    return 0;
+}
+
+void fwm_random_release(PyObject *object)
+{
+    ((FwmRandomObject *)object)->busy = false;
+}

@@ -1,0 +1,186 @@
+/* Stream: an extension type around the data of csrc/retrieval/stream. A draw that fails for want of
+ * memory leaves the stream as it was. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
+#define NO_IMPORT_ARRAY
+#include <numpy/arrayobject.h>
+
+#include "python/bind_random.h"
+
+#define HIGHEST_N_KEYS 1073741823LL     /* 2N is a length, held as int32 */
+
+typedef struct {
+    FwmRandomObject base;
+    FwmStream stream;
+} StreamObject;
+
+static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"seed", "n_keys", "batch_size", "replace", NULL};
+    PyObject *given_seed, *given_n_keys, *given_batch_size;
+    int replace;
+    long long seed, n_keys, batch_size;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOp:Stream", names, &given_seed, &given_n_keys,
+                                     &given_batch_size, &replace) ||
+        fwm_integer_argument(given_seed, "seed", 0, HIGHEST_WORD, &seed) < 0 ||
+        fwm_integer_argument(given_n_keys, "n_keys", 1, HIGHEST_N_KEYS, &n_keys) < 0 ||
+        fwm_integer_argument(given_batch_size, "batch_size", 1, HIGHEST_LENGTH / (2 * n_keys),
+                             &batch_size) < 0)
+        return NULL;
+    StreamObject *self = (StreamObject *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    if (fwm_stream_init(&self->stream, (uint32_t)seed, (size_t)n_keys, (size_t)batch_size, replace) < 0) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
+}
+
+static void stream_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    fwm_stream_free(&((StreamObject *)self)->stream);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* drawn -> an array of int64 of that shape, with `offset` added. */
+static PyObject *tokens(const int32_t *drawn, int rank, const npy_intp *shape, size_t offset)
+{
+    PyObject *out = PyArray_SimpleNew(rank, shape, NPY_INT64);
+    if (out == NULL)
+        return NULL;
+    int64_t *wide = PyArray_DATA((PyArrayObject *)out);
+    for (npy_intp i = 0; i < PyArray_SIZE((PyArrayObject *)out); i++)
+        wide[i] = drawn[i] + (int64_t)offset;
+    return out;
+}
+
+/* keys, values (shape); queries, answers (n_queries) -> a tuple of the four as the published program's
+ * tokens, in which a value is N above its number. */
+static PyObject *token_tuple(const FwmStream *stream, const int32_t *keys, const int32_t *values,
+                             const int32_t *queries, const int32_t *answers, int rank, const npy_intp *shape,
+                             npy_intp n_queries)
+{
+    PyObject *tuple = PyTuple_New(4);
+    if (tuple == NULL)
+        return NULL;
+    PyTuple_SET_ITEM(tuple, 0, tokens(keys, rank, shape, 0));
+    PyTuple_SET_ITEM(tuple, 1, tokens(values, rank, shape, stream->n_keys));
+    PyTuple_SET_ITEM(tuple, 2, tokens(queries, 1, &n_queries, 0));
+    PyTuple_SET_ITEM(tuple, 3, tokens(answers, 1, &n_queries, stream->n_keys));
+    for (int i = 0; i < 4; i++) {
+        if (PyTuple_GET_ITEM(tuple, i) == NULL) {
+            Py_DECREF(tuple);
+            return NULL;
+        }
+    }
+    return tuple;
+}
+
+static PyObject *batch_of(FwmStream *stream)
+{
+    size_t B = stream->batch_size, L = stream->seq_len;
+    int32_t *keys = PyMem_Malloc((2 * B * L + 2 * B) * sizeof *keys);
+    if (keys == NULL)
+        return PyErr_NoMemory();
+    int32_t *values = keys + B * L, *query = values + B * L, *answer = query + B;
+    fwm_stream_batch(stream, keys, values, query, answer);
+    npy_intp shape[2] = {(npy_intp)B, (npy_intp)L};
+    PyObject *batch = token_tuple(stream, keys, values, query, answer, 2, shape, shape[0]);
+    PyMem_Free(keys);
+    return batch;
+}
+
+static PyObject *evaluation_sequence(FwmStream *stream)
+{
+    size_t N = stream->n_keys;
+    int32_t *keys = PyMem_Malloc(4 * N * sizeof *keys);
+    if (keys == NULL)
+        return PyErr_NoMemory();
+    int32_t *values = keys + N, *queries = values + N, *answers = queries + N;
+    size_t n_queries = fwm_stream_evaluation_sequence(stream, keys, values, queries, answers);
+    npy_intp shape = (npy_intp)N;
+    PyObject *sequence = token_tuple(stream, keys, values, queries, answers, 1, &shape, (npy_intp)n_queries);
+    PyMem_Free(keys);
+    return sequence;
+}
+
+static PyObject *evaluation_of(FwmStream *stream)
+{
+    PyObject *sequences = PyList_New(FWM_EVALUATION_SEQUENCES);
+    for (int i = 0; sequences != NULL && i < FWM_EVALUATION_SEQUENCES; i++) {
+        PyObject *sequence = evaluation_sequence(stream);
+        if (sequence == NULL)
+            Py_CLEAR(sequences);
+        else
+            PyList_SET_ITEM(sequences, i, sequence);
+    }
+    return sequences;
+}
+
+static PyObject *draw_from_stream(PyObject *self, PyObject *(*draw)(FwmStream *))
+{
+    if (fwm_check_idle(self) < 0)
+        return NULL;
+    FwmStream *stream = &((StreamObject *)self)->stream;
+    FwmMT19937 before = stream->bits;
+    PyObject *drawn = draw(stream);
+    if (drawn == NULL)
+        stream->bits = before;
+    return drawn;
+}
+
+static PyObject *stream_batch(PyObject *self, PyObject *Py_UNUSED(args))
+{
+    return draw_from_stream(self, batch_of);
+}
+
+static PyObject *stream_evaluation(PyObject *self, PyObject *Py_UNUSED(args))
+{
+    return draw_from_stream(self, evaluation_of);
+}
+
+PyDoc_STRVAR(stream_doc,
+"Stream(seed, n_keys, batch_size, replace)\n--\n\n"
+"The training and evaluation data of one run, from NumPy's RandomState(seed).\n\n"
+"Keys are the tokens 0..n_keys-1, values n_keys..2*n_keys-1. An evaluation consumes the stream, and the\n"
+"next batch goes on from there.");
+
+PyDoc_STRVAR(stream_batch_doc,
+"batch($self, /)\n--\n\n"
+"Draw (keys (B, L), values (B, L), query (B,), answer (B,)) as int64; L is n_keys, with replacement twice\n"
+"that.");
+
+PyDoc_STRVAR(stream_evaluation_doc,
+"evaluation($self, /)\n--\n\n"
+"Draw 20 sequences (keys (N,), values (N,), queries (n,), answers (n,)) as int64; the queries are the\n"
+"distinct keys, ascending, at most 200.");
+
+static PyMethodDef stream_methods[] = {
+    {"batch", stream_batch, METH_NOARGS, stream_batch_doc},
+    {"evaluation", stream_evaluation, METH_NOARGS, stream_evaluation_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot stream_slots[] = {
+    {Py_tp_doc, (void *)stream_doc},       {Py_tp_new, stream_new},        {Py_tp_dealloc, stream_dealloc},
+    {Py_tp_methods, stream_methods},       {0, NULL},
+};
+
+int fwm_add_stream_type(PyObject *module)
+{
+    PyType_Spec stream = {"fwm_py._core.Stream", sizeof(StreamObject), 0, FWM_TYPE_FLAGS, stream_slots};
+    return fwm_add_type(module, &stream);
+}
+
+FwmStream *fwm_stream_of(PyObject *object)
+{
+    if (Py_TYPE(object)->tp_dealloc == stream_dealloc)
+        return &((StreamObject *)object)->stream;
+    PyErr_Format(PyExc_TypeError, "stream must be a Stream, not %.100s", Py_TYPE(object)->tp_name);
+    return NULL;
+}

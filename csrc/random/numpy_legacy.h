@@ -1,0 +1,24 @@
+/* The draws of numpy.random.RandomState, the legacy stream of NumPy, on top of MT19937.
+ *
+ * FROZEN: the same seed must give the same draws for ever; the published training data are made of them.
+ * tests/test_random.py holds recorded draws and compares with the NumPy that is installed. */
+#ifndef FWM_RANDOM_NUMPY_LEGACY_H
+#define FWM_RANDOM_NUMPY_LEGACY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "random/mt19937.h"
+
+/* Uniform on 0..max, both inclusive, by masked rejection; max = 0 draws nothing. randint(max + 1). */
+uint32_t fwm_numpy_bounded(FwmMT19937 *g, uint32_t max);
+
+/* out (n): permutation(n), n < 2^31. */
+void fwm_numpy_permutation(FwmMT19937 *g, uint32_t n, int32_t *out);
+
+/* out (size): choice(n, size, replace), 1 <= n < 2^31. Without replacement size <= n, and scratch (n) is
+ * used when size < n (it may be NULL otherwise). */
+void fwm_numpy_choice(FwmMT19937 *g, uint32_t n, size_t size, bool replace, int32_t *out, int32_t *scratch);
+
+#endif

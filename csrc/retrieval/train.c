@@ -1,0 +1,95 @@
+/* The training loop: draw a batch, step, and every 100 steps evaluate and decide whether to go on. */
+#include "retrieval/train.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "retrieval/pace.h"
+
+#define POLL_SECONDS 0.1
+
+int fwm_evaluate(FwmModel *model, FwmStream *stream, float *loss)
+{
+    const size_t N = stream->n_keys, S = FWM_EVALUATION_SEQUENCES, Q = fwm_min(N, FWM_EVALUATION_QUERIES);
+    size_t n_queries[FWM_EVALUATION_SEQUENCES];
+    int32_t *tokens = malloc(S * (2 * N + 2 * Q) * sizeof(int32_t));
+    if (!tokens)
+        return -1;
+    int32_t *keys = tokens, *values = keys + S * N, *queries = values + S * N, *answers = queries + S * Q;
+    for (size_t i = 0; i < S; i++)
+        n_queries[i] = fwm_stream_evaluation_sequence(stream, keys + i * N, values + i * N, queries + i * Q, answers + i * Q);
+    const FwmEvaluation evaluation = {.n_sequences = S, .max_queries = Q, .keys = keys, .values = values, .queries = queries,
+                                      .answers = answers, .n_queries = n_queries};
+    *loss = model->kernels->model.evaluate(model, &evaluation);
+    free(tokens);
+    return 0;
+}
+
+/* When a run has come to its end. */
+typedef struct {
+    float best;
+    int strikes;
+} Progress;
+
+static int is_over(Progress *progress, float loss)
+{
+    if (loss <= FWM_GOOD_ENOUGH)
+        return 1;
+    if (loss < progress->best) { /* a NaN is never less */
+        progress->best = loss;
+        progress->strikes = 0;
+        return 0;
+    }
+    return ++progress->strikes >= FWM_PATIENCE;
+}
+
+/* A batch in one piece of memory: keys and values (B x L), query and answer (B). */
+static int32_t *allocate_batch(const FwmStream *stream, FwmBatch *batch)
+{
+    const size_t B = stream->batch_size, BL = B * stream->seq_len;
+    int32_t *tokens = malloc((2 * BL + 2 * B) * sizeof(int32_t));
+    if (tokens)
+        *batch = (FwmBatch){.n = B, .keys = tokens, .values = tokens + BL, .query = tokens + 2 * BL, .answer = tokens + 2 * BL + B};
+    return tokens;
+}
+
+static FwmTrainStatus run(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps, const FwmTrainCallbacks *callbacks,
+                          const FwmBatch *batch, int32_t *tokens)
+{
+    const size_t BL = batch->n * stream->seq_len;
+    Progress progress = {.best = INFINITY};
+    Pace pace = fwm_pace_start(model->threads);
+    double last_poll = fwm_seconds();
+    for (uint64_t step = 1; step <= max_steps; step++) {
+        fwm_stream_batch(stream, tokens, tokens + BL, tokens + 2 * BL, tokens + 2 * BL + batch->n);
+        model->threads = fwm_pace_threads(&pace);
+        const double loss = model->kernels->model.step(model, batch, lr);
+        const double now = fwm_pace_step_done(&pace);
+        if (step % FWM_STEPS_PER_EVALUATION == 0) {
+            float evaluation;
+            if (fwm_evaluate(model, stream, &evaluation) < 0)
+                return FWM_TRAIN_NO_MEMORY;
+            if (callbacks->on_evaluation(callbacks->context, step, evaluation))
+                return FWM_TRAIN_STOPPED;
+            if (is_over(&progress, evaluation))
+                return FWM_TRAIN_ENDED;
+        }
+        if (now - last_poll > POLL_SECONDS) {
+            if (callbacks->poll(callbacks->context, step, loss))
+                return FWM_TRAIN_STOPPED;
+            last_poll = now;
+        }
+    }
+    return FWM_TRAIN_ENDED;
+}
+
+FwmTrainStatus fwm_train(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps, const FwmTrainCallbacks *callbacks)
+{
+    FwmBatch batch;
+    int32_t *tokens = allocate_batch(stream, &batch);
+    if (!tokens)
+        return FWM_TRAIN_NO_MEMORY;
+    const FwmTrainStatus status = run(model, stream, lr, max_steps, callbacks, &batch, tokens);
+    free(tokens);
+    return status;
+}

@@ -1,0 +1,25 @@
+#ifndef FWM_RETRIEVAL_TRAIN_H
+#define FWM_RETRIEVAL_TRAIN_H
+
+#include "kernels/model/model.h"
+#include "retrieval/stream.h"
+
+#define FWM_STEPS_PER_EVALUATION 100
+#define FWM_GOOD_ENOUGH 0.001f
+#define FWM_PATIENCE 11 /* evaluations in a row without a new best */
+
+/* A callback that returns other than 0 ends the training. */
+typedef struct {
+    void *context;
+    int (*on_evaluation)(void *context, uint64_t step, float loss);
+    int (*poll)(void *context, uint64_t step, double training_loss); /* about every 100 ms */
+} FwmTrainCallbacks;
+
+typedef enum { FWM_TRAIN_ENDED, FWM_TRAIN_STOPPED, FWM_TRAIN_NO_MEMORY } FwmTrainStatus;
+
+FwmTrainStatus fwm_train(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps, const FwmTrainCallbacks *callbacks);
+
+/* One evaluation of the model on the stream's next sequences. 0, or -1 when memory is short. */
+int fwm_evaluate(FwmModel *model, FwmStream *stream, float *loss);
+
+#endif

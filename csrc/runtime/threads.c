@@ -1,0 +1,80 @@
+/* Threads: OpenMP, where the build has it. */
+#ifdef __linux__
+#define _GNU_SOURCE
+#endif
+#include "runtime/threads.h"
+
+#include <stdlib.h>
+#ifdef __linux__
+#include <sched.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#include <pthread.h>
+#endif
+
+static int num_threads = 1;
+
+#ifdef _OPENMP
+/* libgomp hangs in a child that was forked after a parallel region: its threads did not come along. Such a child works on
+ * one thread. */
+static int after_fork = 0;
+
+static void in_child(void)
+{
+    after_fork = 1;
+}
+#endif
+
+/* The cores this process may use, at most OMP_NUM_THREADS. */
+static int default_threads(void)
+{
+    int threads = 1;
+#ifdef _OPENMP
+    threads = omp_get_max_threads();
+#ifdef __linux__
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) < threads)
+        threads = CPU_COUNT(&allowed);
+#endif
+#endif
+    return threads < 1 ? 1 : threads;
+}
+
+void fwm_threads_start(void)
+{
+    num_threads = default_threads();
+#ifdef _OPENMP
+    static int registered = 0;
+    if (!registered)
+        registered = pthread_atfork(NULL, NULL, in_child) == 0;
+#endif
+}
+
+int fwm_num_threads(void)
+{
+#ifdef _OPENMP
+    return after_fork ? 1 : num_threads;
+#else
+    return 1;
+#endif
+}
+
+void fwm_set_num_threads(int threads)
+{
+    num_threads = threads < 1 ? 1 : threads;
+}
+
+void fwm_parallel_for(int threads, size_t n_tasks, FwmTask task, void *context)
+{
+#ifdef _OPENMP
+    if (threads > 1 && n_tasks > 1 && !after_fork) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+        for (size_t i = 0; i < n_tasks; i++)
+            task(context, i, omp_get_thread_num());
+        return;
+    }
+#endif
+    for (size_t i = 0; i < n_tasks; i++)
+        task(context, i, 0);
+}

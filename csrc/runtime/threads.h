@@ -1,0 +1,17 @@
+#ifndef FWM_RUNTIME_THREADS_H
+#define FWM_RUNTIME_THREADS_H
+
+#include <stddef.h>
+
+/* Task index of a loop; thread is 0 .. threads - 1 and says which scratch memory to use. */
+typedef void (*FwmTask)(void *context, size_t index, int thread);
+
+void fwm_threads_start(void);             /* once, at import */
+int fwm_num_threads(void);
+void fwm_set_num_threads(int threads);    /* at least 1 */
+
+/* Runs task 0 .. n_tasks - 1 on at most this many threads, in any order. Tasks are cut without regard to the number of
+ * threads, so results do not depend on it. One thread enters no parallel region. */
+void fwm_parallel_for(int threads, size_t n_tasks, FwmTask task, void *context);
+
+#endif

@@ -1,0 +1,97 @@
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+_Real = npt.NDArray[np.floating[Any]]
+_Int64 = npt.NDArray[np.int64]
+_Sequences = tuple[_Int64, _Int64, _Int64, _Int64]
+
+class _MapRow(TypedDict):
+    name: str
+    function: str
+    argument: Literal["", "nu", "m"]
+    summary: str
+
+class _RuleRow(TypedDict):
+    name: str
+    function: str
+    uses_map: bool
+    uses_beta: bool
+    summary: str
+
+class _BuildInfo(TypedDict):
+    variant: str
+    variants: tuple[str, ...]
+    compiler: str
+    openmp: bool
+    threads: int
+
+MAPS: tuple[_MapRow, ...]
+RULES: tuple[_RuleRow, ...]
+
+def build_info() -> _BuildInfo: ...
+def set_num_threads(n: int, /) -> None: ...
+def get_num_threads() -> int: ...
+
+def map_forward(function: str, x: npt.ArrayLike, argument: int | npt.ArrayLike | None, /) -> _Real: ...
+def map_backward(
+    function: str, dy: npt.ArrayLike, x: npt.ArrayLike, argument: int | npt.ArrayLike | None, /
+) -> _Real: ...
+def rule_forward(
+    function: str, keys: npt.ArrayLike, values: npt.ArrayLike, beta: npt.ArrayLike | None, query: npt.ArrayLike,
+    n_values: int, /,
+) -> _Real: ...
+def rule_backward(
+    function: str, dy: npt.ArrayLike, keys: npt.ArrayLike, values: npt.ArrayLike, beta: npt.ArrayLike | None,
+    query: npt.ArrayLike, n_values: int, /,
+) -> tuple[_Real, _Real | None, _Real]: ...
+def draw_omega(d: int, m: int, generator: Philox | MT19937, /) -> npt.NDArray[np.float32]: ...
+
+class Philox:
+    def __init__(self, seed: int) -> None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def blocks_drawn(self) -> int: ...
+    def normal(self, n: int) -> npt.NDArray[np.float32]: ...
+
+class MT19937:
+    def __init__(self, seed: int) -> None: ...
+    def uint32(self, n: int) -> npt.NDArray[np.uint32]: ...
+    def uniform(self, n: int, low: float = 0.0, high: float = 1.0) -> npt.NDArray[np.float32]: ...
+    def normal(self, n: int) -> npt.NDArray[np.float32]: ...
+    def bounded(self, max: int) -> int: ...
+    def permutation(self, n: int) -> _Int64: ...
+    def choice(self, n: int, size: int, replace: bool) -> _Int64: ...
+
+class Stream:
+    def __init__(self, seed: int, n_keys: int, batch_size: int, replace: bool) -> None: ...
+    def batch(self) -> _Sequences: ...
+    def evaluation(self) -> list[_Sequences]: ...
+
+class Model:
+    def __init__(
+        self, *, n_keys: int, hidden_size: int, map: str | None, argument: int, rule: str, replace: bool,
+        batch_size: int, seed: int, favor_generator: str, dtype: npt.DTypeLike,
+    ) -> None: ...
+    @property
+    def parameters(self) -> dict[str, _Real]: ...
+    def loss(
+        self, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, answer: npt.ArrayLike,
+        omega: npt.ArrayLike | None, /,
+    ) -> float: ...
+    def loss_and_gradients(
+        self, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, answer: npt.ArrayLike,
+        omega: npt.ArrayLike | None, /,
+    ) -> tuple[float, dict[str, _Real]]: ...
+    def read_out(
+        self, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, omega: npt.ArrayLike | None, /,
+    ) -> _Real: ...
+    def evaluate(self, stream: Stream, /) -> float: ...
+
+def train(
+    model: Model, stream: Stream, lr: float, max_steps: int,
+    on_evaluation: Callable[[int, float], object] | None, on_progress: Callable[[int, float], object] | None, /,
+) -> None: ...

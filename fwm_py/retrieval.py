@@ -1,0 +1,405 @@
+"""The associative-retrieval experiments: settings, data, model and training of one run.
+
+A run trains one model on sequences of random key-value pairs and measures how well it retrieves the value of a queried
+key (Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, Settings 1 and 2). The same settings and seed give the same run
+as the program published with the paper. The loop runs in C, without the interpreter's lock.
+
+    >>> from fwm_py.retrieval import Settings, train
+    >>> rows = train(Settings(n_keys=20, attn_name="dpfp", attn_arg=1))
+    >>> step, loss = rows[0]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import numbers
+import operator
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fwm_py import _core
+
+MAP_ARGUMENTS: dict[str, str] = {row["name"]: row["argument"] for row in _core.MAPS}
+"""Name of each feature map and of its argument, `""` for a map without one."""
+
+UPDATE_RULES: tuple[str, ...] = tuple(row["name"] for row in _core.RULES if row["uses_map"])
+"""Values of `update_rule`."""
+
+ATTN_NAMES: tuple[str, ...] = (*MAP_ARGUMENTS, *(row["name"] for row in _core.RULES if not row["uses_map"]))
+"""Values of `attn_name`: the maps, and the rules that do without one (softmax)."""
+
+GENERATORS: tuple[str, ...] = ("philox", "mt19937")
+"""Values of `favor_generator`."""
+
+LIMITS: dict[str, tuple[int, int]] = {
+    "n_keys": (2, 2000),
+    "attn_arg": (0, 65536),
+    "seed": (0, 2**32 - 1),
+    "hidden_size": (1, 1024),
+    "batch_size": (1, 4096),
+    "max_steps": (0, 10**9),
+}
+"""The smallest and the largest value of each whole-number setting."""
+
+FILE_VERSION = 1
+
+OnEvaluation = Callable[[int, float], object]
+OnProgress = Callable[[int, float], object]
+
+
+def shown(value: object) -> str:
+    """`value` as an error message quotes it: on one line and short."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    message = f"{name}: got {shown(value)}, expected an integer in {low}..{high}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(message) from None
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(message)
+    if not low <= number <= high:
+        raise ValueError(message)
+    return number
+
+
+def _positive(name: str, value: Any) -> float:
+    message = f"{name}: got {shown(value)}, expected a finite number above 0"
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(message)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(message) from None
+    if not 0 < number < float("inf"):
+        raise ValueError(message)
+    return number
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    message = f"{name}: got {shown(value)}, expected {', '.join(allowed[:-1])} or {allowed[-1]}"
+    if not isinstance(value, str):
+        raise TypeError(message)
+    if value not in allowed:
+        raise ValueError(message)
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: got {shown(value)}, expected True or False")
+    return bool(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that determines one run, checked when it is made.
+
+    Parameters
+    ----------
+    n_keys : int
+        Number N of different keys, and of different values, 2..2000.
+    attn_name : str
+        A feature map (`linear`, `tanh`, `dpfp`, `favor`), or `softmax`, a rule of its own.
+    attn_arg : int
+        Argument of the map: nu of `dpfp`, m of `favor`, 1..65536. Ignored by the others, as in the published program.
+    update_rule : str
+        `sum`, `fwm` or `ours` (the delta rule). Ignored by softmax.
+    replace : bool
+        Draw keys and values with replacement, in sequences of 2 N pairs (Setting 2), instead of N (Setting 1).
+    seed : int
+        Seed of the data, the initial parameters and FAVOR+, 0..2**32 - 1. The published runs have 1.
+    hidden_size : int
+        Size d of keys and queries before the map, 1..1024.
+    batch_size : int, optional
+        Sequences a step, 1..4096. None: 128 for `tanh` with `fwm`, else 32.
+    lr : float, optional
+        Adam's step size, finite and above 0. None: 1e-4 for `tanh` with `fwm`, else 1e-3.
+    max_steps : int
+        The run ends after this step, if it has not ended before, 0..10**9.
+    favor_generator : str
+        What draws FAVOR+'s random features: `philox`, the stream of the published (GPU) logs, or `mt19937`, that of
+        the published program on a CPU. Ignored by the other maps.
+
+    Raises
+    ------
+    TypeError, ValueError
+        "<name>: got <value>, expected <what is allowed>".
+    """
+
+    n_keys: int = 20
+    attn_name: str = "softmax"
+    attn_arg: int = 0
+    update_rule: str = "sum"
+    replace: bool = False
+    seed: int = 1
+    hidden_size: int = 64
+    batch_size: int | None = None
+    lr: float | None = None
+    max_steps: int = 100_000
+    favor_generator: str = "philox"
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {
+            name: _integer(name, getattr(self, name), *limits)
+            for name, limits in LIMITS.items()
+            if not (name == "batch_size" and self.batch_size is None)
+        }
+        if self.lr is not None:
+            checked["lr"] = _positive("lr", self.lr)
+        checked["replace"] = _flag("replace", self.replace)
+        _choice("attn_name", self.attn_name, ATTN_NAMES)
+        _choice("update_rule", self.update_rule, UPDATE_RULES)
+        _choice("favor_generator", self.favor_generator, GENERATORS)
+        argument = MAP_ARGUMENTS.get(self.attn_name, "")
+        if argument and checked["attn_arg"] == 0:
+            raise ValueError(f"attn_arg: got 0, expected an integer in 1..{LIMITS['attn_arg'][1]} "
+                             f"({argument} of {self.attn_name})")
+        for name, value in checked.items():  # whole numbers of NumPy become Python's
+            object.__setattr__(self, name, value)
+
+    @property
+    def map(self) -> str | None:
+        """The feature map, None for softmax."""
+        return self.attn_name if self.attn_name in MAP_ARGUMENTS else None
+
+    @property
+    def rule(self) -> str:
+        """The read-out rule: `update_rule`, or `softmax`."""
+        return self.update_rule if self.map else self.attn_name
+
+    @property
+    def seq_len(self) -> int:
+        """Length L of a training sequence: N, or 2 N with replacement."""
+        return 2 * self.n_keys if self.replace else self.n_keys
+
+    @property
+    def resolved_batch_size(self) -> int:
+        """`batch_size`, or the published default for this map and rule."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return 128 if self._is_original_fwm else 32
+
+    @property
+    def resolved_lr(self) -> float:
+        """`lr`, or the published default for this map and rule."""
+        if self.lr is not None:
+            return self.lr
+        return 1e-4 if self._is_original_fwm else 1e-3
+
+    @property
+    def _is_original_fwm(self) -> bool:
+        """The published program trains tanh with fwm more slowly, on larger batches."""
+        return (self.map, self.rule) == ("tanh", "fwm")
+
+
+class Batch(NamedTuple):
+    """Sequences and their queries, int64: keys are 0..N-1, values N..2N-1."""
+
+    keys: npt.NDArray[np.int64]
+    values: npt.NDArray[np.int64]
+    query: npt.NDArray[np.int64]
+    answer: npt.NDArray[np.int64]
+
+
+class Stream:
+    """The data of a run, from `numpy.random.RandomState(seed)`'s stream.
+
+    Training and evaluation draw from the same stream, as in the published program: what `evaluation` draws, `batch`
+    does not draw again.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._stream = _core.Stream(
+            settings.seed, settings.n_keys, settings.resolved_batch_size, settings.replace)
+
+    def batch(self) -> Batch:
+        """The next training batch: keys and values (B, L), query and answer (B,)."""
+        return Batch(*self._stream.batch())
+
+    def evaluation(self) -> list[Batch]:
+        """The sequences of the next evaluation: 20 of keys and values (N,), query and answer (n,).
+
+        A sequence's queries are its n distinct keys in ascending order, the first 200 of them.
+        """
+        return [Batch(*sequence) for sequence in self._stream.evaluation()]
+
+
+class Model:
+    """The model of a run: embeddings, the projections to keys and queries, a map and a rule.
+
+    Parameters
+    ----------
+    settings : Settings
+        Sizes, map, rule, and the seed of the initial parameters.
+    dtype : dtype
+        float32 (as published) or float64. The initial parameters are float32 numbers either way.
+
+    Raises
+    ------
+    MemoryError
+        If the parameters and the workspace of a step do not fit.
+    """
+
+    def __init__(self, settings: Settings, dtype: npt.DTypeLike = np.float32) -> None:
+        self.settings = settings
+        self._model = _core.Model(
+            n_keys=settings.n_keys, hidden_size=settings.hidden_size, map=settings.map, argument=settings.attn_arg,
+            rule=settings.rule, replace=settings.replace, batch_size=settings.resolved_batch_size,
+            seed=settings.seed, favor_generator=settings.favor_generator, dtype=np.dtype(dtype))
+
+    @property
+    def parameters(self) -> dict[str, npt.NDArray[Any]]:
+        """Views of the parameters by their published names, such as `W_k.weight` (d, N + E)."""
+        return self._model.parameters
+
+    def loss(self, batch: Batch, omega: npt.ArrayLike | None = None) -> float:
+        """Mean over the batch of 0.5 |one-hot(answer) - y|^2.
+
+        Parameters
+        ----------
+        batch : Batch
+            keys and values (B, L), query and answer (B,); B at most the model's batch size.
+        omega : array (d, m), optional
+            FAVOR+'s random features. None draws the next ones of the model's generator. Other maps take none.
+        """
+        return self._model.loss(*batch, omega)
+
+    def loss_and_gradients(
+        self, batch: Batch, omega: npt.ArrayLike | None = None
+    ) -> tuple[float, dict[str, npt.NDArray[Any]]]:
+        """The loss, and its gradients by the names of the parameters that are trained; arguments as of `loss`."""
+        return self._model.loss_and_gradients(*batch, omega)
+
+    def read_out(self, batch: Batch, omega: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
+        """What the memory answers to the queries, y (B, N); `batch.answer` is not looked at."""
+        return self._model.read_out(batch.keys, batch.values, batch.query, omega)
+
+    def evaluate(self, stream: Stream) -> float:
+        """The evaluation loss on the next evaluation sequences of `stream`, a float32 value."""
+        return self._model.evaluate(stream._stream)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write settings and parameters to an .npz file (named exactly `path`).
+
+        Adam's moments and the positions of the random streams are not part of it.
+        """
+        header = {"version": FILE_VERSION, "settings": dataclasses.asdict(self.settings)}
+        with open(path, "wb") as file:
+            arrays: dict[str, Any] = {"fwm_py": np.array(json.dumps(header)), **self.parameters}
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Model:
+        """Read a model that `save` wrote.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is no model file, of another version, or its arrays do not fit its settings.
+        """
+        arrays = _read_arrays(path)
+        try:
+            header = json.loads(str(arrays.pop("fwm_py")))
+            version, settings = header["version"], header["settings"]
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{os.fspath(path)}: not a model file of fwm_py") from None
+        if version != FILE_VERSION:
+            raise ValueError(f"{os.fspath(path)}: got version {shown(version)}, expected {FILE_VERSION}")
+        weight = arrays.get("W_k.weight")
+        try:
+            model = cls(Settings(**settings), dtype=np.float32 if weight is None else weight.dtype)
+            model._assign(arrays)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
+        return model
+
+    def _assign(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        parameters = self.parameters
+        if arrays.keys() != parameters.keys():
+            raise ValueError(f"got the parameters {', '.join(arrays)}, expected {', '.join(parameters)}")
+        for name, parameter in parameters.items():
+            given = arrays[name]
+            if (given.shape, given.dtype) != (parameter.shape, parameter.dtype):
+                raise ValueError(f"{name}: got {given.dtype} {given.shape}, "
+                                 f"expected {parameter.dtype} {parameter.shape}")
+            parameter[...] = given
+
+
+def _read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an .npz file, none of them pickled."""
+    import zipfile
+
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (AttributeError, EOFError, TypeError, ValueError, zipfile.BadZipFile):
+        raise ValueError(f"{os.fspath(path)}: not a model file of fwm_py") from None
+
+
+def train(
+    settings: Settings,
+    on_evaluation: OnEvaluation | None = None,
+    on_progress: OnProgress | None = None,
+    model: Model | None = None,
+) -> list[tuple[int, float]]:
+    """Train a model to the end of its run.
+
+    Every 100 steps the model is evaluated. The run ends when an evaluation loss is at most 0.001, when the best of
+    them was not beaten by eleven in a row (NaN beats nothing), or after `settings.max_steps` steps.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run.
+    on_evaluation : callable, optional
+        Called with (step, evaluation loss) after each evaluation.
+    on_progress : callable, optional
+        Called with (step, training loss) about ten times a second.
+    model : Model, optional
+        The model to train, in place. None: a new one. The settings it was made with may differ from `settings` in
+        `seed`, `lr`, `max_steps` and `favor_generator` only.
+
+    Returns
+    -------
+    list of (int, float)
+        The evaluations: step and loss (a float32 value).
+
+    Raises
+    ------
+    ValueError
+        If `model` does not fit `settings`.
+    KeyboardInterrupt
+        Within a second of Ctrl-C. Every evaluation made before has reached `on_evaluation`.
+    MemoryError
+        If a step does not fit into memory.
+    """
+    stream = Stream(settings)
+    if model is None:
+        model = Model(settings)
+    for name in ("n_keys", "map", "rule", "attn_arg", "replace", "hidden_size", "resolved_batch_size"):
+        got, expected = getattr(model.settings, name), getattr(settings, name)
+        if got != expected:
+            raise ValueError(f"model: got one with {name} {got}, expected {expected}")
+    rows: list[tuple[int, float]] = []
+
+    def keep(step: int, loss: float) -> None:
+        rows.append((step, loss))
+        if on_evaluation is not None:
+            on_evaluation(step, loss)
+
+    _core.train(model._model, stream._stream, settings.resolved_lr, settings.max_steps, keep, on_progress)
+    return rows

@@ -1,0 +1,171 @@
+"""Builds fwm_py._core from csrc.
+
+Everything outside csrc/kernels is compiled once. The kernels are compiled once per precision and per variant, each
+set into a folder of its own, and everything is linked into one extension. Sources are found by glob: a new C file
+needs no line here.
+
+Environment variables, for developers and for CI:
+
+    FWM_PY_NO_OPENMP=1                   build without OpenMP
+    FWM_PY_VARIANTS=baseline,avx2        build these variants only (baseline is always built)
+    FWM_PY_WERROR=1                      many warnings, and each one is an error
+    FWM_PY_SANITIZE=address,undefined    build with the compiler's sanitizers
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# -std=c11 would switch contraction to FMA off, -ffast-math would flush denormals in the whole process.
+BASE_FLAGS = [
+    "-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-fno-lto",
+]
+# Random streams, initial parameters and means must not depend on the processor.
+COMMON_FLAGS = ["-ffp-contract=off"]
+WARNING_FLAGS = [
+    "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Werror",
+]
+PRECISIONS = {"float": 0, "double": 1}
+
+
+class Variant(NamedTuple):
+    vector_bytes: int
+    flags: list[str]
+
+
+VARIANTS = {
+    "baseline": Variant(16, []),
+    "avx2": Variant(32, ["-mavx2", "-mfma"]),
+    "avx512": Variant(64, ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma",
+                           "-mprefer-vector-width=512"]),
+}
+
+
+class Unit(NamedTuple):
+    """Sources compiled with the same flags, and the name of the folder of their objects."""
+
+    name: str
+    sources: list[str]
+    flags: list[str]
+
+
+def find_files(pattern: str) -> list[str]:
+    return sorted(str(path) for path in Path("csrc").glob(pattern))
+
+
+def is_set(variable: str) -> bool:
+    return os.environ.get(variable, "0") not in ("", "0")
+
+
+def wanted_variants() -> list[str]:
+    asked = os.environ.get("FWM_PY_VARIANTS", ",".join(VARIANTS)).replace(",", " ").split()
+    unknown = [name for name in asked if name not in VARIANTS]
+    if unknown:
+        sys.exit(f"FWM_PY_VARIANTS: got {unknown[0]!r}, expected names out of {', '.join(VARIANTS)}")
+    return [name for name in VARIANTS if name in asked or name == "baseline"]
+
+
+class BuildCore(build_ext):
+    """Compiles the kernels once per precision and variant, which one Extension alone cannot."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if not hasattr(self.compiler, "compiler_so"):
+            sys.exit("fwm_py needs gcc or clang (its C sources are gnu11)")
+        self.include_flags = self.take_include_flags()
+        link_flags = self.openmp_flags() + self.sanitizer_flags()
+        jobs = [job for unit in self.units(link_flags) for job in self.prepare(unit, ext.depends)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(self.compile_one, jobs))
+        target = self.get_ext_fullpath(ext.name)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(
+            objects, target, libraries=["m"], library_dirs=self.library_dirs, runtime_library_dirs=self.rpath,
+            extra_postargs=link_flags, build_temp=self.build_temp, target_lang="c")
+        if not self.inplace and Path("fwm_py").is_dir():
+            # `python -m fwm_py` in the checkout imports the checkout's package, which needs the extension too.
+            self.copy_file(target, "fwm_py")
+
+    def units(self, link_flags: list[str]) -> list[Unit]:
+        flags = BASE_FLAGS + link_flags
+        if self.sanitizer_flags():
+            flags += ["-g", "-O1", "-fno-omit-frame-pointer"]
+        if is_set("FWM_PY_WERROR"):
+            flags += WARNING_FLAGS
+        variants = [name for name in wanted_variants() if self.compiler_accepts(VARIANTS[name].flags)]
+        kernels = find_files("kernels/**/*.c")
+        common = [source for source in find_files("**/*.c") if source not in kernels]
+        have = [f"-DFWM_HAVE_{name.upper()}=1" for name in variants if name != "baseline"]
+        units = [Unit("common", common, flags + COMMON_FLAGS + have)]
+        for variant in variants:
+            for precision, is_double in PRECISIONS.items():
+                defines = [f"-DFWM_VARIANT={variant}", f"-DFWM_VECTOR_BYTES={VARIANTS[variant].vector_bytes}",
+                           f"-DFWM_REAL_IS_DOUBLE={is_double}"]
+                units.append(Unit(f"{variant}_{precision}", kernels, flags + VARIANTS[variant].flags + defines))
+        return units
+
+    def take_include_flags(self) -> list[str]:
+        """Our headers with -I, Python's and NumPy's with -isystem: their warnings are not ours."""
+        system = [*self.include_dirs, numpy.get_include()]
+        self.compiler.set_include_dirs([])
+        return ["-Icsrc"] + [f"-isystem{folder}" for folder in system]
+
+    def sanitizer_flags(self) -> list[str]:
+        names = os.environ.get("FWM_PY_SANITIZE", "")
+        return [f"-fsanitize={names}", "-fno-sanitize-recover=all"] if names else []
+
+    def openmp_flags(self) -> list[str]:
+        program = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+        if is_set("FWM_PY_NO_OPENMP") or not self.compiles(program, ["-fopenmp"]):
+            return []
+        return ["-fopenmp"]
+
+    def compiler_accepts(self, variant_flags: list[str]) -> bool:
+        """True for no flags at all; otherwise only where the target is x86-64 and the compiler knows the flags."""
+        program = "#ifndef __x86_64__\n#error not x86-64\n#endif\nint main(void) { return 0; }\n"
+        return not variant_flags or self.compiles(program, variant_flags)
+
+    def compiles(self, program: str, flags: list[str]) -> bool:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(program)
+            command = [*self.compiler.compiler_so, str(source), "-o", str(Path(folder, "probe")), *flags]
+            return subprocess.run(command, capture_output=True).returncode == 0
+
+    def prepare(self, unit: Unit, headers: list[str]) -> list[tuple[Unit, str, list[str]]]:
+        """The compilations of a unit; objects of other flags or of another NumPy are removed first.
+
+        The paths of the headers do not count: pip puts NumPy into another folder for every build.
+        """
+        folder = Path(self.build_temp, unit.name)
+        stamp = folder / "flags.txt"
+        flags = " ".join([*self.compiler.compiler_so, *unit.flags, "NumPy", numpy.__version__])
+        if not stamp.exists() or stamp.read_text() != flags:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            stamp.write_text(flags)
+        return [(unit, source, [source, *headers]) for source in unit.sources]
+
+    def compile_one(self, job: tuple[Unit, str, list[str]]) -> str:
+        """Compiles one source unless its object is newer than it and every header; returns the object."""
+        unit, source, inputs = job
+        folder = str(Path(self.build_temp, unit.name))
+        target, = self.compiler.object_filenames([source], output_dir=folder)
+        newest = max(Path(path).stat().st_mtime_ns for path in inputs)
+        if not Path(target).exists() or Path(target).stat().st_mtime_ns <= newest:
+            self.compiler.compile([source], output_dir=folder, extra_postargs=self.include_flags + unit.flags)
+        return target
+
+
+setup(
+    ext_modules=[Extension("fwm_py._core", sources=find_files("**/*.c"), depends=find_files("**/*.h"))],
+    cmdclass={"build_ext": BuildCore},
+)
