@@ -21,6 +21,7 @@ import torch
 
 EXP_FLOP = 20  # range reduction, a polynomial of degree 6 and the scaling
 PARAMETER_BYTES = 4 * (1 + 1 + 6)
+ADAM_FLOP = 13
 PRODUCT_SIZE = 2048
 QR_FLOP = 8 / 3  # Householder QR and forming Q, times d^3
 
@@ -80,37 +81,39 @@ def map_flop(attn_name, attn_arg, d):
     if attn_name == "dpfp":
         return 5 * feature_size(attn_name, attn_arg, d)  # one multiplication, then four for the two factors' gradients
     if attn_name == "favor":
-        # u from two tables, exp(u - o) and its reciprocal times a factor; du and the gradient of |x|^2
-        return attn_arg * (1 + EXP_FLOP + 2) + attn_arg * 4 + 4 * d
+        # u, |x|^2, two exponentials; two products and two sums for du, its share of dx added to both tables
+        return attn_arg * (1 + 2 * (EXP_FLOP + 1) + 4 + 2) + 4 * d
     return d * (EXP_FLOP + 3)
 
 
-def rule_flop(rule, p, n_keys, seq_len):
-    """FLOP of one token in the rule, forwards and backwards, from its feature map on."""
-    if rule == "sum":
+def rule_flop(settings, p):
+    """FLOP of one token in the rule, forwards and backwards, from its p features on."""
+    if settings.rule == "sum":
         return 2 * p + 2 * p  # the score; ds q and s's part of dq
-    if rule == "ours":
+    if settings.rule == "ours":
         # forwards: sum and normalisation, k . u, u - a k; backwards: u + a k, w . k, dk, w + da k, dphi
         return (2 + 2 + 2) * p + (2 + 2 + 3 + 2 + 4) * p
     # fwm: two passes forwards and four backwards over the rows in use, each a multiply and add per number
-    return 6 * 2 * p * rows_in_use(n_keys, seq_len)
+    return 6 * 2 * p * rows_in_use(settings.n_keys, settings.seq_len, settings.replace)
 
 
-def rows_in_use(n_keys, seq_len):
-    """Mean number of distinct values among the first t of seq_len tokens, drawn with replacement, over t."""
-    left = 1 - 1 / n_keys
-    return n_keys * (1 - (1 - left ** seq_len) / (seq_len * (1 - left)))
+def rows_in_use(n_keys, seq_len, replace):
+    """Mean number of distinct values before token t, over the tokens t = 1..seq_len."""
+    if not replace:
+        return (seq_len - 1) / 2
+    unseen = 1 - 1 / n_keys  # the chance that a token leaves a given value out
+    return n_keys * (1 - (1 - unseen ** seq_len) / (seq_len * (1 - unseen)))
 
 
 def product_flop(settings, embedding_size):
     """FLOP of the products between parameters: projections of keys and queries, and their gradients."""
-    N, B, d, E = settings.n_keys, settings.batch_size, settings.hidden_size, embedding_size
+    N, B, d, E = settings.n_keys, settings.resolved_batch_size, settings.hidden_size, embedding_size
     queries = 3 * 2 * B * E * d
-    if settings.attn_name == "softmax":
+    if settings.rule == "softmax":
         # Q W_k, (.) E^T, dS E, dS^T (Q W_k), Q^T (dS E), (dS E) W_k^T
         return queries + 3 * 2 * B * d * (N + E) + 3 * 2 * B * N * E
     flop = queries + 3 * 2 * N * E * d
-    if settings.attn_name == "favor":
+    if settings.map == "favor":
         m = settings.attn_arg
         blocks = -(-m // d)
         flop += 2 * (2 * N + B) * 2 * d * m  # P omega, W_v omega and the queries' forwards, the gradients backwards
@@ -119,19 +122,19 @@ def product_flop(settings, embedding_size):
 
 
 def training_step(settings):
-    """The least Work of one training step of `settings` (a fwm_py.retrieval.Settings with batch_size resolved)."""
-    N, B, d, L = settings.n_keys, settings.batch_size, settings.hidden_size, settings.seq_len
+    """The least Work of one training step of `settings` (fwm_py.retrieval.Settings)."""
+    N, B, d, L = settings.n_keys, settings.resolved_batch_size, settings.hidden_size, settings.seq_len
     E = int(2 * N * 1.1)
-    rule = "softmax" if settings.attn_name == "softmax" else settings.update_rule
-    p = feature_size(settings.attn_name, settings.attn_arg, d)
-    if rule == "softmax":
-        per_token = EXP_FLOP + 8
+    if settings.rule == "softmax":
+        per_token = EXP_FLOP + 8  # a score and its gradient are sums of two table entries
     else:
-        per_token = 4 * d + map_flop(settings.attn_name, settings.attn_arg, d) + rule_flop(rule, p, N, L)
+        p = feature_size(settings.map, settings.attn_arg, d)
+        # a pre-activation is the sum of two rows, and its gradient is added to both
+        per_token = 3 * d + map_flop(settings.map, settings.attn_arg, d) + rule_flop(settings, p)
     trained = N * E + d * (N + E) + d + d * E + d  # of embeddingK, the N rows of the keys
-    if rule in ("ours", "fwm"):
+    if settings.rule in ("ours", "fwm"):
         trained += N + E + 1
-    flop = product_flop(settings, E) + B * L * per_token + 8 * trained  # Adam: 8 FLOP a number, at the least
+    flop = product_flop(settings, E) + B * L * per_token + ADAM_FLOP * trained
     return Work(flop=flop, bytes=PARAMETER_BYTES * trained, working_set=3 * 4 * trained)
 
 

@@ -86,6 +86,10 @@ class Model:
         self, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, answer: npt.ArrayLike,
         omega: npt.ArrayLike | None, /,
     ) -> tuple[float, dict[str, _Real]]: ...
+    def step(
+        self, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, answer: npt.ArrayLike,
+        omega: npt.ArrayLike | None, lr: float, /,
+    ) -> float: ...
     def read_out(
         self, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, omega: npt.ArrayLike | None, /,
     ) -> _Real: ...

@@ -282,6 +282,24 @@ class Model:
         """The loss, and its gradients by the names of the parameters that are trained; arguments as of `loss`."""
         return self._model.loss_and_gradients(*batch, omega)
 
+    def step(self, batch: Batch, lr: float | None = None) -> float:
+        """Make one step of training on `batch`: the gradients, then Adam. `train` makes many.
+
+        Parameters
+        ----------
+        batch : Batch
+            As of `loss`. FAVOR+ draws the next random features of the model's generator.
+        lr : float, optional
+            Adam's step size. None: that of the settings.
+
+        Returns
+        -------
+        float
+            The loss before the step.
+        """
+        step_size = self.settings.resolved_lr if lr is None else _positive("lr", lr)
+        return self._model.step(*batch, None, step_size)
+
     def read_out(self, batch: Batch, omega: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
         """What the memory answers to the queries, y (B, N); `batch.answer` is not looked at."""
         return self._model.read_out(batch.keys, batch.values, batch.query, omega)

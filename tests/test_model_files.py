@@ -118,14 +118,6 @@ def test_a_model_that_does_not_fit_is_refused(change):
         train(SMALL, model=Model(dataclasses.replace(SMALL, **change)))
 
 
-def test_an_error_in_a_callback_ends_the_run():
-    def fail(step, loss):
-        raise LookupError(f"at {step}")
-
-    with pytest.raises(LookupError, match="at 100"):
-        train(dataclasses.replace(SMALL, max_steps=1000), on_evaluation=fail)
-
-
 def test_rows_are_what_the_callback_gets():
     got = []
     settings = dataclasses.replace(SMALL, max_steps=300)

@@ -142,6 +142,16 @@ def test_no_sequences_give_empty_results(case, dtype):
     assert all(g.shape == getattr(inputs, name).shape and g.dtype == dtype for name, g in gradients.items())
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", cases.RULE_CASES, ids=str)
+def test_a_sequence_without_tokens_answers_zero(case, dtype):
+    inputs = cases.rule_inputs(2, 0, 5, 3).astype(dtype)
+    np.testing.assert_array_equal(case.forward(inputs), np.zeros((2, 3)))
+    gradients = case.backward(np.ones((2, 3), dtype), inputs)
+    assert gradients["keys"].shape == (2, 0, 5)
+    np.testing.assert_array_equal(gradients["query"], np.zeros((2, 5)))
+
+
 @pytest.mark.parametrize("make", cases.MAKES, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", cases.RULE_CASES, ids=str)

@@ -7,99 +7,131 @@
  *     dr[i] = sum_j dphi_j[i] r[i - j] + dphi_j[i + j] r[i + j]
  *     dx[i] = dr[i] where x[i] > 0,  -dr[d + i] where x[i] < 0,  0 at 0
  *
- * Cyclic indices cost nothing when rows stand twice, one after the other: row[2d + i - j] and row[i + j] need no
- * remainder. A tile's rows are written first and read afterwards, because a load that straddles two stores of a moment
- * ago has to wait for both. */
+ * Cyclic indices cost nothing where a row has its own end in front of it, and a product its own start behind it. A few
+ * tokens' rows are written before the first is read at an offset, because a load that straddles two stores of a moment ago
+ * has to wait for both; no more than a few, for they should stay in the first-level cache. */
 #include <string.h>
 
 #include "kernels/maps/map.h"
+
+#define TOKENS 4
+
+/* The scratch rows of these sizes: r with `lead` numbers in front, of which the last are r's end; products dphi_j r with
+ * room for `lead` numbers of their start behind them. */
+typedef struct {
+    size_t width;     /* 2d */
+    size_t lead, row; /* row = lead + 2d */
+} Rows;
+
+static Rows rows_of_shape(const MapShape *s)
+{
+    const size_t width = 2 * s->d, lead = fwm_padded(fwm_min(s->argument, width - 1));
+    return (Rows){width, lead, lead + width};
+}
 
 static size_t features(size_t d, size_t nu)
 {
     return 2 * d * nu;
 }
 
-/* A doubled row has 4d numbers: forward keeps r for a tile, backward also the products dphi_j r, and dr. */
 static size_t scratch_size(const MapShape *s)
 {
-    return FWM_TILE * 10 * s->d;
+    const Rows rows = rows_of_shape(s);
+    return TOKENS * (2 * rows.row + rows.width);
 }
 
-/* r (n x 4d), doubled, of n <= FWM_TILE tokens. */
-static void rectify(const MapShape *s, size_t n, const real *restrict pre, real *restrict r)
+/* r of n tokens, each with its end in front. */
+static void rectify(const MapShape *s, const Rows *rows, size_t n, const real *restrict pre, real *restrict r)
+{
+    const size_t d = s->d, shifts = fwm_min(s->argument, rows->width - 1);
+    for (size_t t = 0; t < n; t++, pre += s->ld, r += rows->row) {
+        real *restrict up = r + rows->lead, *restrict down = up + d;
+#pragma omp simd
+        for (size_t i = 0; i < d; i++) {
+            const real x = pre[i], minus = -pre[i];
+            up[i] = 0 > x ? 0 : x; /* NaN stays NaN */
+            down[i] = 0 > minus ? 0 : minus;
+        }
+        for (size_t k = 1; k <= shifts; k++)
+            r[rows->lead - k] = up[rows->width - k];
+    }
+}
+
+static void forward_few(const MapShape *s, const Rows *rows, size_t n, const real *pre, real *phi, real *r)
+{
+    const size_t width = rows->width;
+    rectify(s, rows, n, pre, r);
+    for (size_t t = 0; t < n; t++) {
+        const real *restrict left = r + t * rows->row + rows->lead;
+        real *restrict out = phi + t * s->ld_features;
+        for (size_t j = 1; j <= s->argument; j++, out += width) {
+            const real *restrict right = left - j % width;
+#pragma omp simd
+            for (size_t i = 0; i < width; i++)
+                out[i] = left[i] * right[i];
+        }
+        if (s->ld_features > s->features)
+            memset(out, 0, (s->ld_features - s->features) * sizeof(real));
+    }
+}
+
+static void forward(const MapShape *s, size_t n, const real *pre, real *phi, real *scratch)
+{
+    const Rows rows = rows_of_shape(s);
+    for (size_t t = 0; t < n; t += TOKENS)
+        forward_few(s, &rows, fwm_min(TOKENS, n - t), pre + t * s->ld, phi + t * s->ld_features, scratch);
+}
+
+/* dr (2d a token) += the gradients of block j, = for the first; products is room for dphi_j r. */
+static inline void backward_block(const MapShape *s, const Rows *rows, size_t n, size_t j, const real *dphi_j, const real *r, real *products,
+                           real *dr)
+{
+    const size_t width = rows->width, shift = j % width;
+    for (size_t t = 0; t < n; t++) {
+        const real *restrict d_t = dphi_j + t * s->ld_features, *restrict r_t = r + t * rows->row + rows->lead;
+        real *restrict product = products + t * rows->row;
+#pragma omp simd
+        for (size_t i = 0; i < width; i++)
+            product[i] = d_t[i] * r_t[i];
+        for (size_t i = 0; i < shift; i++)
+            product[width + i] = product[i];
+    }
+    for (size_t t = 0; t < n; t++) {
+        const real *restrict d_t = dphi_j + t * s->ld_features, *restrict right = r + t * rows->row + rows->lead - shift;
+        const real *restrict left = products + t * rows->row + shift;
+        real *restrict out = dr + t * width;
+#pragma omp simd
+        for (size_t i = 0; i < width; i++)
+            out[i] = (j > 1 ? out[i] : 0) + (d_t[i] * right[i] + left[i]);
+    }
+}
+
+static void backward_few(const MapShape *s, const Rows *rows, size_t n, const real *dphi, const real *pre, real *dpre, real *scratch)
 {
     const size_t d = s->d;
-    for (size_t t = 0; t < n; t++, pre += s->ld, r += 4 * d)
+    real *r = scratch, *products = r + TOKENS * rows->row, *dr = products + TOKENS * rows->row;
+    rectify(s, rows, n, pre, r);
+    for (size_t j = 1; j <= s->argument; j++)
+        backward_block(s, rows, n, j, dphi + (j - 1) * rows->width, r, products, dr);
+    for (size_t t = 0; t < n; t++, pre += s->ld, dpre += s->ld, dr += rows->width) {
+        const real *restrict x = pre, *restrict dup = dr, *restrict ddown = dr + d;
+        real *restrict dx = dpre;
+#pragma omp simd
         for (size_t i = 0; i < d; i++) {
-            const real x = pre[i];
-            const real positive = x < 0 ? 0 : x, negative = x > 0 ? 0 : -x; /* NaN stays NaN */
-            r[i] = positive;
-            r[d + i] = negative;
-            r[2 * d + i] = positive;
-            r[3 * d + i] = negative;
+            const real up = x[i] > 0 ? dup[i] : 0, down = x[i] < 0 ? ddown[i] : 0;
+            dx[i] = up - down;
         }
-}
-
-static void forward(const MapShape *s, size_t n, const real *pre, real *phi, real *r)
-{
-    const size_t width = 2 * s->d;
-    for (size_t t0 = 0; t0 < n; t0 += FWM_TILE) {
-        const size_t t1 = fwm_min(n, t0 + FWM_TILE);
-        rectify(s, t1 - t0, pre + t0 * s->ld, r);
-        for (size_t t = t0; t < t1; t++) {
-            const real *restrict left = r + (t - t0) * 2 * width;
-            real *restrict out = phi + t * s->ld_features;
-            for (size_t j = 1; j <= s->argument; j++, out += width) {
-                const real *restrict right = left + width - j % width;
-                for (size_t i = 0; i < width; i++)
-                    out[i] = left[i] * right[i];
-            }
-            memset(out, 0, (s->ld_features - s->features) * sizeof(real));
-        }
-    }
-}
-
-/* product (n x 4d), doubled = dphi_j * r */
-static void multiply(const MapShape *s, size_t n, const real *restrict dphi_j, const real *restrict r, real *restrict product)
-{
-    const size_t width = 2 * s->d;
-    for (size_t t = 0; t < n; t++, dphi_j += s->ld_features, r += 2 * width, product += 2 * width)
-        for (size_t i = 0; i < width; i++)
-            product[i] = product[width + i] = dphi_j[i] * r[i];
-}
-
-static void backward_tile(const MapShape *s, size_t n, const real *dphi, const real *pre, real *dpre, real *scratch)
-{
-    const size_t d = s->d, width = 2 * d;
-    real *r = scratch, *product = r + n * 2 * width, *dr = product + n * 2 * width;
-    rectify(s, n, pre, r);
-    memset(dr, 0, n * width * sizeof(real));
-    for (size_t j = 1; j <= s->argument; j++, dphi += width) {
-        const size_t shift = j % width;
-        multiply(s, n, dphi, r, product);
-        for (size_t t = 0; t < n; t++) {
-            const real *restrict dphi_j = dphi + t * s->ld_features;
-            const real *restrict right = r + t * 2 * width + width - shift; /* r[i - j] */
-            const real *restrict left = product + t * 2 * width + shift;    /* dphi_j[i + j] r[i + j] */
-            real *restrict out = dr + t * width;
-            for (size_t i = 0; i < width; i++)
-                out[i] += dphi_j[i] * right[i] + left[i];
-        }
-    }
-    for (size_t t = 0; t < n; t++, pre += s->ld, dpre += s->ld, dr += width) {
-        for (size_t i = 0; i < d; i++) {
-            const real up = pre[i] > 0 ? dr[i] : 0, down = pre[i] < 0 ? dr[d + i] : 0;
-            dpre[i] = up - down;
-        }
-        memset(dpre + d, 0, (s->ld - d) * sizeof(real));
+        if (s->ld > d)
+            memset(dpre + d, 0, (s->ld - d) * sizeof(real));
     }
 }
 
 static void backward(const MapShape *s, size_t n, const real *dphi, const real *pre, const real *phi, real *dpre, real *scratch)
 {
+    const Rows rows = rows_of_shape(s);
     (void)phi;
-    for (size_t t = 0; t < n; t += FWM_TILE)
-        backward_tile(s, fwm_min(FWM_TILE, n - t), dphi + t * s->ld_features, pre + t * s->ld, dpre + t * s->ld, scratch);
+    for (size_t t = 0; t < n; t += TOKENS)
+        backward_few(s, &rows, fwm_min(TOKENS, n - t), dphi + t * s->ld_features, pre + t * s->ld, dpre + t * s->ld, scratch);
 }
 
 const FeatureMap FWM_NAME(map_dpfp) = {

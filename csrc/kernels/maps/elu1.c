@@ -20,7 +20,8 @@ static void forward(const MapShape *s, size_t n, const real *restrict pre, real 
 #pragma omp simd
         for (size_t i = 0; i < s->d; i++)
             phi[i] = pre[i] > 0 ? pre[i] + 1 : exp_real(pre[i]);
-        memset(phi + s->d, 0, (s->ld_features - s->d) * sizeof(real));
+        if (s->ld_features > s->d)
+            memset(phi + s->d, 0, (s->ld_features - s->d) * sizeof(real));
     }
 }
 
@@ -33,7 +34,8 @@ static void backward(const MapShape *s, size_t n, const real *restrict dphi, con
 #pragma omp simd
         for (size_t i = 0; i < s->d; i++)
             dpre[i] = (phi[i] > 1 ? 1 : phi[i]) * dphi[i];
-        memset(dpre + s->d, 0, (s->ld - s->d) * sizeof(real));
+        if (s->ld > s->d)
+            memset(dpre + s->d, 0, (s->ld - s->d) * sizeof(real));
     }
 }
 

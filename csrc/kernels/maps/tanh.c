@@ -19,7 +19,8 @@ static void forward(const MapShape *s, size_t n, const real *restrict pre, real 
 #pragma omp simd
         for (size_t i = 0; i < s->d; i++)
             phi[i] = tanh_real(pre[i]);
-        memset(phi + s->d, 0, (s->ld_features - s->d) * sizeof(real));
+        if (s->ld_features > s->d)
+            memset(phi + s->d, 0, (s->ld_features - s->d) * sizeof(real));
     }
 }
 
@@ -32,7 +33,8 @@ static void backward(const MapShape *s, size_t n, const real *restrict dphi, con
 #pragma omp simd
         for (size_t i = 0; i < s->d; i++)
             dpre[i] = (1 - phi[i] * phi[i]) * dphi[i];
-        memset(dpre + s->d, 0, (s->ld - s->d) * sizeof(real));
+        if (s->ld > s->d)
+            memset(dpre + s->d, 0, (s->ld - s->d) * sizeof(real));
     }
 }
 

@@ -17,7 +17,12 @@
  * Through the normalisations, with dk_t . k_t = da_t a_t - beta_t a_t (w . k_t), w before its update:
  *     dphi_t = (dk_t - (dk_t . k_t)) / sum(phi_t)
  *     dq = (w - (w . u_L)) / (sum(q) + eps)               the bracket's scalar is taken from every component
- * 0 / 0 (all features of a key have underflowed) gives NaN, as in the equations. */
+ * 0 / 0 (all features of a key have underflowed) gives NaN, as in the equations.
+ *
+ * Tokens are taken two at a time, tokens 2i and 2i + 1 of a tile: each a_t must wait for the u that its neighbour leaves, but
+ *     a_{t-1} = k_{t-1} . u_{t-1} = k_{t-1} . u_t - beta_t a_t (k_t . k_{t-1})
+ * (and w . k likewise on the way back), so that three sums over p run side by side where two would queue. */
+#include <stdbool.h>
 #include <string.h>
 
 #include "kernels/base/gemm.h"
@@ -28,14 +33,15 @@ static const real EPS = (real)1e-6;
 static const real SMALLEST_TO_INVERT = (real)1e-30; /* 1 / sum overflows before keys / sum does */
 
 typedef struct {
-    real *u_L;         /* ld */
-    real *w;           /* ld */
-    real *dy;          /* N */
-    real *a;           /* L */
-    real *total;       /* L: sum(phi_t) */
-    real *u_end;       /* tiles x ld: u after the last token of each tile */
-    real *keys;        /* TILE x ld, normalised */
-    real *u;           /* TILE x ld */
+    real *u_L;     /* ld */
+    real *w;       /* ld */
+    real *dy;      /* N */
+    real *a;       /* L */
+    real *total;   /* L: sum(phi_t) */
+    real *product; /* L: k_t . k_{t+1}, for the first token of each pair */
+    real *u_end;   /* tiles x ld: u after the last token of each tile */
+    real *keys;    /* TILE x ld, normalised */
+    real *u;       /* TILE x ld: u_t for the second token of each pair */
 } Workspace;
 
 static size_t tiles_of(size_t length)
@@ -47,7 +53,7 @@ static size_t tiles_of(size_t length)
 static size_t workspace_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
 {
     const size_t ld_t = fwm_padded(length), ld_queries = fwm_padded(n_queries);
-    const size_t one = 2 * ld + fwm_padded(n_values) + 2 * ld_t + (tiles_of(length) + 2 * FWM_TILE) * ld;
+    const size_t one = 2 * ld + fwm_padded(n_values) + 3 * ld_t + (tiles_of(length) + 2 * FWM_TILE) * ld;
     const size_t many = length * ld + ld * ld_t + FWM_TILE * ld_t + (length + 1) * ld_queries;
     return n_queries > 1 && many > one ? many : one;
 }
@@ -60,7 +66,8 @@ static Workspace divide(const Sequence *s, real *numbers)
     w.dy = w.w + s->ld;
     w.a = w.dy + fwm_padded(s->n_values);
     w.total = w.a + fwm_padded(s->length);
-    w.u_end = w.total + fwm_padded(s->length);
+    w.product = w.total + fwm_padded(s->length);
+    w.u_end = w.product + fwm_padded(s->length);
     w.keys = w.u_end + tiles_of(s->length) * s->ld;
     w.u = w.keys + FWM_TILE * s->ld;
     return w;
@@ -87,28 +94,86 @@ static void normalise(const Sequence *s, const real *phi, real total, real *key)
         key[i] = 0;
 }
 
+/* The tile's normalised keys. */
+static void normalise_tile(const Sequence *s, const Workspace *w, TokenRange range)
+{
+    for (size_t t = 0; t < range.count; t++)
+        normalise(s, s->keys + (range.start + t) * s->ld, w->total[range.start + t], w->keys + t * s->ld);
+}
+
+/* k0 . x, k1 . x and k0 . k1 */
+static inline void three_dots(size_t ld, const real *restrict k0, const real *restrict k1, const real *restrict x, real out[3])
+{
+    vec a[2] = {{0}, {0}}, b[2] = {{0}, {0}}, c[2] = {{0}, {0}};
+    size_t i = 0;
+    for (; i + 2 * FWM_LANES <= ld; i += 2 * FWM_LANES)
+        for (size_t h = 0; h < 2; h++) {
+            const size_t j = i + h * FWM_LANES;
+            const vec k0_j = vec_load(k0 + j), k1_j = vec_load(k1 + j), x_j = vec_load(x + j);
+            a[h] += k0_j * x_j;
+            b[h] += k1_j * x_j;
+            c[h] += k0_j * k1_j;
+        }
+    for (; i < ld; i += FWM_LANES) {
+        const vec k0_j = vec_load(k0 + i), k1_j = vec_load(k1 + i), x_j = vec_load(x + i);
+        a[0] += k0_j * x_j;
+        b[0] += k1_j * x_j;
+        c[0] += k0_j * k1_j;
+    }
+    out[0] = vec_sum(a[0] + a[1]);
+    out[1] = vec_sum(b[0] + b[1]);
+    out[2] = vec_sum(c[0] + c[1]);
+}
+
+static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range, real *restrict u, real *y)
+{
+    const size_t ld = s->ld;
+    const real *beta = s->beta + range.start;
+    const int32_t *values = s->values + range.start;
+    real *a = w->a + range.start, *product = w->product + range.start;
+    size_t t = range.count;
+    if (t % 2) {
+        t--;
+        a[t] = dot(ld, w->keys + t * ld, u);
+        y[values[t]] += beta[t] * a[t];
+        add_scaled(ld, -beta[t] * a[t], w->keys + t * ld, u);
+    }
+    while (t > 0) {
+        t -= 2;
+        const real *restrict k0 = w->keys + t * ld, *restrict k1 = k0 + ld;
+        real dots[3];
+        three_dots(ld, k0, k1, u, dots);
+        const real written1 = beta[t + 1] * dots[1];
+        product[t] = dots[2];
+        a[t + 1] = dots[1];
+        a[t] = dots[0] - written1 * dots[2];
+        const real written0 = beta[t] * a[t];
+        y[values[t + 1]] += written1;
+        y[values[t]] += written0;
+        for (size_t i = 0; i < ld; i += FWM_LANES)
+            vec_store(u + i, vec_load(u + i) - written1 * vec_load(k1 + i) - written0 * vec_load(k0 + i));
+    }
+}
+
+static TokenRange tile_range(const Sequence *s, size_t tile)
+{
+    return (TokenRange){tile * FWM_TILE, fwm_min(FWM_TILE, s->length - tile * FWM_TILE)};
+}
+
 static void forward(const Sequence *s, real *numbers, real *y)
 {
     const Workspace w = divide(s, numbers);
     const size_t ld = s->ld;
     normalise(s, s->query, sum(ld, s->query) + EPS, w.u_L);
-    real *u = w.w;
-    memcpy(u, w.u_L, ld * sizeof(real));
+    memcpy(w.w, w.u_L, ld * sizeof(real)); /* the place of w holds u for now */
     memset(y, 0, s->n_values * sizeof(real));
     for (size_t tile = tiles_of(s->length); tile-- > 0;) {
-        const size_t start = tile * FWM_TILE, end = fwm_min(start + FWM_TILE, s->length);
-        memcpy(w.u_end + tile * ld, u, ld * sizeof(real));
-        for (size_t t = start; t < end; t++) {
+        const TokenRange range = tile_range(s, tile);
+        for (size_t t = range.start; t < range.start + range.count; t++)
             w.total[t] = sum(ld, s->keys + t * ld);
-            normalise(s, s->keys + t * ld, w.total[t], w.keys + (t - start) * ld);
-        }
-        for (size_t t = end; t-- > start;) {
-            const real *key = w.keys + (t - start) * ld;
-            const real a = dot(ld, key, u), written = s->beta[t] * a;
-            w.a[t] = a;
-            y[s->values[t]] += written;
-            add_scaled(ld, -written, key, u);
-        }
+        memcpy(w.u_end + tile * ld, w.w, ld * sizeof(real));
+        normalise_tile(s, &w, range);
+        forward_tile(s, &w, range, w.w, y);
     }
 }
 
@@ -121,50 +186,87 @@ static size_t backward_begin(const Sequence *s, real *numbers, const real *y, co
     return tiles_of(s->length);
 }
 
-/* Fills the tile's normalised keys and its u_t. */
-static void recompute_tile(const Sequence *s, const Workspace *w, size_t tile, TokenRange range)
+/* u_t for the second token of each pair, and for a token without a partner. */
+static void recompute_u(const Sequence *s, const Workspace *w, size_t tile, TokenRange range)
 {
     const size_t ld = s->ld;
-    const real *u = w->u_end + tile * ld;
+    real *u = w->u_end + tile * ld;
     for (size_t t = range.count; t-- > 0;) {
         const size_t token = range.start + t;
-        real *key = w->keys + t * ld;
-        normalise(s, s->keys + token * ld, w->total[token], key);
-        if (t + 1 < range.count) {
-            const real written = s->beta[token + 1] * w->a[token + 1];
-            const real *next = key + ld;
-            for (size_t i = 0; i < ld; i += FWM_LANES)
-                vec_store(w->u + t * ld + i, vec_load(u + i) - written * vec_load(next + i));
-        } else {
+        if (t % 2 || t + 1 == range.count) {
             memcpy(w->u + t * ld, u, ld * sizeof(real));
+            u = w->u + t * ld;
         }
-        u = w->u + t * ld;
+        if (t % 2 == 0 && t > 0) {
+            real *next = w->u + (t - 1) * ld;
+            const bool paired = t + 1 < range.count;
+            const real written0 = s->beta[token] * w->a[token];
+            const real written1 = paired ? s->beta[token + 1] * w->a[token + 1] : 0;
+            const real *k0 = w->keys + t * ld, *k1 = paired ? k0 + ld : k0;
+            for (size_t i = 0; i < ld; i += FWM_LANES)
+                vec_store(next + i, vec_load(u + i) - written1 * vec_load(k1 + i) - written0 * vec_load(k0 + i));
+            u = next;
+        }
+    }
+}
+
+/* The scalars of a token's gradients, once w . k_t is known. */
+typedef struct {
+    real da, beta_a, dk_k; /* dk_t = da u_t - beta_a w, dk_k = dk_t . k_t */
+} TokenGradient;
+
+static inline TokenGradient token_gradient(const Sequence *s, const Workspace *w, size_t token, real w_k, real *dbeta)
+{
+    const real a = w->a[token], beta = s->beta[token], error = w->dy[s->values[token]] - w_k;
+    *dbeta = a * error;
+    return (TokenGradient){beta * error, beta * a, beta * error * a - beta * a * w_k};
+}
+
+static void backward_pair(const Sequence *s, const Workspace *ws, size_t start, size_t t, real *restrict dk0, real *dbeta)
+{
+    const size_t ld = s->ld, token = start + t;
+    const real *restrict k0 = ws->keys + t * ld, *restrict k1 = k0 + ld, *restrict u1 = ws->u + (t + 1) * ld;
+    real *restrict w = ws->w, *restrict dk1 = dk0 + ld;
+    real dots[3];
+    three_dots(ld, k0, k1, w, dots);
+    const TokenGradient g0 = token_gradient(s, ws, token, dots[0], dbeta + t);
+    const TokenGradient g1 = token_gradient(s, ws, token + 1, dots[1] + g0.da * ws->product[token], dbeta + t + 1);
+    for (size_t i = 0; i < ld; i += FWM_LANES) {
+        const vec k0_i = vec_load(k0 + i), k1_i = vec_load(k1 + i), u1_i = vec_load(u1 + i), w0 = vec_load(w + i);
+        const vec u0_i = u1_i - g1.beta_a * k1_i, w1 = w0 + g0.da * k0_i;
+        vec_store(dk0 + i, g0.da * u0_i - g0.beta_a * w0 - g0.dk_k);
+        vec_store(dk1 + i, g1.da * u1_i - g1.beta_a * w1 - g1.dk_k);
+        vec_store(w + i, w1 + g1.da * k1_i);
+    }
+}
+
+static void backward_single(const Sequence *s, const Workspace *ws, size_t start, size_t t, real *restrict dk, real *dbeta)
+{
+    const size_t ld = s->ld;
+    const real *restrict key = ws->keys + t * ld, *restrict u = ws->u + t * ld;
+    real *restrict w = ws->w;
+    const TokenGradient g = token_gradient(s, ws, start + t, dot(ld, w, key), dbeta + t);
+    for (size_t i = 0; i < ld; i += FWM_LANES) {
+        const vec w_i = vec_load(w + i);
+        vec_store(dk + i, g.da * vec_load(u + i) - g.beta_a * w_i - g.dk_k);
+        vec_store(w + i, w_i + g.da * vec_load(key + i));
     }
 }
 
 static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, real *dkeys, real *dbeta)
 {
-    const Workspace ws = divide(s, numbers);
+    const Workspace w = divide(s, numbers);
     const size_t ld = s->ld;
-    const TokenRange range = {tile * FWM_TILE, fwm_min(FWM_TILE, s->length - tile * FWM_TILE)};
-    recompute_tile(s, &ws, tile, range);
-    real *restrict w = ws.w;
-    for (size_t t = 0; t < range.count; t++, dkeys += ld) {
-        const size_t token = range.start + t;
-        const real *restrict key = ws.keys + t * ld, *restrict u = ws.u + t * ld;
-        const real a = ws.a[token], beta = s->beta[token];
-        const real w_k = dot(ld, w, key);
-        const real error = ws.dy[s->values[token]] - w_k;
-        const real da = beta * error, beta_a = beta * a;
-        const real dk_k = da * a - beta_a * w_k;
-        dbeta[t] = a * error;
-        for (size_t i = 0; i < ld; i += FWM_LANES) {
-            const vec w_i = vec_load(w + i);
-            vec_store(dkeys + i, da * vec_load(u + i) - beta_a * w_i - dk_k);
-            vec_store(w + i, w_i + da * vec_load(key + i));
-        }
-        divide_row(ld, dkeys, ws.total[token], dkeys);
-    }
+    const TokenRange range = tile_range(s, tile);
+    normalise_tile(s, &w, range);
+    recompute_u(s, &w, tile, range);
+    size_t t = 0;
+    for (; t + 2 <= range.count; t += 2)
+        backward_pair(s, &w, range.start, t, dkeys + t * ld, dbeta);
+    if (t < range.count)
+        backward_single(s, &w, range.start, t, dkeys + t * ld, dbeta);
+    for (t = 0; t < range.count; t++)
+        divide_row(ld, dkeys + t * ld, w.total[range.start + t], dkeys + t * ld);
     return range;
 }
 

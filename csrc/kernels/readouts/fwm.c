@@ -25,8 +25,13 @@
  *     dk_t = H_C^T F_t / S_C + W0^T P_t + sum_j M_jt k_j
  *     M_jt = P_j . F_t for j > t,  P_t . F_j for j < t,  kappa beta^2 |d|^2 for j = t
  *
- * Only rows of W of values that have been written are kept, in the order of their first write, transposed: p x rows. A row
- * is 0 before its first write, and what the gradient would do to it there reaches nothing. */
+ * Only rows of W of values that have been written are kept, transposed: p x rows. A row is 0 before its first write, and what
+ * the gradient would do to it there reaches nothing. Early in training s is 4 to 7 a token: a row fades from the state within
+ * a few dozen tokens, and the gradient fades as fast on its way back. A row whose |row|^2 has fallen below FADED of the
+ * state's is dropped, its place goes to the next value written, and the backward ends when the gradient of the state has
+ * fallen below GONE of what it was at the end. Both lie far below the resolution of the number type (the test is
+ * test_readouts.py's, against the full form), and without them most of the work would be on numbers that vanish in every
+ * sum, many of them subnormal and slow. */
 #include <math.h>
 #include <string.h>
 
@@ -37,6 +42,8 @@
 
 #define LAYER_NORM_EPS 1e-5
 #define LARGEST_GROWTH (FWM_REAL_IS_DOUBLE ? 1e100 : 1e14)
+#define FADED (FWM_REAL_IS_DOUBLE ? 1e-34 : 1e-16)
+#define GONE (FWM_REAL_IS_DOUBLE ? 1e-40 : 1e-20)
 #define C FWM_TILE
 
 /* What the backward needs to know of a token. */
@@ -48,20 +55,26 @@ typedef struct {
 } Token;
 
 typedef struct {
-    size_t start, count, rows; /* tokens; rows of W in use, padded */
-    real S;                    /* S_C */
+    size_t start, count, rows;  /* tokens; rows of W in use, padded */
+    size_t first_given, n_given; /* rows that were given to values before this chunk: Workspace.given */
+    real S;                     /* S_C */
 } Chunk;
 
 typedef struct {
     size_t ld_rows, n_chunks;
+    size_t n_rows, n_free, n_given;
     double reciprocal_deviation; /* of the layer norm */
     double gamma, c;             /* of the backward, see above */
+    double gone;                 /* H, gamma and c below this are nothing; -1 when they are */
 } Totals;
 
 /* ld_rows: the distinct values of the sequence, padded; the width of every row of values below. */
 typedef struct {
     Totals *totals;
-    int32_t *row_of; /* N: row of a value, or -1 */
+    int32_t *row_of;   /* N: row of a value, or -1 */
+    int32_t *value_of; /* ld_rows: and back, -1 for a row that is free */
+    int32_t *free;     /* ld_rows: rows without a value, a stack */
+    int32_t *given;    /* L: rows in the order in which they were given to values */
     Token *tokens;   /* L */
     Chunk *chunks;   /* L: at most one a token */
     real *raw;       /* N: W q before the layer norm */
@@ -91,6 +104,9 @@ static Workspace divide(real *numbers, size_t length, size_t n_values, size_t ld
     Workspace w;
     w.totals = take(&next, sizeof(Totals));
     w.row_of = take(&next, n_values * sizeof(int32_t));
+    w.value_of = take(&next, ld_rows * sizeof(int32_t));
+    w.free = take(&next, ld_rows * sizeof(int32_t));
+    w.given = take(&next, length * sizeof(int32_t));
     w.tokens = take(&next, length * sizeof(Token));
     w.chunks = take(&next, length * sizeof(Chunk));
     w.raw = take(&next, n_values * sizeof(real));
@@ -123,20 +139,54 @@ static size_t workspace_size(size_t length, size_t n_values, size_t ld, size_t n
     return (uintptr_t)w.W / sizeof(real) + (length + 1) * ld * ld_rows;
 }
 
-/* Rows in the order of their first write; a token's row is noted. */
-static void assign_rows(const Sequence *s, real *numbers)
+/* An empty memory, with a row for every distinct value of the sequence. */
+static Workspace start(const Sequence *s, real *numbers)
 {
-    Workspace w = divide(numbers, s->length, s->n_values, s->ld, 0);
-    size_t rows = 0;
+    Totals *totals = (Totals *)numbers;
+    const Workspace before = divide(numbers, s->length, s->n_values, s->ld, 0);
+    size_t distinct = 0;
+    memset(before.row_of, 0, s->n_values * sizeof(int32_t));
+    for (size_t t = 0; t < s->length; t++)
+        distinct += before.row_of[s->values[t]]++ == 0;
     for (size_t n = 0; n < s->n_values; n++)
-        w.row_of[n] = -1;
-    for (size_t t = 0; t < s->length; t++) {
-        int32_t *row = &w.row_of[s->values[t]];
-        if (*row < 0)
-            *row = (int32_t)rows++;
-        w.tokens[t].row = *row;
+        before.row_of[n] = -1;
+    *totals = (Totals){.ld_rows = fwm_padded(distinct)};
+    return of_sequence(s, numbers);
+}
+
+/* Gives value v a row, unless it has one: a free one, or a new one. */
+static int32_t give_row(const Workspace *w, int32_t v)
+{
+    Totals *totals = w->totals;
+    if (w->row_of[v] < 0) {
+        const int32_t row = totals->n_free ? w->free[--totals->n_free] : (int32_t)totals->n_rows++;
+        w->row_of[v] = row;
+        w->value_of[row] = v;
+        w->given[totals->n_given++] = row;
     }
-    w.totals->ld_rows = fwm_padded(rows);
+    return w->row_of[v];
+}
+
+/* Frees the rows of W (p x ld_rows) that have faded. A row of zeros has been given to a value and waits for its write. */
+static void drop_faded_rows(const Sequence *s, const Workspace *w, size_t rows, double norm, real *W)
+{
+    const size_t ld_rows = w->totals->ld_rows;
+    real *squares = w->P;
+    memset(squares, 0, rows * sizeof(real));
+    for (size_t i = 0; i < s->features; i++)
+        for (size_t r = 0; r < rows; r += FWM_LANES) {
+            const vec x = vec_load(W + i * ld_rows + r);
+            vec_store(squares + r, vec_load(squares + r) + x * x);
+        }
+    for (size_t r = 0; r < w->totals->n_rows; r++) {
+        if (w->value_of[r] < 0 || !(squares[r] > 0 && squares[r] < FADED * norm))
+            continue;
+        for (size_t i = 0; i < s->features; i++)
+            W[i * ld_rows + r] = 0;
+        w->row_of[w->value_of[r]] = -1;
+        w->value_of[r] = -1;
+        w->free[w->totals->n_free++] = (int32_t)r;
+    }
 }
 
 /* keys_t and gram of count keys; columns behind count are zero. */
@@ -173,6 +223,13 @@ static void write_difference(size_t rows, const Token *token, real beta, const r
     F[token->row] -= scale;
 }
 
+static void scale_rows(size_t n, size_t rows, real scale, real *x, size_t ld_rows)
+{
+    for (size_t t = 0; t < n; t++)
+        for (size_t i = 0; i < rows; i += FWM_LANES)
+            vec_store(x + t * ld_rows + i, scale * vec_load(x + t * ld_rows + i));
+}
+
 /* One chunk from its start: o, the tokens' scalars, F, and the next state. norm is |W|^2. */
 static void run_chunk(const Sequence *s, const Workspace *w, Chunk *chunk, const real *W0, real *W_next, double *norm)
 {
@@ -200,34 +257,45 @@ static void run_chunk(const Sequence *s, const Workspace *w, Chunk *chunk, const
             chunk->count = t + 1;
     }
     chunk->S = S;
-    for (size_t i = 0; i < chunk->count * ld_rows; i++)
-        w->F[i] /= S;
+    scale_rows(chunk->count, rows, 1 / S, w->F, ld_rows);
     gemm(s->features, rows, chunk->count, transposed(keys, s->ld), w->F, ld_rows, 1 / S, W0, W_next, ld_rows);
 }
 
-/* All tokens; returns the last state (p x ld_rows), whose number of rows is the last chunk's. */
-static const real *run(const Sequence *s, const Workspace *w, size_t *rows_at_end)
+/* A chunk of at most C tokens from here, with a row for each of its values; rows that are new in W (p x ld_rows) are 0. */
+static Chunk begin_chunk(const Sequence *s, const Workspace *w, size_t start, size_t rows_before, real *W)
 {
-    const size_t ld_rows = w->totals->ld_rows, state = s->ld * ld_rows;
+    Chunk chunk = {.start = start, .count = fwm_min(C, s->length - start), .first_given = w->totals->n_given};
+    for (size_t t = start; t < start + chunk.count; t++)
+        w->tokens[t].row = give_row(w, s->values[t]);
+    chunk.n_given = w->totals->n_given - chunk.first_given;
+    chunk.rows = fwm_padded(w->totals->n_rows);
+    for (size_t i = 0; i < s->features && chunk.rows > rows_before; i++)
+        memset(W + i * w->totals->ld_rows + rows_before, 0, (chunk.rows - rows_before) * sizeof(real));
+    return chunk;
+}
+
+/* All tokens; returns the last state (p x ld_rows). */
+static const real *run(const Sequence *s, const Workspace *w)
+{
+    const size_t state = s->ld * w->totals->ld_rows;
     double norm = 0;
-    size_t rows = 0, seen = 0, n_chunks = 0;
+    size_t rows = 0;
     real *W = w->W;
     for (size_t start = 0; start < s->length; W += state) {
-        Chunk *chunk = w->chunks + n_chunks++;
-        *chunk = (Chunk){.start = start, .count = fwm_min(C, s->length - start)};
-        for (size_t t = start; t < start + chunk->count; t++)
-            if ((size_t)w->tokens[t].row >= seen)
-                seen = (size_t)w->tokens[t].row + 1;
-        chunk->rows = fwm_padded(seen);
-        for (size_t i = 0; i < s->features && rows < chunk->rows; i++)
-            memset(W + i * ld_rows + rows, 0, (chunk->rows - rows) * sizeof(real));
+        Chunk *chunk = w->chunks + w->totals->n_chunks++;
+        *chunk = begin_chunk(s, w, start, rows, W);
         rows = chunk->rows;
         run_chunk(s, w, chunk, W, W + state, &norm);
+        drop_faded_rows(s, w, rows, norm, W + state);
         start += chunk->count;
     }
-    w->totals->n_chunks = n_chunks;
-    *rows_at_end = rows;
     return W;
+}
+
+/* Rows of the last state. */
+static size_t rows_at_end(const Workspace *w)
+{
+    return w->totals->n_chunks ? w->chunks[w->totals->n_chunks - 1].rows : 0;
 }
 
 /* y = (raw - mean) / sqrt(variance + eps); returns the reciprocal of the root. After training the variance falls below
@@ -248,15 +316,29 @@ static double layer_norm(size_t n_values, const real *raw, real *y, size_t strid
 
 static void forward(const Sequence *s, real *numbers, real *y)
 {
-    assign_rows(s, numbers);
-    const Workspace w = of_sequence(s, numbers);
-    size_t rows;
-    const real *W = run(s, &w, &rows);
+    const Workspace w = start(s, numbers);
+    const real *W = run(s, &w);
+    const size_t rows = rows_at_end(&w);
     real *by_row = w.F;
     gemm(1, rows, s->features, rows_of(s->query, s->ld), W, w.totals->ld_rows, 0, NULL, by_row, rows);
     for (size_t n = 0; n < s->n_values; n++)
         w.raw[n] = w.row_of[n] < 0 ? 0 : by_row[w.row_of[n]];
     w.totals->reciprocal_deviation = layer_norm(s->n_values, w.raw, y, 1);
+}
+
+/* The largest number in H (p x rows); infinity if there is a NaN. */
+static double largest(const Sequence *s, const Workspace *w, size_t rows)
+{
+    real most = 0, nan = 0;
+    for (size_t i = 0; i < s->features; i++) {
+        const real *H = w->H + i * w->totals->ld_rows;
+#pragma omp simd reduction(max : most) reduction(+ : nan)
+        for (size_t r = 0; r < rows; r++) {
+            most = FWM_FABS(H[r]) > most ? FWM_FABS(H[r]) : most;
+            nan += H[r] * 0;
+        }
+    }
+    return nan == 0 ? most : INFINITY;
 }
 
 /* Through the layer norm: draw = (dy - mean(dy) - y mean(dy y)) / deviation. Then H = dy q^T, gamma = 0, c = draw . raw. */
@@ -282,6 +364,7 @@ static size_t backward_begin(const Sequence *s, real *numbers, const real *y, co
             w.H[i * ld_rows + r] = s->query[i] * w.dy[r];
     w.totals->gamma = 0;
     w.totals->c = c;
+    w.totals->gone = GONE * largest(s, &w, ld_rows);
     return w.totals->n_chunks;
 }
 
@@ -321,34 +404,58 @@ static void key_gradients(const Sequence *s, const Workspace *w, const Chunk *ch
             w->M[j * C + t] = w->M[t * C + j] = products[j * C + t];
     const real *W0 = w->W + (size_t)(chunk - w->chunks) * s->ld * ld_rows;
     gemm(s->features, C, rows, rows_of(W0, ld_rows), w->P_t, C, 0, NULL, w->dkeys_t, C);
-    for (size_t i = 0; i < C * rows; i++)
-        w->F_t[i] /= chunk->S;
+    scale_rows(1, C * rows, 1 / chunk->S, w->F_t, C);
     gemm(s->features, C, rows, rows_of(w->H, ld_rows), w->F_t, C, 1, w->dkeys_t, w->dkeys_t, C);
     gemm(s->features, C, n, transposed(keys, s->ld), w->M, C, 1, w->dkeys_t, w->dkeys_t, C);
+}
+
+/* dkeys and dbeta of a chunk, from H, gamma and c at its end. */
+static void chunk_gradients(const Sequence *s, const Workspace *w, const Chunk *chunk, real *dkeys, real *dbeta)
+{
+    const size_t ld_rows = w->totals->ld_rows, rows = chunk->rows, n = chunk->count;
+    const real *keys = s->keys + chunk->start * s->ld, *o = w->o + chunk->start * ld_rows;
+    multiply_keys(s, w, keys, n);
+    memset(w->M, 0, C * C * sizeof(real));
+    gemm(n, rows, s->features, rows_of(keys, s->ld), w->H, ld_rows, 0, NULL, w->P, ld_rows);
+    scale_rows(n, rows, 1 / chunk->S, w->P, ld_rows);
+    for (size_t t = n; t-- > 0;) {
+        const Token *token = w->tokens + chunk->start + t;
+        const real beta = s->beta[chunk->start + t];
+        real *x = w->P + t * ld_rows;
+        combine(rows, t + 1, n, w->gram + t, w->P, ld_rows, 1, x);
+        dbeta[t] = backward_token(w->totals, token, rows, beta, o + t * ld_rows, x, w->M + t * C + t);
+        write_difference(rows, token, beta, o + t * ld_rows, w->F + t * ld_rows);
+    }
+    key_gradients(s, w, chunk, keys);
+    transpose(s->features, n, w->dkeys_t, C, dkeys, s->ld);
+}
+
+/* H at the chunk's start, 0 in the rows that were given to values there: what they held before had faded. */
+static void step_back(const Sequence *s, const Workspace *w, const Chunk *chunk)
+{
+    const size_t ld_rows = w->totals->ld_rows;
+    const real *keys = s->keys + chunk->start * s->ld;
+    gemm(s->features, chunk->rows, chunk->count, transposed(keys, s->ld), w->P, ld_rows, 1 / chunk->S, w->H, w->H, ld_rows);
+    for (size_t i = 0; i < s->features; i++)
+        for (size_t j = 0; j < chunk->n_given; j++)
+            w->H[i * ld_rows + w->given[chunk->first_given + j]] = 0;
 }
 
 static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, real *dkeys, real *dbeta)
 {
     const Workspace w = of_sequence(s, numbers);
     const Chunk *chunk = w.chunks + w.totals->n_chunks - 1 - tile;
-    const size_t ld_rows = w.totals->ld_rows, rows = chunk->rows, n = chunk->count;
-    const Token *tokens = w.tokens + chunk->start;
-    const real *keys = s->keys + chunk->start * s->ld, *o = w.o + chunk->start * ld_rows, *beta = s->beta + chunk->start;
-    multiply_keys(s, &w, keys, n);
-    memset(w.M, 0, C * C * sizeof(real));
-    gemm(n, rows, s->features, rows_of(keys, s->ld), w.H, ld_rows, 0, NULL, w.P, ld_rows);
-    for (size_t i = 0; i < n * ld_rows; i++)
-        w.P[i] /= chunk->S;
-    for (size_t t = n; t-- > 0;) {
-        real *x = w.P + t * ld_rows;
-        combine(rows, t + 1, n, w.gram + t, w.P, ld_rows, 1, x);
-        dbeta[t] = backward_token(w.totals, tokens + t, rows, beta[t], o + t * ld_rows, x, w.M + t * C + t);
-        write_difference(rows, tokens + t, beta[t], o + t * ld_rows, w.F + t * ld_rows);
+    Totals *totals = w.totals;
+    if (totals->gone < 0) {
+        memset(dkeys, 0, chunk->count * s->ld * sizeof(real));
+        memset(dbeta, 0, chunk->count * sizeof(real));
+    } else {
+        chunk_gradients(s, &w, chunk, dkeys, dbeta);
+        step_back(s, &w, chunk);
+        if (fabs(totals->gamma) < totals->gone && fabs(totals->c) < totals->gone && largest(s, &w, chunk->rows) < totals->gone)
+            totals->gone = -1;
     }
-    key_gradients(s, &w, chunk, keys);
-    transpose(s->features, n, w.dkeys_t, C, dkeys, s->ld);
-    gemm(s->features, rows, n, transposed(keys, s->ld), w.P, ld_rows, 1 / chunk->S, w.H, w.H, ld_rows);
-    return (TokenRange){chunk->start, n};
+    return (TokenRange){chunk->start, chunk->count};
 }
 
 /* dq = (dL/d raw) W_L */
@@ -357,17 +464,14 @@ static void backward_end(const Sequence *s, real *numbers, real *dquery)
     const Workspace w = of_sequence(s, numbers);
     const size_t ld_rows = w.totals->ld_rows;
     const real *W = w.W + w.totals->n_chunks * s->ld * ld_rows;
-    const size_t rows = w.totals->n_chunks ? w.chunks[w.totals->n_chunks - 1].rows : 0;
     for (size_t i = 0; i < s->ld; i++)
-        dquery[i] = i < s->features ? dot(rows, W + i * ld_rows, w.dy) : 0;
+        dquery[i] = i < s->features ? dot(rows_at_end(&w), W + i * ld_rows, w.dy) : 0;
 }
 
 static void answer(const Sequence *s, real *numbers, const real *queries, size_t ld_queries, real *y)
 {
-    assign_rows(s, numbers);
-    const Workspace w = of_sequence(s, numbers);
-    size_t rows;
-    const real *W = run(s, &w, &rows);
+    const Workspace w = start(s, numbers);
+    const real *W = run(s, &w);
     memset(y, 0, s->n_values * ld_queries * sizeof(real));
     for (size_t n = 0; n < s->n_values; n++)
         if (w.row_of[n] >= 0)

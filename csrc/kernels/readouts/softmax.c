@@ -15,6 +15,10 @@
 #include "kernels/base/vmath.h"
 #include "kernels/readouts/readout.h"
 
+/* A weight below exp(this) of the largest is set to 0, and so is the gradient of a score when it is as small against dy: far
+ * below the resolution of the number type, and what is made of them would soon be subnormal and slow. */
+#define NEGLIGIBLE (real)(FWM_REAL_IS_DOUBLE ? -300 : -60)
+
 void softmax_forward(size_t length, size_t n_values, const int32_t *values, real *scores, real *y)
 {
     real largest = length ? scores[0] : 0;
@@ -24,7 +28,8 @@ void softmax_forward(size_t length, size_t n_values, const int32_t *values, real
     real total = 0;
 #pragma omp simd reduction(+ : total)
     for (size_t t = 0; t < length; t++) {
-        scores[t] = exp_real(scores[t] - largest);
+        const real below = scores[t] - largest, weight = exp_real(below);
+        scores[t] = below < NEGLIGIBLE ? 0 : weight;
         total += scores[t];
     }
     memset(y, 0, n_values * sizeof(real));
@@ -36,11 +41,16 @@ void softmax_forward(size_t length, size_t n_values, const int32_t *values, real
 
 void softmax_backward(size_t length, size_t n_values, const int32_t *values, const real *y, const real *dy, real *weights)
 {
-    real dy_y = 0;
-    for (size_t n = 0; n < n_values; n++)
+    real dy_y = 0, largest = 0;
+    for (size_t n = 0; n < n_values; n++) {
         dy_y += dy[n] * y[n];
-    for (size_t t = 0; t < length; t++)
-        weights[t] *= dy[values[t]] - dy_y;
+        largest = FWM_FABS(dy[n]) > largest ? FWM_FABS(dy[n]) : largest;
+    }
+    const real least = largest * exp_real(NEGLIGIBLE);
+    for (size_t t = 0; t < length; t++) {
+        const real ds = weights[t] * (dy[values[t]] - dy_y);
+        weights[t] = FWM_FABS(ds) < least ? 0 : ds;
+    }
 }
 
 /* Workspace: dq (ld), the weights or the gradients of the scores (L). Many queries: scores (L x n_queries), and one
