@@ -16,6 +16,7 @@ from torch_program import READ_OUT_EPS, RetrievalModel, draw_batch, draw_omega
 
 DELTA_CHUNK = 32
 FWM_CHUNK = 16  # products of the clamp's divisors reach 1e25 within a chunk of this size early in training
+NEGLIGIBLE = 1e-20  # beside a memory of norm 1; smaller numbers soon become denormals, on which products are slow
 
 
 def at_values(amounts, values, n_values):
@@ -74,17 +75,18 @@ class FwmMemory(torch.autograd.Function):
     first token). In a chunk that starts from W_0, with S_t = s_1 .. s_t and f_t = S_{t-1} beta_t d_t,
     W_t = (W_0 + sum_{j<=t} f_j k_j^T) / S_t. Backwards, dL/dW_t = H_t + gamma_t W_t, so that the gradient through
     the norms stays a scalar, and with D_t = s_{t+1} .. s_C, H_t = (H_C + sum_{j>t} e_j k_j^T) / D_t.
+    W and H are kept transposed, (B, p, R).
     """
 
     @staticmethod
     def forward(ctx, K, rows, beta, q, rows_used):
-        W, norm2 = K.new_zeros(len(K), 0, K.shape[2]), K.new_zeros(len(K))
+        W, norm2 = K.new_zeros(len(K), K.shape[2], 0), K.new_zeros(len(K))
         ctx.chunks = []
         for start in range(0, K.shape[1], FWM_CHUNK):
             span = slice(start, start + FWM_CHUNK)
             k, row, rate = K[:, span], rows[:, span], beta[:, span]
-            W = F.pad(W, (0, 0, 0, rows_used[span][-1] - W.shape[1]))
-            G, d, f = k @ k.mT, -(k @ W.mT), W.new_empty(*row.shape, W.shape[1])
+            W = F.pad(W, (0, rows_used[span][-1] - W.shape[2]))
+            G, d, f = k @ k.mT, -(k @ W), W.new_empty(*row.shape, W.shape[2])
             s, S, total = torch.ones_like(rate), torch.ones_like(rate), torch.ones_like(norm2)
             for t in range(k.shape[1]):
                 d_t = d[:, t]  # -o_t until the value is added
@@ -102,8 +104,8 @@ class FwmMemory(torch.autograd.Function):
                     total = total * s[:, t]
                     norm2 = norm2.clamp(max=1)
             ctx.chunks.append((W, d, f, s, S))
-            W = torch.baddbmm(W, f.mT, k) / total[:, None, None]
-        y = torch.bmm(W, q.unsqueeze(-1)).squeeze(-1)
+            W = F.hardshrink(torch.baddbmm(W, k.mT, f) / total[:, None, None], NEGLIGIBLE)
+        y = torch.bmm(q.unsqueeze(1), W).squeeze(1)
         ctx.save_for_backward(K, rows, beta, q, W, y)
         return y
 
@@ -112,13 +114,13 @@ class FwmMemory(torch.autograd.Function):
     def backward(ctx, dy):
         K, rows, beta, q, W_end, y = ctx.saved_tensors
         dK, dbeta = torch.empty_like(K), torch.empty_like(beta)
-        H, gamma, c = dy.unsqueeze(2) * q.unsqueeze(1), torch.zeros_like(dy[:, 0]), torch.linalg.vecdot(dy, y)
+        H, gamma, c = q.unsqueeze(2) * dy.unsqueeze(1), torch.zeros_like(dy[:, 0]), torch.linalg.vecdot(dy, y)
         for start in reversed(range(0, K.shape[1], FWM_CHUNK)):
             span = slice(start, start + FWM_CHUNK)
             k, row, rate = K[:, span], rows[:, span], beta[:, span]
             W, d, f, s, S = ctx.chunks.pop()
-            H = H[:, :W.shape[1]]  # rows that no token has used yet are read by none
-            G, x, e, xi = k @ k.mT, k @ H.mT, torch.empty_like(f), torch.empty_like(f)
+            H = H[..., :W.shape[2]]  # rows that no token has used yet are read by none
+            G, x, e, xi = k @ k.mT, k @ H, torch.empty_like(f), torch.empty_like(f)
             D, kappas, total = torch.ones_like(s), torch.empty_like(s), torch.ones_like(c)
             for t in reversed(range(k.shape[1])):
                 b, kk, row_t, d_t, x_t = rate[:, t], G[:, t, t], row[:, t:t + 1], d[:, t], x[:, t]
@@ -138,12 +140,12 @@ class FwmMemory(torch.autograd.Function):
                 e_t.scatter_add_(1, row_t, -(total * kappa * b)[:, None])
                 c = torch.where(clamped, 0, c) - b * g.gather(1, row_t).squeeze(1)
                 gamma, kappas[:, t], D[:, t] = kappa, kappa, total
-            through_H = d @ H + torch.triu(d @ e.mT, diagonal=1) @ k
-            through_W = xi @ W + torch.tril(xi @ f.mT, diagonal=-1) @ k
+            through_H = d @ H.mT + torch.triu(d @ e.mT, diagonal=1) @ k
+            through_W = xi @ W.mT + torch.tril(xi @ f.mT, diagonal=-1) @ k
             through_norm = (kappas * rate.square() * torch.linalg.vecdot(d, d)).unsqueeze(-1) * k
             dK[:, span] = (rate / D).unsqueeze(-1) * through_H + (rate / S).unsqueeze(-1) * through_W + through_norm
-            H = torch.baddbmm(H, e.mT, k) / total[:, None, None]
-        return dK, None, dbeta, torch.bmm(dy.unsqueeze(1), W_end).squeeze(1), None
+            H = F.hardshrink(torch.baddbmm(H, k.mT, e) / total[:, None, None], NEGLIGIBLE)
+        return dK, None, dbeta, torch.bmm(W_end, dy.unsqueeze(-1)).squeeze(-1), None
 
 
 def fwm_rule(K, values, q, beta, n_values):

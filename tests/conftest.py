@@ -1,4 +1,4 @@
-"""Every test starts from the same number of threads, and leaves it so."""
+"""Every test starts on one thread, the fastest for small arrays; test_threads.py compares numbers of threads."""
 
 import pytest
 
@@ -6,8 +6,8 @@ import fwm_py
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
+def one_thread():
     before = fwm_py.get_num_threads()
-    fwm_py.set_num_threads(2)
+    fwm_py.set_num_threads(1)
     yield
     fwm_py.set_num_threads(before)

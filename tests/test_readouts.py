@@ -53,7 +53,7 @@ def test_keys_and_queries_of_both_signs(case):
         cases.assert_gradient(gradients[name], slope, 1e-9, name)
 
 
-@pytest.mark.parametrize("dtype, scale", [(np.float32, 30), (np.float32, 300), (np.float64, 1e4), (np.float64, 1e8)])
+@pytest.mark.parametrize("dtype, scale", [(np.float32, 30), (np.float32, 300), (np.float64, 1e4), (np.float64, 1e6)])
 @pytest.mark.parametrize("case", [case for case in cases.RULE_CASES if str(case) == "fwm"], ids=str)
 def test_the_memory_of_fwm_grows_fast(case, dtype, scale):
     """Each token multiplies |W| by up to |k|^2: products of several tokens' norms pass the range of the dtype."""
@@ -130,7 +130,7 @@ def test_float32_follows_float64(case, size):
     exact = case.backward(dy.astype(np.float64), wide)
     for name, gradient in case.backward(dy, narrow).items():
         assert gradient.dtype == np.float32
-        assert np.abs(gradient - exact[name]).max() <= 1e-4 * np.abs(exact[name]).max() + 1e-7, name
+        assert np.abs(gradient - exact[name]).max() <= 1e-4 * np.abs(exact[name]).max() + 1e-6, name
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "kernels/base/gemm.h"
+#include "kernels/base/transpose.h"
 #include "kernels/kernels.h"
 #include "kernels/maps/map.h"
 #include "kernels/maps/omega.h"

@@ -78,3 +78,26 @@ void fwm_parallel_for(int threads, size_t n_tasks, FwmTask task, void *context)
     for (size_t i = 0; i < n_tasks; i++)
         task(context, i, 0);
 }
+
+typedef struct {
+    const FwmLoop *loops;
+    void *context;
+} Loops;
+
+static void task_of_loops(void *context, size_t index, int thread)
+{
+    const Loops *all = context;
+    const FwmLoop *loop = all->loops;
+    while (index >= loop->n_tasks)
+        index -= loop++->n_tasks;
+    loop->task(all->context, index, thread);
+}
+
+void fwm_parallel_loops(int threads, size_t n_loops, const FwmLoop *loops, void *context)
+{
+    Loops all = {loops, context};
+    size_t n_tasks = 0;
+    for (size_t i = 0; i < n_loops; i++)
+        n_tasks += loops[i].n_tasks;
+    fwm_parallel_for(threads, n_tasks, task_of_loops, &all);
+}

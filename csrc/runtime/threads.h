@@ -14,4 +14,12 @@ void fwm_set_num_threads(int threads);    /* at least 1 */
  * threads, so results do not depend on it. One thread enters no parallel region. */
 void fwm_parallel_for(int threads, size_t n_tasks, FwmTask task, void *context);
 
+/* The same for several loops whose tasks do not depend on each other: one wait at the end instead of one for each loop. */
+typedef struct {
+    size_t n_tasks;
+    FwmTask task;
+} FwmLoop;
+
+void fwm_parallel_loops(int threads, size_t n_loops, const FwmLoop *loops, void *context);
+
 #endif

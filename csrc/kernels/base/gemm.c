@@ -121,14 +121,3 @@ void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, re
         } while (k0 < k);
     }
 }
-
-void transpose(size_t m, size_t n, const real *restrict in, size_t ld_in, real *restrict out, size_t ld_out)
-{
-    for (size_t i0 = 0; i0 < m; i0 += FWM_PAD)
-        for (size_t j0 = 0; j0 < n; j0 += FWM_PAD) {
-            const size_t i1 = fwm_min(m, i0 + FWM_PAD), j1 = fwm_min(n, j0 + FWM_PAD);
-            for (size_t j = j0; j < j1; j++)
-                for (size_t i = i0; i < i1; i++)
-                    out[j * ld_out + i] = in[i * ld_in + j];
-        }
-}

@@ -4,7 +4,6 @@
 #include "kernels/base/real.h"
 
 #define gemm FWM_NAME(gemm)
-#define transpose FWM_NAME(transpose)
 
 /* A matrix operand that is read one number at a time: element (i, j) at data[i * row + j * column]. */
 typedef struct {
@@ -26,8 +25,5 @@ static inline Strided transposed(const real *data, size_t ld)
  * C0 NULL stands for zeros, C0 == C adds in place. Every element is one chain of additions over k in ascending order,
  * whatever m and n, so that splitting the rows or columns over threads changes no bit. */
 void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real gamma, const real *c0, real *c, size_t ldc);
-
-/* out (n x m, rows of ld_out) = in^T, in (m x n, rows of ld_in). */
-void transpose(size_t m, size_t n, const real *in, size_t ld_in, real *out, size_t ld_out);
 
 #endif

@@ -8,7 +8,6 @@
 
 #include "kernels/base/vmath.h"
 #include "kernels/model/step.h"
-#include "runtime/threads.h"
 
 #define BETA1 0.9
 #define BETA2 0.999
@@ -36,7 +35,12 @@ void adam_update(const AdamStep *a, size_t n, const real *restrict g, real *rest
     }
 }
 
-static void task(void *context, size_t index, int thread)
+size_t adam_tasks(const Step *s)
+{
+    return (s->model->embedding + NUMBERS_IN_TASK - 1) / NUMBERS_IN_TASK;
+}
+
+void adam_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const Step *s = context;
@@ -44,9 +48,4 @@ static void task(void *context, size_t index, int thread)
     const size_t start = index * NUMBERS_IN_TASK, n = fwm_min(NUMBERS_IN_TASK, model->embedding - start);
     adam_update(&s->adam, n, (real *)model->gradients + start, (real *)model->numbers + start, (real *)model->moment1 + start,
                 (real *)model->moment2 + start);
-}
-
-void adam_small_parameters(Step *s)
-{
-    fwm_parallel_for(s->model->threads, (s->model->embedding + NUMBERS_IN_TASK - 1) / NUMBERS_IN_TASK, task, s);
 }

@@ -170,7 +170,6 @@ static void reduce_task(void *context, size_t index, int thread)
 void linear_attention(Step *s)
 {
     const FwmModelSizes *z = s->sizes;
-    project_keys(s);
     fwm_parallel_for(s->model->threads, n_blocks(s), block_task, s);
     if (s->purpose == LOSS_ONLY)
         return;

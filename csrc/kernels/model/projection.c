@@ -41,11 +41,6 @@ static void project_keys_task(void *context, size_t index, int thread)
     expand_rows(&s->map_shape, s->omega, count, values);
 }
 
-void project_keys(Step *s)
-{
-    fwm_parallel_for(s->model->threads, tiles(s->sizes->n_keys, KEYS_IN_TILE), project_keys_task, s);
-}
-
 static void project_queries_task(void *context, size_t index, int thread)
 {
     (void)thread;
@@ -63,11 +58,6 @@ static void project_queries_task(void *context, size_t index, int thread)
         expand_rows(&s->map_shape, s->omega, count, queries);
 }
 
-void project_queries(Step *s)
-{
-    fwm_parallel_for(s->model->threads, tiles(s->batch->n, QUERIES_IN_TILE), project_queries_task, s);
-}
-
 static void transpose_weights_task(void *context, size_t index, int thread)
 {
     (void)thread;
@@ -79,14 +69,19 @@ static void transpose_weights_task(void *context, size_t index, int thread)
     transpose(count, z->ld_q, s->query_weight + e0 * z->ld_q, z->ld_q, s->query_weight_t + e0, z->ld_e);
 }
 
-void transpose_weights(Step *s)
+/* The queries, the keys (unless the rule does without their projections), and for a backward the weights transposed. */
+void project(Step *s)
 {
     const FwmModelSizes *z = s->sizes;
-    for (size_t i = 0; i < z->ld_w && z->with_map; i++)
+    const size_t transposes = s->purpose == LOSS_ONLY ? 0 : tiles(z->embedding, ENTRIES_IN_TILE);
+    for (size_t i = 0; i < z->ld_w && transposes && z->with_map; i++)
         memset(s->key_weight_t + i * z->ld_e + z->embedding, 0, (z->ld_e - z->embedding) * sizeof(real));
-    for (size_t i = 0; i < z->ld_q; i++)
+    for (size_t i = 0; i < z->ld_q && transposes; i++)
         memset(s->query_weight_t + i * z->ld_e + z->embedding, 0, (z->ld_e - z->embedding) * sizeof(real));
-    fwm_parallel_for(s->model->threads, tiles(z->embedding, ENTRIES_IN_TILE), transpose_weights_task, s);
+    const FwmLoop loops[] = {{z->with_map ? tiles(z->n_keys, KEYS_IN_TILE) : 0, project_keys_task},
+                             {tiles(s->batch->n, QUERIES_IN_TILE), project_queries_task},
+                             {transposes, transpose_weights_task}};
+    fwm_parallel_loops(s->model->threads, 3, loops, s);
 }
 
 static Product rows_from(const Product *product, size_t row)
@@ -143,7 +138,10 @@ static void embedding_gradients_task(void *context, size_t index, int thread)
                     (real *)s->model->moment2 + s->model->embedding + at);
 }
 
+/* Gradients of the embedding; in an update, Adam on everything. */
 void embedding_gradients(Step *s)
 {
-    fwm_parallel_for(s->model->threads, tiles(s->sizes->n_keys, KEYS_IN_TILE), embedding_gradients_task, s);
+    const FwmLoop loops[] = {{tiles(s->sizes->n_keys, KEYS_IN_TILE), embedding_gradients_task},
+                             {s->purpose == UPDATE ? adam_tasks(s) : 0, adam_task}};
+    fwm_parallel_loops(s->model->threads, 2, loops, s);
 }

@@ -104,7 +104,7 @@ static double run(Step *s)
 {
     if (s->map_shape.extension)
         place_omega(s);
-    project_queries(s);
+    project(s);
     if (s->sizes->with_map)
         linear_attention(s);
     else
@@ -130,7 +130,6 @@ double model_loss(FwmModel *model, const FwmBatch *batch)
 double model_gradients(FwmModel *model, const FwmBatch *batch)
 {
     Step s = step_begin(model, batch, GRADIENTS);
-    transpose_weights(&s);
     const double loss = run(&s);
     backward(&s);
     return loss;
@@ -140,10 +139,8 @@ double model_step(FwmModel *model, const FwmBatch *batch, double lr)
 {
     Step s = step_begin(model, batch, UPDATE);
     s.adam = adam_step(lr, ++model->steps);
-    transpose_weights(&s);
     const double loss = run(&s);
     backward(&s);
-    adam_small_parameters(&s);
     return loss;
 }
 

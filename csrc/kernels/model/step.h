@@ -5,6 +5,7 @@
 
 #include "kernels/base/gemm.h"
 #include "kernels/base/real.h"
+#include "kernels/base/transpose.h"
 #include "kernels/maps/map.h"
 #include "kernels/model/model.h"
 #include "kernels/readouts/readout.h"
@@ -74,9 +75,7 @@ typedef struct {
 #define place_omega FWM_NAME(place_omega)
 #define expand_rows FWM_NAME(expand_rows)
 #define contract_rows FWM_NAME(contract_rows)
-#define project_keys FWM_NAME(project_keys)
-#define project_queries FWM_NAME(project_queries)
-#define transpose_weights FWM_NAME(transpose_weights)
+#define project FWM_NAME(project)
 #define weight_gradients FWM_NAME(weight_gradients)
 #define embedding_gradients FWM_NAME(embedding_gradients)
 #define embedding_scratch FWM_NAME(embedding_scratch)
@@ -86,7 +85,8 @@ typedef struct {
 #define softmax_attention_scratch FWM_NAME(softmax_attention_scratch)
 #define adam_step FWM_NAME(adam_step)
 #define adam_update FWM_NAME(adam_update)
-#define adam_small_parameters FWM_NAME(adam_small_parameters)
+#define adam_tasks FWM_NAME(adam_tasks)
+#define adam_task FWM_NAME(adam_task)
 #define evaluation_scratch FWM_NAME(evaluation_scratch)
 
 /* step.c: a Step with what the model says alone; one with its memory as well, and the bytes of that memory */
@@ -107,9 +107,7 @@ void expand_rows(const MapShape *shape, const real *omega, size_t n, real *rows)
 void contract_rows(const MapShape *shape, const real *omega_t, size_t n, real *rows);
 
 /* projection.c: x W + b for keys, values and queries, and back */
-void project_keys(Step *s);
-void project_queries(Step *s);
-void transpose_weights(Step *s);
+void project(Step *s);
 void weight_gradients(Step *s);
 void embedding_gradients(Step *s);
 size_t embedding_scratch(const FwmModel *model);
@@ -124,7 +122,9 @@ size_t softmax_attention_scratch(const FwmModel *model);
 /* adam.c */
 AdamStep adam_step(double lr, uint64_t t);
 void adam_update(const AdamStep *a, size_t n, const real *g, real *p, real *m, real *v);
-void adam_small_parameters(Step *s); /* all but the embedding, which embedding_gradients updates as it goes */
+/* The tasks that update all but the embedding, which embedding_gradients updates as it goes. */
+size_t adam_tasks(const Step *s);
+void adam_task(void *context, size_t index, int thread);
 
 /* evaluation.c */
 size_t evaluation_scratch(const FwmModel *model);

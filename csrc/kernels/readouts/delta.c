@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "kernels/base/gemm.h"
+#include "kernels/base/transpose.h"
 #include "kernels/base/vector.h"
 #include "kernels/readouts/readout.h"
 

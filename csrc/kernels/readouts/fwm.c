@@ -36,6 +36,7 @@
 #include <string.h>
 
 #include "kernels/base/gemm.h"
+#include "kernels/base/transpose.h"
 #include "kernels/base/vector.h"
 #include "kernels/base/vmath.h"
 #include "kernels/readouts/readout.h"

@@ -1,0 +1,71 @@
+/* The transpose, a square of whole vectors at a time: in stage s = 1, 2, 4, .. rows i and i + s exchange the lanes whose number
+ * has, or has not, the bit s, until every 2 x 2 block of every size is transposed. */
+#include "kernels/base/transpose.h"
+
+#include "kernels/base/vector.h"
+
+#if FWM_HAVE_SHUFFLE
+/* Lane j of the two rows after stage s, as numbers of lanes of (row i, row i + s). */
+#define UPPER(j, s) ((j) & (s) ? FWM_LANES + (j) - (s) : (j))
+#define LOWER(j, s) ((j) & (s) ? FWM_LANES + (j) : (j) + (s))
+#if FWM_LANES == 16
+#define LANES(F, s)                                                                                                           \
+    F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s), F(8, s), F(9, s), F(10, s), F(11, s), F(12, s),    \
+        F(13, s), F(14, s), F(15, s)
+#elif FWM_LANES == 8
+#define LANES(F, s) F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s)
+#elif FWM_LANES == 4
+#define LANES(F, s) F(0, s), F(1, s), F(2, s), F(3, s)
+#else
+#define LANES(F, s) F(0, s), F(1, s)
+#endif
+
+#define STAGE(s)                                                                                                              \
+    _Pragma("GCC unroll 16") for (size_t i = 0; i < FWM_LANES; i++)                                                           \
+        if ((i & (s)) == 0) {                                                                                                 \
+            const vec upper = rows[i], lower = rows[i + (s)];                                                                 \
+            rows[i] = __builtin_shufflevector(upper, lower, LANES(UPPER, s));                                                 \
+            rows[i + (s)] = __builtin_shufflevector(upper, lower, LANES(LOWER, s));                                           \
+        }
+
+static void transpose_square(const real *in, size_t ld_in, real *out, size_t ld_out)
+{
+    vec rows[FWM_LANES];
+    _Pragma("GCC unroll 16") for (size_t i = 0; i < FWM_LANES; i++) rows[i] = vec_load(in + i * ld_in);
+    STAGE(1)
+#if FWM_LANES > 2
+    STAGE(2)
+#endif
+#if FWM_LANES > 4
+    STAGE(4)
+#endif
+#if FWM_LANES > 8
+    STAGE(8)
+#endif
+    _Pragma("GCC unroll 16") for (size_t i = 0; i < FWM_LANES; i++) vec_store(out + i * ld_out, rows[i]);
+}
+#endif
+
+static void transpose_part(size_t m, size_t n, const real *restrict in, size_t ld_in, real *restrict out, size_t ld_out)
+{
+    for (size_t j = 0; j < n; j++)
+        for (size_t i = 0; i < m; i++)
+            out[j * ld_out + i] = in[i * ld_in + j];
+}
+
+void transpose(size_t m, size_t n, const real *in, size_t ld_in, real *out, size_t ld_out)
+{
+    for (size_t i = 0; i < m; i += FWM_LANES)
+        for (size_t j = 0; j < n; j += FWM_LANES) {
+            const size_t rows = fwm_min(FWM_LANES, m - i), columns = fwm_min(FWM_LANES, n - j);
+            const real *from = in + i * ld_in + j;
+            real *to = out + j * ld_out + i;
+#if FWM_HAVE_SHUFFLE
+            if (rows == FWM_LANES && columns == FWM_LANES) {
+                transpose_square(from, ld_in, to, ld_out);
+                continue;
+            }
+#endif
+            transpose_part(rows, columns, from, ld_in, to, ld_out);
+        }
+}
