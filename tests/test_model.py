@@ -9,7 +9,7 @@ import cases
 import oracle
 from fwm_py.feature_maps import draw_omega
 from fwm_py.random import Philox
-from fwm_py.retrieval import Model, Stream, train
+from fwm_py.retrieval import Batch, Model, Stream, train
 
 SIZES = [(2, 1, False), (2, 2, True), (3, 3, True), (5, 8, False), (6, 17, True), (20, 16, True), (20, 64, False)]
 ONE_OF_EACH = [next(case for case in cases.MODEL_CASES if case.rule_row is row) for row in cases._core.RULES]
@@ -85,9 +85,10 @@ def test_float32_follows_float64(case):
     loss, gradients = model.loss_and_gradients(batch, omega)
     exact, slopes = wide.loss_and_gradients(batch, omega)
     assert loss == pytest.approx(exact, rel=1e-5)
+    largest = max(np.abs(slope).max() for slope in slopes.values())
     for name, slope in slopes.items():
         assert gradients[name].dtype == np.float32
-        assert np.abs(gradients[name] - slope).max() <= 1e-4 * np.abs(slope).max() + 1e-9, name
+        assert np.abs(gradients[name] - slope).max() <= 1e-4 * np.abs(slope).max() + 1e-6 * largest, name
 
 
 @every_model
@@ -214,11 +215,13 @@ def test_a_run_is_the_oracles_run(case):
     if map_name == "favor":
         argument = settings.attn_arg
     losses, rows = oracle.train(3, 2, map_name, argument, rule, True, 2, 2, settings.resolved_lr, 100)
+    for name, array in oracle.initial_parameters(3, 2, case.map_row is None, oracle.TorchCpu(2)).items():
+        model.parameters[name][...] = array  # ours may differ in the last bit of a normal
     stream = Stream(settings)
     ours = [model.step(stream.batch()) for _ in range(100)]
-    tolerance = 1e-4 if map_name == "favor" or str(case) == "tanh-ours" else 1e-7  # Omega is rounded to float32
+    tolerance = 1e-4 if map_name == "favor" else 1e-9  # the normals of Omega, too
     np.testing.assert_allclose(ours, losses, rtol=tolerance)
-    assert model.evaluate(stream) == pytest.approx(float(rows[0][1]), rel=tolerance)
+    assert model.evaluate(stream) == pytest.approx(float(rows[0][1]), rel=max(tolerance, 2e-7))
 
 
 @every_model
@@ -275,7 +278,7 @@ def test_max_steps(max_steps, n_rows):
 # --- evaluation ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_keys, replace, batch_size", [(5, False, 32), (40, True, 32), (210, True, 64), (30, True, 7)])
+@pytest.mark.parametrize("n_keys, replace, batch_size", [(5, False, 32), (40, True, 32), (30, True, 7)])
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 def test_evaluation(case, n_keys, replace, batch_size):
     """Chunks of the queries, whatever their size, weigh the same; the stream goes on behind the evaluation."""
@@ -288,6 +291,23 @@ def test_evaluation(case, n_keys, replace, batch_size):
     assert np.float32(loss) == loss and loss == pytest.approx(float(expected), rel=5e-7)
     for got, same in zip(ours.batch(), theirs.batch()):
         np.testing.assert_array_equal(got, same)
+
+
+@every_model
+def test_evaluation_is_the_loss_of_its_chunks(case):
+    """Over 200 keys: the first 200 queries of each sequence, in chunks of 150 and 50."""
+    settings = case.settings(n_keys=210, hidden_size=16, batch_size=150)
+    model, same = Model(settings), Model(settings)
+    sizes = []
+
+    def chunk_loss(batch):
+        keys, values, query, answer = batch
+        sizes.append(len(query))
+        return same.loss(Batch(keys, values + 210, query, answer + 210))
+
+    expected = oracle.evaluate(oracle.Stream(1, 210, 150, False), chunk_loss)
+    assert sizes == [150, 50] * 20
+    assert model.evaluate(Stream(settings)) == pytest.approx(float(expected), rel=1e-5)
 
 
 # --- FAVOR+'s Omega ------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ static void block_task(void *context, size_t block, int thread)
         const Sequence sequence = {
             .length = z->length, .n_values = z->n_keys, .features = s->map_shape.features, .ld = s->map_shape.ld_features,
             .keys = w.phi, .values = s->batch->values + b * z->length, .beta = s->rule->info.uses_beta ? w.beta : NULL,
-            .query = w.query,
+            .query = w.query, .as_published = true,
         };
         real *y = s->y + b * fwm_padded(z->n_keys);
         map_tokens(s, &w, keys, sequence.values);

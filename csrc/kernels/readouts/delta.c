@@ -28,15 +28,18 @@
 #include "kernels/base/gemm.h"
 #include "kernels/base/transpose.h"
 #include "kernels/base/vector.h"
+#include "kernels/base/vmath.h"
 #include "kernels/readouts/readout.h"
 
 static const real EPS = (real)1e-6;
-static const real SMALLEST_TO_INVERT = (real)1e-30; /* 1 / sum overflows before keys / sum does */
+static const real SMALLEST_TO_INVERT = (real)1e-30; /* 1 / total overflows before phi / total does */
+static const real SMALLEST_TO_SQUARE = (real)1e-15; /* below, float32's total * total begins to lose bits and to vanish */
 
 typedef struct {
     real *u_L;     /* ld */
     real *w;       /* ld */
     real *dy;      /* N */
+    real *dk_k;    /* TILE: dk_t . k_t */
     real *a;       /* L */
     real *total;   /* L: sum(phi_t) */
     real *product; /* L: k_t . k_{t+1}, for the first token of each pair */
@@ -54,7 +57,7 @@ static size_t tiles_of(size_t length)
 static size_t workspace_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
 {
     const size_t ld_t = fwm_padded(length), ld_queries = fwm_padded(n_queries);
-    const size_t one = 2 * ld + fwm_padded(n_values) + 3 * ld_t + (tiles_of(length) + 2 * FWM_TILE) * ld;
+    const size_t one = 2 * ld + fwm_padded(n_values) + FWM_TILE + 3 * ld_t + (tiles_of(length) + 2 * FWM_TILE) * ld;
     const size_t many = length * ld + ld * ld_t + FWM_TILE * ld_t + (length + 1) * ld_queries;
     return n_queries > 1 && many > one ? many : one;
 }
@@ -65,7 +68,8 @@ static Workspace divide(const Sequence *s, real *numbers)
     w.u_L = numbers;
     w.w = w.u_L + s->ld;
     w.dy = w.w + s->ld;
-    w.a = w.dy + fwm_padded(s->n_values);
+    w.dk_k = w.dy + fwm_padded(s->n_values);
+    w.a = w.dk_k + FWM_TILE;
     w.total = w.a + fwm_padded(s->length);
     w.product = w.total + fwm_padded(s->length);
     w.u_end = w.product + fwm_padded(s->length);
@@ -74,25 +78,22 @@ static Workspace divide(const Sequence *s, real *numbers)
     return w;
 }
 
-/* out = x / total */
-static void divide_row(size_t ld, const real *x, real total, real *out)
+static inline bool invertible(real total)
 {
-    if (total > SMALLEST_TO_INVERT || total < -SMALLEST_TO_INVERT) {
-        const real inverse = 1 / total;
-        for (size_t i = 0; i < ld; i += FWM_LANES)
-            vec_store(out + i, vec_load(x + i) * inverse);
-    } else {
-        for (size_t i = 0; i < ld; i++)
-            out[i] = x[i] / total;
-    }
+    return total > SMALLEST_TO_INVERT || total < -SMALLEST_TO_INVERT;
 }
 
-/* The padding of a row stays zero even when the total is 0 or NaN: it is no feature. */
-static void normalise(const Sequence *s, const real *phi, real total, real *key)
+/* key = phi / total. The padding of a row stays zero even when the total is 0 or NaN: it is no feature. */
+static inline void normalise(const Sequence *s, const real *phi, real total, real *key)
 {
-    divide_row(s->ld, phi, total, key);
-    for (size_t i = s->features; i < s->ld; i++)
-        key[i] = 0;
+    if (invertible(total)) {
+        const real inverse = 1 / total;
+        for (size_t i = 0; i < s->ld; i += FWM_LANES)
+            vec_store(key + i, vec_load(phi + i) * inverse);
+        return;
+    }
+    for (size_t i = 0; i < s->ld; i++)
+        key[i] = i < s->features ? phi[i] / total : 0;
 }
 
 /* The tile's normalised keys. */
@@ -232,11 +233,13 @@ static void backward_pair(const Sequence *s, const Workspace *ws, size_t start, 
     three_dots(ld, k0, k1, w, dots);
     const TokenGradient g0 = token_gradient(s, ws, token, dots[0], dbeta + t);
     const TokenGradient g1 = token_gradient(s, ws, token + 1, dots[1] + g0.da * ws->product[token], dbeta + t + 1);
+    ws->dk_k[t] = g0.dk_k;
+    ws->dk_k[t + 1] = g1.dk_k;
     for (size_t i = 0; i < ld; i += FWM_LANES) {
         const vec k0_i = vec_load(k0 + i), k1_i = vec_load(k1 + i), u1_i = vec_load(u1 + i), w0 = vec_load(w + i);
         const vec u0_i = u1_i - g1.beta_a * k1_i, w1 = w0 + g0.da * k0_i;
-        vec_store(dk0 + i, g0.da * u0_i - g0.beta_a * w0 - g0.dk_k);
-        vec_store(dk1 + i, g1.da * u1_i - g1.beta_a * w1 - g1.dk_k);
+        vec_store(dk0 + i, g0.da * u0_i - g0.beta_a * w0);
+        vec_store(dk1 + i, g1.da * u1_i - g1.beta_a * w1);
         vec_store(w + i, w1 + g1.da * k1_i);
     }
 }
@@ -247,11 +250,35 @@ static void backward_single(const Sequence *s, const Workspace *ws, size_t start
     const real *restrict key = ws->keys + t * ld, *restrict u = ws->u + t * ld;
     real *restrict w = ws->w;
     const TokenGradient g = token_gradient(s, ws, start + t, dot(ld, w, key), dbeta + t);
+    ws->dk_k[t] = g.dk_k;
     for (size_t i = 0; i < ld; i += FWM_LANES) {
         const vec w_i = vec_load(w + i);
-        vec_store(dk + i, g.da * vec_load(u + i) - g.beta_a * w_i - g.dk_k);
+        vec_store(dk + i, g.da * vec_load(u + i) - g.beta_a * w_i);
         vec_store(w + i, w_i + g.da * vec_load(key + i));
     }
+}
+
+/* dk (p) becomes dphi = (dk - dk . key) / total.
+ *
+ * The PyTorch of the published runs took the gradient of the quotient's denominator as -dk phi / (total * total). In float32
+ * that square underflows long before the total does: a total under 4e-23 makes the gradient infinite or NaN, and it is this
+ * that ends the published FAVOR+ runs in NaN. as_published computes it in that way where the two differ. */
+static void through_normalisation(const Sequence *s, const real *phi, real total, real dk_k, real *dk)
+{
+    if (!s->as_published || FWM_FABS(total) > SMALLEST_TO_SQUARE) {
+        const bool safe = invertible(total);
+        const real inverse = safe ? 1 / total : 1;
+        for (size_t i = 0; i < s->ld; i += FWM_LANES)
+            vec_store(dk + i, (vec_load(dk + i) - dk_k) * inverse);
+        for (size_t i = 0; i < s->ld && !safe; i++)
+            dk[i] /= total;
+        return;
+    }
+    real of_total = 0;
+    for (size_t i = 0; i < s->features; i++)
+        of_total -= dk[i] * phi[i] / (total * total);
+    for (size_t i = 0; i < s->features; i++)
+        dk[i] = dk[i] / total + of_total;
 }
 
 static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, real *dkeys, real *dbeta)
@@ -267,7 +294,7 @@ static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, r
     if (t < range.count)
         backward_single(s, &w, range.start, t, dkeys + t * ld, dbeta);
     for (t = 0; t < range.count; t++)
-        divide_row(ld, dkeys + t * ld, w.total[range.start + t], dkeys + t * ld);
+        through_normalisation(s, s->keys + (range.start + t) * ld, w.total[range.start + t], w.dk_k[t], dkeys + t * ld);
     return range;
 }
 

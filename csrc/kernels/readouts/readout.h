@@ -23,6 +23,7 @@ typedef struct {
     const int32_t *values;  /* L, each in 0..N-1 */
     const real *beta;       /* L, or NULL for a rule without it */
     const real *query;      /* ld */
+    bool as_published;      /* overflow where the published program does (delta.c) */
 } Sequence;
 
 typedef struct {
