@@ -221,6 +221,7 @@ def test_a_full_disk(folder):
     assert len(read_log(folder / "logs" / "d64_linear_sum_AssocSeq40N40R0.csv")) == 1
 
 
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer needs the address space")
 def test_out_of_memory(folder):
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))

@@ -64,7 +64,7 @@ def test_gradients_do_not_depend_on_threads(case, sizes):
 
     def run():
         loss, gradients = Model(settings).loss_and_gradients(batch, omega)
-        return loss, {name: g.tobytes() for name, g in gradients.items()}
+        return repr(loss), {name: g.tobytes() for name, g in gradients.items()}
 
     assert_all_equal(with_every_number_of_threads(run))
 

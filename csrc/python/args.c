@@ -56,6 +56,27 @@ int fwm_check_shape(PyArrayObject *array, const char *name, const char *letters,
     return -1;
 }
 
+/* out = in - low; -1 if a number is outside low..high. One loop without an exit, for the compiler to vectorise. */
+static int narrow(const int64_t *restrict in, npy_intp n, int64_t low, int64_t high, int32_t *restrict out)
+{
+    int outside = 0;
+    for (npy_intp i = 0; i < n; i++) {
+        outside |= (in[i] < low) | (in[i] > high);
+        out[i] = (int32_t)(in[i] - low);
+    }
+    return outside ? -1 : 0;
+}
+
+static void report_outside(PyArrayObject *array, const char *name, int is_unsigned, long long low, long long high)
+{
+    const int64_t *in = PyArray_DATA(array);
+    while (*in >= low && *in <= high)
+        in++;
+    PyErr_Format(PyExc_ValueError, is_unsigned ? "%s: got %llu, expected integers in %lld..%lld"
+                                               : "%s: got %lld, expected integers in %lld..%lld",
+                 name, (long long)*in, low, high); /* an unsigned number beyond int64 has become negative */
+}
+
 PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *letters, int rank, const npy_intp *shape, long long low,
                                long long high)
 {
@@ -73,17 +94,9 @@ PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *le
         wide = (PyArrayObject *)PyArray_FromArray(any, PyArray_DescrFromType(NPY_INT64), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
     if (wide)
         out = (PyArrayObject *)PyArray_SimpleNew(rank, PyArray_DIMS(wide), NPY_INT32);
-    const npy_intp n = out ? PyArray_SIZE(out) : 0;
-    for (npy_intp i = 0; i < n; i++) {
-        const int64_t value = ((const int64_t *)PyArray_DATA(wide))[i];
-        if (value < low || value > high) { /* an unsigned number beyond int64 has become negative */
-            PyErr_Format(PyExc_ValueError, is_unsigned ? "%s: got %llu, expected integers in %lld..%lld"
-                                                       : "%s: got %lld, expected integers in %lld..%lld",
-                         name, (long long)value, low, high);
-            Py_CLEAR(out);
-            break;
-        }
-        ((int32_t *)PyArray_DATA(out))[i] = (int32_t)(value - low);
+    if (out && narrow(PyArray_DATA(wide), PyArray_SIZE(wide), low, high, PyArray_DATA(out)) < 0) {
+        report_outside(wide, name, is_unsigned, low, high);
+        Py_CLEAR(out);
     }
     Py_XDECREF(wide);
     Py_DECREF(any);

@@ -8,6 +8,12 @@
 #define FWM_LANES (FWM_VECTOR_BYTES / FWM_REAL_BYTES)
 
 typedef real vec __attribute__((vector_size(FWM_VECTOR_BYTES)));
+#if FWM_REAL_IS_DOUBLE
+typedef int64_t lane_number;
+#else
+typedef int32_t lane_number;
+#endif
+typedef lane_number vec_mask __attribute__((vector_size(FWM_VECTOR_BYTES))); /* of a comparison: -1 or 0 a lane */
 typedef real vec_in_memory __attribute__((vector_size(FWM_VECTOR_BYTES), aligned(FWM_REAL_BYTES), may_alias));
 
 static inline vec vec_load(const real *p)
@@ -18,6 +24,20 @@ static inline vec vec_load(const real *p)
 static inline void vec_store(real *p, vec x)
 {
     *(vec_in_memory *)p = x;
+}
+
+static inline vec vec_select(vec_mask mask, vec where_set, vec elsewhere)
+{
+    return (vec)(((vec_mask)where_set & mask) | ((vec_mask)elsewhere & ~mask));
+}
+
+/* 0, 1, 2, .. */
+static inline vec_mask vec_lane_numbers(void)
+{
+    vec_mask numbers;
+    for (int i = 0; i < FWM_LANES; i++)
+        numbers[i] = i;
+    return numbers;
 }
 
 #if defined(__has_builtin)

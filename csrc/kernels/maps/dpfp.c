@@ -12,21 +12,21 @@
  * has to wait for both; no more than a few, for they should stay in the first-level cache. */
 #include <string.h>
 
+#include "kernels/base/vector.h"
 #include "kernels/maps/map.h"
 
 #define TOKENS 4
 
-/* The scratch rows of these sizes: r with `lead` numbers in front, of which the last are r's end; products dphi_j r with
- * room for `lead` numbers of their start behind them. */
+/* The scratch rows of these sizes: r with its end in front and its start behind; products dphi_j r with their start behind. */
 typedef struct {
     size_t width;     /* 2d */
-    size_t lead, row; /* row = lead + 2d */
+    size_t lead, row; /* row = lead + 2d + lead */
 } Rows;
 
 static Rows rows_of_shape(const MapShape *s)
 {
     const size_t width = 2 * s->d, lead = fwm_padded(fwm_min(s->argument, width - 1));
-    return (Rows){width, lead, lead + width};
+    return (Rows){width, lead, lead + width + lead};
 }
 
 static size_t features(size_t d, size_t nu)
@@ -40,7 +40,7 @@ static size_t scratch_size(const MapShape *s)
     return TOKENS * (2 * rows.row + rows.width);
 }
 
-/* r of n tokens, each with its end in front. */
+/* r of n tokens, each with its end in front and its start behind. */
 static void rectify(const MapShape *s, const Rows *rows, size_t n, const real *restrict pre, real *restrict r)
 {
     const size_t d = s->d, shifts = fwm_min(s->argument, rows->width - 1);
@@ -52,8 +52,10 @@ static void rectify(const MapShape *s, const Rows *rows, size_t n, const real *r
             up[i] = 0 > x ? 0 : x; /* NaN stays NaN */
             down[i] = 0 > minus ? 0 : minus;
         }
-        for (size_t k = 1; k <= shifts; k++)
-            r[rows->lead - k] = up[rows->width - k];
+        for (size_t k = 1; k <= shifts; k++) {
+            up[-(ptrdiff_t)k] = up[rows->width - k];
+            up[rows->width + k - 1] = up[k - 1];
+        }
     }
 }
 
@@ -106,6 +108,38 @@ static inline void backward_block(const MapShape *s, const Rows *rows, size_t n,
     }
 }
 
+/* Block j of dphi from its last vector (at `last`), moved on by j < FWM_LANES and wrapped to its first numbers. Reads, and
+ * does not use, a few numbers before the block and behind it: map.h. */
+static inline vec wrapped(const real *block, const real *last, size_t j)
+{
+    const vec_mask wraps = vec_lane_numbers() >= FWM_LANES - (lane_number)j;
+    return vec_select(wraps, vec_load(block + j - FWM_LANES), vec_load(last + j));
+}
+
+/* The same for rows of whole vectors and shifts below a vector, without a detour through memory: dr of x[i..] and of -x[i..]
+ * side by side. */
+static void backward_vectors(const MapShape *s, const Rows *rows, size_t n, const real *dphi, const real *pre, real *dpre, real *r)
+{
+    const size_t d = s->d, width = rows->width;
+    rectify(s, rows, n, pre, r);
+    for (size_t t = 0; t < n; t++, pre += s->ld, dpre += s->ld, dphi += s->ld_features, r += rows->row) {
+        const real *r_t = r + rows->lead;
+        for (size_t i = 0; i < d; i += FWM_LANES) {
+            vec up = {0}, down = {0};
+            for (size_t j = 1; j <= s->argument; j++) {
+                const real *block = dphi + (j - 1) * width, *up_j = block + i, *down_j = up_j + d;
+                const vec later = i + FWM_LANES < d ? vec_load(down_j + j) : wrapped(block, down_j, j);
+                up += vec_load(up_j) * vec_load(r_t + i - j) + vec_load(up_j + j) * vec_load(r_t + i + j);
+                down += vec_load(down_j) * vec_load(r_t + d + i - j) + later * vec_load(r_t + d + i + j);
+            }
+            const vec x = vec_load(pre + i), zero = {0};
+            vec_store(dpre + i, vec_select(x > 0, up, zero) - vec_select(x < 0, down, zero));
+        }
+        if (s->ld > d)
+            memset(dpre + d, 0, (s->ld - d) * sizeof(real));
+    }
+}
+
 static void backward_few(const MapShape *s, const Rows *rows, size_t n, const real *dphi, const real *pre, real *dpre, real *scratch)
 {
     const size_t d = s->d;
@@ -130,8 +164,10 @@ static void backward(const MapShape *s, size_t n, const real *dphi, const real *
 {
     const Rows rows = rows_of_shape(s);
     (void)phi;
+    const bool whole = s->d % FWM_LANES == 0 && s->argument < FWM_LANES;
     for (size_t t = 0; t < n; t += TOKENS)
-        backward_few(s, &rows, fwm_min(TOKENS, n - t), dphi + t * s->ld_features, pre + t * s->ld, dpre + t * s->ld, scratch);
+        (whole ? backward_vectors : backward_few)(s, &rows, fwm_min(TOKENS, n - t), dphi + t * s->ld_features, pre + t * s->ld,
+                                                  dpre + t * s->ld, scratch);
 }
 
 const FeatureMap FWM_NAME(map_dpfp) = {

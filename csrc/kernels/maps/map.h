@@ -31,7 +31,8 @@ typedef struct {
     size_t (*scratch)(const MapShape *);                  /* numbers that forward and backward need; NULL: none */
     /* phi (n x ld_features) of n tokens, pre (n x ld) */
     void (*forward)(const MapShape *, size_t n, const real *pre, real *phi, real *scratch);
-    /* dpre (n x ld): the gradients of x and u; the padding and the place of the logit are set to 0 */
+    /* dpre (n x ld): the gradients of x and u; the padding and the place of the logit are set to 0. Up to FWM_PAD numbers
+     * before and behind dphi must be there to be read; they are not used. */
     void (*backward)(const MapShape *, size_t n, const real *dphi, const real *pre, const real *phi, real *dpre,
                      real *scratch);
 } FeatureMap;

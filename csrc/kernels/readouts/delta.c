@@ -39,9 +39,9 @@ typedef struct {
     real *u_L;     /* ld */
     real *w;       /* ld */
     real *dy;      /* N */
-    real *dk_k;    /* TILE: dk_t . k_t */
     real *a;       /* L */
     real *total;   /* L: sum(phi_t) */
+    real *inverse; /* L: 1 / total, 0 where that might overflow */
     real *product; /* L: k_t . k_{t+1}, for the first token of each pair */
     real *u_end;   /* tiles x ld: u after the last token of each tile */
     real *keys;    /* TILE x ld, normalised */
@@ -57,7 +57,7 @@ static size_t tiles_of(size_t length)
 static size_t workspace_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
 {
     const size_t ld_t = fwm_padded(length), ld_queries = fwm_padded(n_queries);
-    const size_t one = 2 * ld + fwm_padded(n_values) + FWM_TILE + 3 * ld_t + (tiles_of(length) + 2 * FWM_TILE) * ld;
+    const size_t one = 2 * ld + fwm_padded(n_values) + 4 * ld_t + (tiles_of(length) + 2 * FWM_TILE) * ld;
     const size_t many = length * ld + ld * ld_t + FWM_TILE * ld_t + (length + 1) * ld_queries;
     return n_queries > 1 && many > one ? many : one;
 }
@@ -68,39 +68,39 @@ static Workspace divide(const Sequence *s, real *numbers)
     w.u_L = numbers;
     w.w = w.u_L + s->ld;
     w.dy = w.w + s->ld;
-    w.dk_k = w.dy + fwm_padded(s->n_values);
-    w.a = w.dk_k + FWM_TILE;
+    w.a = w.dy + fwm_padded(s->n_values);
     w.total = w.a + fwm_padded(s->length);
-    w.product = w.total + fwm_padded(s->length);
+    w.inverse = w.total + fwm_padded(s->length);
+    w.product = w.inverse + fwm_padded(s->length);
     w.u_end = w.product + fwm_padded(s->length);
     w.keys = w.u_end + tiles_of(s->length) * s->ld;
     w.u = w.keys + FWM_TILE * s->ld;
     return w;
 }
 
-static inline bool invertible(real total)
+/* 1 / total, or 0 where it might overflow though a quotient by total does not. */
+static inline real inverse_of(real total)
 {
-    return total > SMALLEST_TO_INVERT || total < -SMALLEST_TO_INVERT;
+    return total > SMALLEST_TO_INVERT || total < -SMALLEST_TO_INVERT ? 1 / total : 0;
 }
 
 /* key = phi / total. The padding of a row stays zero even when the total is 0 or NaN: it is no feature. */
-static inline void normalise(const Sequence *s, const real *phi, real total, real *key)
+static inline void normalise(const Sequence *s, const real *phi, real total, real inverse, real *key)
 {
-    if (invertible(total)) {
-        const real inverse = 1 / total;
+    if (inverse != 0)
         for (size_t i = 0; i < s->ld; i += FWM_LANES)
             vec_store(key + i, vec_load(phi + i) * inverse);
-        return;
-    }
-    for (size_t i = 0; i < s->ld; i++)
-        key[i] = i < s->features ? phi[i] / total : 0;
+    else
+        for (size_t i = 0; i < s->ld; i++)
+            key[i] = i < s->features ? phi[i] / total : 0;
 }
 
 /* The tile's normalised keys. */
 static void normalise_tile(const Sequence *s, const Workspace *w, TokenRange range)
 {
     for (size_t t = 0; t < range.count; t++)
-        normalise(s, s->keys + (range.start + t) * s->ld, w->total[range.start + t], w->keys + t * s->ld);
+        normalise(s, s->keys + (range.start + t) * s->ld, w->total[range.start + t], w->inverse[range.start + t],
+                  w->keys + t * s->ld);
 }
 
 /* k0 . x, k1 . x and k0 . k1 */
@@ -166,13 +166,14 @@ static void forward(const Sequence *s, real *numbers, real *y)
 {
     const Workspace w = divide(s, numbers);
     const size_t ld = s->ld;
-    normalise(s, s->query, sum(ld, s->query) + EPS, w.u_L);
+    const real query_total = sum(ld, s->query) + EPS;
+    normalise(s, s->query, query_total, inverse_of(query_total), w.u_L);
     memcpy(w.w, w.u_L, ld * sizeof(real)); /* the place of w holds u for now */
     memset(y, 0, s->n_values * sizeof(real));
     for (size_t tile = tiles_of(s->length); tile-- > 0;) {
         const TokenRange range = tile_range(s, tile);
         for (size_t t = range.start; t < range.start + range.count; t++)
-            w.total[t] = sum(ld, s->keys + t * ld);
+            w.inverse[t] = inverse_of(w.total[t] = sum(ld, s->keys + t * ld));
         memcpy(w.u_end + tile * ld, w.w, ld * sizeof(real));
         normalise_tile(s, &w, range);
         forward_tile(s, &w, range, w.w, y);
@@ -188,97 +189,91 @@ static size_t backward_begin(const Sequence *s, real *numbers, const real *y, co
     return tiles_of(s->length);
 }
 
-/* u_t for the second token of each pair, and for a token without a partner. */
+/* u_t for the second token of each pair of the tile, but for the last tokens, whose u is u_end. */
 static void recompute_u(const Sequence *s, const Workspace *w, size_t tile, TokenRange range)
 {
     const size_t ld = s->ld;
-    real *u = w->u_end + tile * ld;
-    for (size_t t = range.count; t-- > 0;) {
-        const size_t token = range.start + t;
-        if (t % 2 || t + 1 == range.count) {
-            memcpy(w->u + t * ld, u, ld * sizeof(real));
-            u = w->u + t * ld;
-        }
-        if (t % 2 == 0 && t > 0) {
-            real *next = w->u + (t - 1) * ld;
-            const bool paired = t + 1 < range.count;
-            const real written0 = s->beta[token] * w->a[token];
-            const real written1 = paired ? s->beta[token + 1] * w->a[token + 1] : 0;
-            const real *k0 = w->keys + t * ld, *k1 = paired ? k0 + ld : k0;
-            for (size_t i = 0; i < ld; i += FWM_LANES)
-                vec_store(next + i, vec_load(u + i) - written1 * vec_load(k1 + i) - written0 * vec_load(k0 + i));
-            u = next;
-        }
+    const real *beta = s->beta + range.start, *a = w->a + range.start, *u = w->u_end + tile * ld;
+    size_t t = (range.count - 1) / 2 * 2; /* the first token of the last pair, or the one without a partner */
+    for (; t > 0; t -= 2) {
+        const bool paired = t + 1 < range.count;
+        const real written0 = beta[t] * a[t], written1 = paired ? beta[t + 1] * a[t + 1] : 0;
+        const real *restrict k0 = w->keys + t * ld, *restrict k1 = paired ? k0 + ld : k0;
+        real *next = w->u + (t - 1) * ld;
+        for (size_t i = 0; i < ld; i += FWM_LANES)
+            vec_store(next + i, vec_load(u + i) - written1 * vec_load(k1 + i) - written0 * vec_load(k0 + i));
+        u = next;
     }
 }
 
-/* The scalars of a token's gradients, once w . k_t is known. */
+/* Whether the quotient phi / total of this token needs care on its way back.
+ *
+ * The PyTorch of the published runs took the gradient of the quotient's denominator as -dk phi / (total * total). In float32
+ * that square underflows long before the total does: a total under 4e-23 makes the gradient infinite or NaN, and it is this
+ * that ends the published FAVOR+ runs in NaN. as_published computes it in that way where the two differ. */
+static inline bool needs_care(const Sequence *s, const Workspace *w, size_t token)
+{
+    return w->inverse[token] == 0 || (s->as_published && FWM_FABS(w->total[token]) < SMALLEST_TO_SQUARE);
+}
+
+/* The scalars of a token's gradients, once w . k_t is known: dk_t = da u_t - beta_a w, and dphi_t = (dk_t - dk_k) inverse. */
 typedef struct {
-    real da, beta_a, dk_k; /* dk_t = da u_t - beta_a w, dk_k = dk_t . k_t */
+    real da, beta_a, dk_k, inverse;
 } TokenGradient;
 
 static inline TokenGradient token_gradient(const Sequence *s, const Workspace *w, size_t token, real w_k, real *dbeta)
 {
     const real a = w->a[token], beta = s->beta[token], error = w->dy[s->values[token]] - w_k;
+    const real da = beta * error, beta_a = beta * a;
     *dbeta = a * error;
-    return (TokenGradient){beta * error, beta * a, beta * error * a - beta * a * w_k};
+    if (needs_care(s, w, token)) /* leave dk_t as it is */
+        return (TokenGradient){da, beta_a, 0, 1};
+    return (TokenGradient){da, beta_a, da * a - beta_a * w_k, w->inverse[token]};
 }
 
-static void backward_pair(const Sequence *s, const Workspace *ws, size_t start, size_t t, real *restrict dk0, real *dbeta)
+static void backward_pair(const Sequence *s, const Workspace *ws, size_t start, size_t t, const real *restrict u1, real *restrict dk0,
+                          real *dbeta)
 {
     const size_t ld = s->ld, token = start + t;
-    const real *restrict k0 = ws->keys + t * ld, *restrict k1 = k0 + ld, *restrict u1 = ws->u + (t + 1) * ld;
+    const real *restrict k0 = ws->keys + t * ld, *restrict k1 = k0 + ld;
     real *restrict w = ws->w, *restrict dk1 = dk0 + ld;
     real dots[3];
     three_dots(ld, k0, k1, w, dots);
     const TokenGradient g0 = token_gradient(s, ws, token, dots[0], dbeta + t);
     const TokenGradient g1 = token_gradient(s, ws, token + 1, dots[1] + g0.da * ws->product[token], dbeta + t + 1);
-    ws->dk_k[t] = g0.dk_k;
-    ws->dk_k[t + 1] = g1.dk_k;
     for (size_t i = 0; i < ld; i += FWM_LANES) {
         const vec k0_i = vec_load(k0 + i), k1_i = vec_load(k1 + i), u1_i = vec_load(u1 + i), w0 = vec_load(w + i);
         const vec u0_i = u1_i - g1.beta_a * k1_i, w1 = w0 + g0.da * k0_i;
-        vec_store(dk0 + i, g0.da * u0_i - g0.beta_a * w0);
-        vec_store(dk1 + i, g1.da * u1_i - g1.beta_a * w1);
+        vec_store(dk0 + i, (g0.da * u0_i - g0.beta_a * w0 - g0.dk_k) * g0.inverse);
+        vec_store(dk1 + i, (g1.da * u1_i - g1.beta_a * w1 - g1.dk_k) * g1.inverse);
         vec_store(w + i, w1 + g1.da * k1_i);
     }
 }
 
-static void backward_single(const Sequence *s, const Workspace *ws, size_t start, size_t t, real *restrict dk, real *dbeta)
+static void backward_single(const Sequence *s, const Workspace *ws, size_t start, size_t t, const real *restrict u, real *restrict dk,
+                            real *dbeta)
 {
     const size_t ld = s->ld;
-    const real *restrict key = ws->keys + t * ld, *restrict u = ws->u + t * ld;
+    const real *restrict key = ws->keys + t * ld;
     real *restrict w = ws->w;
     const TokenGradient g = token_gradient(s, ws, start + t, dot(ld, w, key), dbeta + t);
-    ws->dk_k[t] = g.dk_k;
     for (size_t i = 0; i < ld; i += FWM_LANES) {
         const vec w_i = vec_load(w + i);
-        vec_store(dk + i, g.da * vec_load(u + i) - g.beta_a * w_i);
+        vec_store(dk + i, (g.da * vec_load(u + i) - g.beta_a * w_i - g.dk_k) * g.inverse);
         vec_store(w + i, w_i + g.da * vec_load(key + i));
     }
 }
 
-/* dk (p) becomes dphi = (dk - dk . key) / total.
- *
- * The PyTorch of the published runs took the gradient of the quotient's denominator as -dk phi / (total * total). In float32
- * that square underflows long before the total does: a total under 4e-23 makes the gradient infinite or NaN, and it is this
- * that ends the published FAVOR+ runs in NaN. as_published computes it in that way where the two differ. */
-static void through_normalisation(const Sequence *s, const real *phi, real total, real dk_k, real *dk)
+/* dk (p) becomes dphi, for a total so small that the two quotients are taken apart. */
+static void through_small_total(const Sequence *s, const Workspace *w, size_t token, const real *key, real *dk)
 {
-    if (!s->as_published || FWM_FABS(total) > SMALLEST_TO_SQUARE) {
-        const bool safe = invertible(total);
-        const real inverse = safe ? 1 / total : 1;
-        for (size_t i = 0; i < s->ld; i += FWM_LANES)
-            vec_store(dk + i, (vec_load(dk + i) - dk_k) * inverse);
-        for (size_t i = 0; i < s->ld && !safe; i++)
-            dk[i] /= total;
-        return;
-    }
+    const real *phi = s->keys + token * s->ld;
+    const real total = w->total[token];
     real of_total = 0;
     for (size_t i = 0; i < s->features; i++)
-        of_total -= dk[i] * phi[i] / (total * total);
+        of_total -= s->as_published ? dk[i] * phi[i] / (total * total) : dk[i] * key[i];
     for (size_t i = 0; i < s->features; i++)
-        dk[i] = dk[i] / total + of_total;
+        dk[i] = s->as_published ? dk[i] / total + of_total : (dk[i] + of_total) / total;
 }
 
 static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, real *dkeys, real *dbeta)
@@ -286,15 +281,17 @@ static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, r
     const Workspace w = divide(s, numbers);
     const size_t ld = s->ld;
     const TokenRange range = tile_range(s, tile);
+    const real *u_end = w.u_end + tile * ld;
     normalise_tile(s, &w, range);
     recompute_u(s, &w, tile, range);
     size_t t = 0;
     for (; t + 2 <= range.count; t += 2)
-        backward_pair(s, &w, range.start, t, dkeys + t * ld, dbeta);
+        backward_pair(s, &w, range.start, t, t + 2 < range.count ? w.u + (t + 1) * ld : u_end, dkeys + t * ld, dbeta);
     if (t < range.count)
-        backward_single(s, &w, range.start, t, dkeys + t * ld, dbeta);
+        backward_single(s, &w, range.start, t, u_end, dkeys + t * ld, dbeta);
     for (t = 0; t < range.count; t++)
-        through_normalisation(s, s->keys + (range.start + t) * ld, w.total[range.start + t], w.dk_k[t], dkeys + t * ld);
+        if (needs_care(s, &w, range.start + t))
+            through_small_total(s, &w, range.start + t, w.keys + t * ld, dkeys + t * ld);
     return range;
 }
 
@@ -313,8 +310,10 @@ static void answer(const Sequence *s, real *numbers, const real *queries, size_t
     const size_t L = s->length, ld = s->ld, ld_t = fwm_padded(L);
     real *keys = numbers, *keys_t = keys + L * ld, *products = keys_t + ld * ld_t;
     real *written = products + FWM_TILE * ld_t, *total = written + L * ld_queries;
-    for (size_t t = 0; t < L; t++)
-        normalise(s, s->keys + t * ld, sum(ld, s->keys + t * ld), keys + t * ld);
+    for (size_t t = 0; t < L; t++) {
+        const real key_total = sum(ld, s->keys + t * ld);
+        normalise(s, s->keys + t * ld, key_total, inverse_of(key_total), keys + t * ld);
+    }
     memset(keys_t, 0, ld * ld_t * sizeof(real));
     transpose(L, ld, keys, ld, keys_t, ld_t);
     memset(total, 0, ld_queries * sizeof(real));
