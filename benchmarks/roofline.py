@@ -138,6 +138,11 @@ def training_step(settings):
     return Work(flop=flop, bytes=PARAMETER_BYTES * trained, working_set=3 * 4 * trained)
 
 
+def rates(settings, threads):
+    """FLOP/s of products, and bytes/s of a triad on arrays as large as what a step of `settings` works on."""
+    return product_rate(threads), triad_rate(threads, training_step(settings).working_set)
+
+
 def main():
     from bench_train import CASES
 

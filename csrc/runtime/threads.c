@@ -65,39 +65,31 @@ void fwm_set_num_threads(int threads)
     num_threads = threads < 1 ? 1 : threads;
 }
 
-void fwm_parallel_for(int threads, size_t n_tasks, FwmTask task, void *context)
+void fwm_parallel_loops(int threads, size_t n_loops, const FwmLoop *loops, void *context)
 {
+    size_t most_tasks = 0;
+    for (size_t i = 0; i < n_loops; i++)
+        most_tasks = loops[i].n_tasks > most_tasks ? loops[i].n_tasks : most_tasks;
 #ifdef _OPENMP
-    if (threads > 1 && n_tasks > 1 && !after_fork) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-        for (size_t i = 0; i < n_tasks; i++)
-            task(context, i, omp_get_thread_num());
+    if (threads > 1 && most_tasks > 1 && !after_fork) {
+        /* static: a thread meets the same rows in every phase and every step, and finds them in its cache */
+#pragma omp parallel num_threads(threads)
+        for (size_t i = 0; i < n_loops; i++) {
+#pragma omp for schedule(static) nowait
+            for (size_t t = 0; t < loops[i].n_tasks; t++)
+                loops[i].task(context, t, omp_get_thread_num());
+        }
         return;
     }
 #endif
-    for (size_t i = 0; i < n_tasks; i++)
-        task(context, i, 0);
-}
-
-typedef struct {
-    const FwmLoop *loops;
-    void *context;
-} Loops;
-
-static void task_of_loops(void *context, size_t index, int thread)
-{
-    const Loops *all = context;
-    const FwmLoop *loop = all->loops;
-    while (index >= loop->n_tasks)
-        index -= loop++->n_tasks;
-    loop->task(all->context, index, thread);
-}
-
-void fwm_parallel_loops(int threads, size_t n_loops, const FwmLoop *loops, void *context)
-{
-    Loops all = {loops, context};
-    size_t n_tasks = 0;
+    (void)threads;
     for (size_t i = 0; i < n_loops; i++)
-        n_tasks += loops[i].n_tasks;
-    fwm_parallel_for(threads, n_tasks, task_of_loops, &all);
+        for (size_t t = 0; t < loops[i].n_tasks; t++)
+            loops[i].task(context, t, 0);
+}
+
+void fwm_parallel_for(int threads, size_t n_tasks, FwmTask task, void *context)
+{
+    const FwmLoop loop = {n_tasks, task};
+    fwm_parallel_loops(threads, 1, &loop, context);
 }

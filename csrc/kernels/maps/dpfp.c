@@ -15,7 +15,7 @@
 #include "kernels/base/vector.h"
 #include "kernels/maps/map.h"
 
-#define TOKENS 4
+#define TOKENS 8
 
 /* The scratch rows of these sizes: r with its end in front and its start behind; products dphi_j r with their start behind. */
 typedef struct {
@@ -40,23 +40,44 @@ static size_t scratch_size(const MapShape *s)
     return TOKENS * (2 * rows.row + rows.width);
 }
 
+/* positive = relu(x), negative = relu(-x), d numbers each; NaN stays NaN. */
+static inline void split_signs(size_t d, const real *restrict x, real *restrict positive, real *restrict negative)
+{
+    const vec zero = {0};
+    size_t i = 0;
+    for (; i + FWM_LANES <= d; i += FWM_LANES) {
+        const vec x_i = vec_load(x + i);
+        vec_store(positive + i, vec_select(x_i < 0, zero, x_i));
+        vec_store(negative + i, vec_select(x_i > 0, zero, -x_i));
+    }
+    for (; i < d; i++) {
+        positive[i] = x[i] < 0 ? 0 : x[i];
+        negative[i] = x[i] > 0 ? 0 : -x[i];
+    }
+}
+
 /* r of n tokens, each with its end in front and its start behind. */
-static void rectify(const MapShape *s, const Rows *rows, size_t n, const real *restrict pre, real *restrict r)
+static void rectify(const MapShape *s, const Rows *rows, size_t n, const real *pre, real *r)
 {
     const size_t d = s->d, shifts = fwm_min(s->argument, rows->width - 1);
     for (size_t t = 0; t < n; t++, pre += s->ld, r += rows->row) {
-        real *restrict up = r + rows->lead, *restrict down = up + d;
-#pragma omp simd
-        for (size_t i = 0; i < d; i++) {
-            const real x = pre[i], minus = -pre[i];
-            up[i] = 0 > x ? 0 : x; /* NaN stays NaN */
-            down[i] = 0 > minus ? 0 : minus;
-        }
+        real *start = r + rows->lead, *end = start + rows->width;
+        split_signs(d, pre, start, start + d);
         for (size_t k = 1; k <= shifts; k++) {
-            up[-(ptrdiff_t)k] = up[rows->width - k];
-            up[rows->width + k - 1] = up[k - 1];
+            start[-(ptrdiff_t)k] = end[-(ptrdiff_t)k];
+            end[k - 1] = start[k - 1];
         }
     }
+}
+
+/* out = x y */
+static inline void multiply(size_t n, const real *restrict x, const real *restrict y, real *restrict out)
+{
+    size_t i = 0;
+    for (; i + FWM_LANES <= n; i += FWM_LANES)
+        vec_store(out + i, vec_load(x + i) * vec_load(y + i));
+    for (; i < n; i++)
+        out[i] = x[i] * y[i];
 }
 
 static void forward_few(const MapShape *s, const Rows *rows, size_t n, const real *pre, real *phi, real *r)
@@ -64,14 +85,10 @@ static void forward_few(const MapShape *s, const Rows *rows, size_t n, const rea
     const size_t width = rows->width;
     rectify(s, rows, n, pre, r);
     for (size_t t = 0; t < n; t++) {
-        const real *restrict left = r + t * rows->row + rows->lead;
-        real *restrict out = phi + t * s->ld_features;
-        for (size_t j = 1; j <= s->argument; j++, out += width) {
-            const real *restrict right = left - j % width;
-#pragma omp simd
-            for (size_t i = 0; i < width; i++)
-                out[i] = left[i] * right[i];
-        }
+        const real *r_t = r + t * rows->row + rows->lead;
+        real *out = phi + t * s->ld_features;
+        for (size_t j = 1; j <= s->argument; j++, out += width)
+            multiply(width, r_t, r_t - j % width, out);
         if (s->ld_features > s->features)
             memset(out, 0, (s->ld_features - s->features) * sizeof(real));
     }
@@ -92,9 +109,7 @@ static inline void backward_block(const MapShape *s, const Rows *rows, size_t n,
     for (size_t t = 0; t < n; t++) {
         const real *restrict d_t = dphi_j + t * s->ld_features, *restrict r_t = r + t * rows->row + rows->lead;
         real *restrict product = products + t * rows->row;
-#pragma omp simd
-        for (size_t i = 0; i < width; i++)
-            product[i] = d_t[i] * r_t[i];
+        multiply(width, d_t, r_t, product);
         for (size_t i = 0; i < shift; i++)
             product[width + i] = product[i];
     }
