@@ -48,9 +48,9 @@ static void lay_out(FwmModel *model)
     const FwmModelSizes *z = &model->sizes;
     const size_t N = z->n_keys, E = z->embedding, d = z->d;
     size_t *next = &model->n_numbers;
+    model->query_weight = place(next, E * z->ld_q);
     model->key_bias = place(next, z->ld_w);
     model->query_bias = place(next, z->ld_q);
-    model->query_weight = place(next, E * z->ld_q);
     model->key_weight = place(next, (N + E) * z->ld_w);
     model->embedding = place(next, 2 * N * z->ld_e);
     model->n_trained = model->embedding + N * z->ld_e;

@@ -56,17 +56,30 @@ static inline void split_signs(size_t d, const real *restrict x, real *restrict 
     }
 }
 
-/* r of n tokens, each with its end in front and its start behind. */
+/* The end of a row in front of it, and its start behind it: whole vectors, where the row is as long as what is asked for. */
+static inline void wrap(const Rows *rows, real *row)
+{
+    real *end = row + rows->width;
+    if (rows->lead <= rows->width) {
+        for (size_t k = 0; k < rows->lead; k += FWM_LANES) {
+            vec_store(row - rows->lead + k, vec_load(end - rows->lead + k));
+            vec_store(end + k, vec_load(row + k));
+        }
+        return;
+    }
+    for (size_t k = 1; k < rows->width; k++) {
+        row[-(ptrdiff_t)k] = end[-(ptrdiff_t)k];
+        end[k - 1] = row[k - 1];
+    }
+}
+
+/* r of n tokens, wrapped. */
 static void rectify(const MapShape *s, const Rows *rows, size_t n, const real *pre, real *r)
 {
-    const size_t d = s->d, shifts = fwm_min(s->argument, rows->width - 1);
     for (size_t t = 0; t < n; t++, pre += s->ld, r += rows->row) {
-        real *start = r + rows->lead, *end = start + rows->width;
-        split_signs(d, pre, start, start + d);
-        for (size_t k = 1; k <= shifts; k++) {
-            start[-(ptrdiff_t)k] = end[-(ptrdiff_t)k];
-            end[k - 1] = start[k - 1];
-        }
+        real *row = r + rows->lead;
+        split_signs(s->d, pre, row, row + s->d);
+        wrap(rows, row);
     }
 }
 
@@ -110,8 +123,7 @@ static inline void backward_block(const MapShape *s, const Rows *rows, size_t n,
         const real *restrict d_t = dphi_j + t * s->ld_features, *restrict r_t = r + t * rows->row + rows->lead;
         real *restrict product = products + t * rows->row;
         multiply(width, d_t, r_t, product);
-        for (size_t i = 0; i < shift; i++)
-            product[width + i] = product[i];
+        memcpy(product + width, product, shift * sizeof(real));
     }
     for (size_t t = 0; t < n; t++) {
         const real *restrict d_t = dphi_j + t * s->ld_features, *restrict right = r + t * rows->row + rows->lead - shift;

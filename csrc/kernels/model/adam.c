@@ -12,7 +12,7 @@
 #define BETA1 0.9
 #define BETA2 0.999
 #define EPS 1e-8
-#define NUMBERS_IN_TASK 8192
+#define NUMBERS_IN_TASK 4096
 
 AdamStep adam_step(double lr, uint64_t t)
 {
@@ -35,17 +35,28 @@ void adam_update(const AdamStep *a, size_t n, const real *restrict g, real *rest
     }
 }
 
+void adam_on(const Step *s, size_t start, size_t n)
+{
+    const FwmModel *model = s->model;
+    adam_update(&s->adam, n, (real *)model->gradients + start, (real *)model->numbers + start, (real *)model->moment1 + start,
+                (real *)model->moment2 + start);
+}
+
+/* From key_bias to the last value row of key_weight; key_weight's other rows come behind them. */
+static size_t biases_and_value_rows(const Step *s)
+{
+    return s->model->key_weight + s->sizes->n_keys * s->sizes->ld_w - s->model->key_bias;
+}
+
 size_t adam_tasks(const Step *s)
 {
-    return (s->model->embedding + NUMBERS_IN_TASK - 1) / NUMBERS_IN_TASK;
+    return (biases_and_value_rows(s) + NUMBERS_IN_TASK - 1) / NUMBERS_IN_TASK;
 }
 
 void adam_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const Step *s = context;
-    const FwmModel *model = s->model;
-    const size_t start = index * NUMBERS_IN_TASK, n = fwm_min(NUMBERS_IN_TASK, model->embedding - start);
-    adam_update(&s->adam, n, (real *)model->gradients + start, (real *)model->numbers + start, (real *)model->moment1 + start,
-                (real *)model->moment2 + start);
+    const size_t start = index * NUMBERS_IN_TASK;
+    adam_on(s, s->model->key_bias + start, fwm_min(NUMBERS_IN_TASK, biases_and_value_rows(s) - start));
 }

@@ -4,9 +4,9 @@
  * arrays of their gradients and of Adam's moments have the same layout. Matrices are stored with padded rows, the
  * projections transposed, so that the row of a value or of an embedding entry is contiguous:
  *
+ *     query_weight (E x ld_q)        W_q^T
  *     key_bias     (ld_w)            [b_k | b_b]
  *     query_bias   (ld_q)            b_q
- *     query_weight (E x ld_q)        W_q^T
  *     key_weight   ((N + E) x ld_w)  [W_k^T | w_b], the N rows of the values, then the E rows of the embedding
  *     embedding    (2N x ld_e)       embeddingK: the N key rows are trained; the N value rows never get a gradient
  *

@@ -6,7 +6,8 @@
  *     dW_k^T = E^T dK,   dW_q^T = X^T dQ,   db_k = sum of the rows of dK,   db_q = sum of the rows of dQ
  *     dE = dK W_k,  and row query[b] of dE += (dQ W_q)[b]
  *
- * In an update a tile of dE lives in scratch memory only until Adam has taken it, for dE, m, v and E are most of the bytes
+ * In an update Adam takes a tile of gradients while it is in the cache: dE needs the weights before the update, which are there
+ * transposed. A tile of dE lives in scratch memory only until Adam has taken it, for dE, m, v and E are most of the bytes
  * that a step moves. */
 #include <string.h>
 
@@ -103,6 +104,10 @@ static void weight_gradients_task(void *context, size_t index, int thread)
     gemm(count, z->ld_q, B, transposed(s->query_rows + e0, z->ld_e), s->dqueries, s->table_ld, 0, NULL,
          s->dquery_weight + e0 * z->ld_q, z->ld_q);
     gemm(B, width, z->d, rows_of(s->dqueries, s->table_ld), s->query_weight_t + e0, z->ld_e, 0, NULL, s->dquery_rows + e0, z->ld_e);
+    if (s->purpose == UPDATE) {
+        adam_on(s, s->model->key_weight + (z->n_keys + e0) * z->ld_w, count * z->ld_w);
+        adam_on(s, s->model->query_weight + e0 * z->ld_q, count * z->ld_q);
+    }
     if (index == 0) {
         memset(s->dquery_bias, 0, z->ld_q * sizeof(real));
         for (size_t b = 0; b < B; b++)

@@ -85,6 +85,7 @@ typedef struct {
 #define softmax_attention_scratch FWM_NAME(softmax_attention_scratch)
 #define adam_step FWM_NAME(adam_step)
 #define adam_update FWM_NAME(adam_update)
+#define adam_on FWM_NAME(adam_on)
 #define adam_tasks FWM_NAME(adam_tasks)
 #define adam_task FWM_NAME(adam_task)
 #define evaluation_scratch FWM_NAME(evaluation_scratch)
@@ -122,7 +123,9 @@ size_t softmax_attention_scratch(const FwmModel *model);
 /* adam.c */
 AdamStep adam_step(double lr, uint64_t t);
 void adam_update(const AdamStep *a, size_t n, const real *g, real *p, real *m, real *v);
-/* The tasks that update all but the embedding, which embedding_gradients updates as it goes. */
+/* Updates n numbers from `start` in model->numbers on, by their gradients. */
+void adam_on(const Step *s, size_t start, size_t n);
+/* The tasks that update biases and value rows; projection.c updates the big matrices where it makes their gradients. */
 size_t adam_tasks(const Step *s);
 void adam_task(void *context, size_t index, int thread);
 
