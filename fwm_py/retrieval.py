@@ -62,12 +62,12 @@ def shown(value: object) -> str:
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:
     message = f"{name}: got {shown(value)}, expected an integer in {low}..{high}"
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(message)
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(message) from None
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(message)
     if not low <= number <= high:
         raise ValueError(message)
     return number

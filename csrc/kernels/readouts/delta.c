@@ -21,7 +21,8 @@
  *
  * Tokens are taken two at a time, tokens 2i and 2i + 1 of a tile: each a_t must wait for the u that its neighbour leaves, but
  *     a_{t-1} = k_{t-1} . u_{t-1} = k_{t-1} . u_t - beta_t a_t (k_t . k_{t-1})
- * (and w . k likewise on the way back), so that three sums over p run side by side where two would queue. */
+ * (and w . k likewise on the way back), so that three sums over p run side by side where two would queue. Keys are not
+ * divided by their totals: a scale goes along, 1 / sum(phi_t). */
 #include <stdbool.h>
 #include <string.h>
 
@@ -32,7 +33,7 @@
 #include "kernels/readouts/readout.h"
 
 static const real EPS = (real)1e-6;
-static const real SMALLEST_TO_INVERT = (real)1e-30; /* 1 / total overflows before phi / total does */
+static const real SMALLEST_TO_INVERT = (real)1e-12; /* below, a product of two features may be subnormal */
 static const real SMALLEST_TO_SQUARE = (real)1e-15; /* below, float32's total * total begins to lose bits and to vanish */
 
 typedef struct {
@@ -44,7 +45,8 @@ typedef struct {
     real *inverse; /* L: 1 / total, 0 where that might overflow */
     real *product; /* L: k_t . k_{t+1}, for the first token of each pair */
     real *u_end;   /* tiles x ld: u after the last token of each tile */
-    real *keys;    /* TILE x ld, normalised */
+    real *keys;    /* TILE x ld, normalised, where a scale would not do */
+    real *ones;    /* TILE */
     real *u;       /* TILE x ld: u_t for the second token of each pair */
 } Workspace;
 
@@ -57,7 +59,7 @@ static size_t tiles_of(size_t length)
 static size_t workspace_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
 {
     const size_t ld_t = fwm_padded(length), ld_queries = fwm_padded(n_queries);
-    const size_t one = 2 * ld + fwm_padded(n_values) + 4 * ld_t + (tiles_of(length) + 2 * FWM_TILE) * ld;
+    const size_t one = 2 * ld + fwm_padded(n_values) + FWM_TILE + 4 * ld_t + (tiles_of(length) + 2 * FWM_TILE) * ld;
     const size_t many = length * ld + ld * ld_t + FWM_TILE * ld_t + (length + 1) * ld_queries;
     return n_queries > 1 && many > one ? many : one;
 }
@@ -74,11 +76,12 @@ static Workspace divide(const Sequence *s, real *numbers)
     w.product = w.inverse + fwm_padded(s->length);
     w.u_end = w.product + fwm_padded(s->length);
     w.keys = w.u_end + tiles_of(s->length) * s->ld;
-    w.u = w.keys + FWM_TILE * s->ld;
+    w.ones = w.keys + FWM_TILE * s->ld;
+    w.u = w.ones + FWM_TILE;
     return w;
 }
 
-/* 1 / total, or 0 where it might overflow though a quotient by total does not. */
+/* 1 / total, or 0 where phi / total is better taken feature by feature. */
 static inline real inverse_of(real total)
 {
     return total > SMALLEST_TO_INVERT || total < -SMALLEST_TO_INVERT ? 1 / total : 0;
@@ -95,12 +98,24 @@ static inline void normalise(const Sequence *s, const real *phi, real total, rea
             key[i] = i < s->features ? phi[i] / total : 0;
 }
 
-/* The tile's normalised keys. */
-static void normalise_tile(const Sequence *s, const Workspace *w, TokenRange range)
+/* The keys of a tile: k_t = scale[t] rows[t]. */
+typedef struct {
+    const real *rows, *scale;
+} TileKeys;
+
+static TileKeys tile_keys(const Sequence *s, const Workspace *w, TokenRange range)
 {
+    const real *phi = s->keys + range.start * s->ld, *total = w->total + range.start, *inverse = w->inverse + range.start;
+    bool scales_do = true;
     for (size_t t = 0; t < range.count; t++)
-        normalise(s, s->keys + (range.start + t) * s->ld, w->total[range.start + t], w->inverse[range.start + t],
-                  w->keys + t * s->ld);
+        scales_do &= inverse[t] != 0;
+    if (scales_do)
+        return (TileKeys){phi, inverse};
+    for (size_t t = 0; t < range.count; t++) {
+        normalise(s, phi + t * s->ld, total[t], inverse[t], w->keys + t * s->ld);
+        w->ones[t] = 1;
+    }
+    return (TileKeys){w->keys, w->ones};
 }
 
 /* k0 . x, k1 . x and k0 . k1 */
@@ -130,30 +145,32 @@ static inline void three_dots(size_t ld, const real *restrict k0, const real *re
 static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range, real *restrict u, real *y)
 {
     const size_t ld = s->ld;
-    const real *beta = s->beta + range.start;
+    const TileKeys keys = tile_keys(s, w, range);
+    const real *beta = s->beta + range.start, *scale = keys.scale;
     const int32_t *values = s->values + range.start;
     real *a = w->a + range.start, *product = w->product + range.start;
     size_t t = range.count;
     if (t % 2) {
         t--;
-        a[t] = dot(ld, w->keys + t * ld, u);
+        a[t] = scale[t] * dot(ld, keys.rows + t * ld, u);
         y[values[t]] += beta[t] * a[t];
-        add_scaled(ld, -beta[t] * a[t], w->keys + t * ld, u);
+        add_scaled(ld, -beta[t] * a[t] * scale[t], keys.rows + t * ld, u);
     }
     while (t > 0) {
         t -= 2;
-        const real *restrict k0 = w->keys + t * ld, *restrict k1 = k0 + ld;
+        const real *restrict k0 = keys.rows + t * ld, *restrict k1 = k0 + ld;
         real dots[3];
         three_dots(ld, k0, k1, u, dots);
-        const real written1 = beta[t + 1] * dots[1];
-        product[t] = dots[2];
-        a[t + 1] = dots[1];
-        a[t] = dots[0] - written1 * dots[2];
-        const real written0 = beta[t] * a[t];
-        y[values[t + 1]] += written1;
-        y[values[t]] += written0;
+        /* the next pair waits for these two, so they are made with the fewest operations */
+        const real step1 = dots[1] * (scale[t + 1] * beta[t + 1] * scale[t + 1]);
+        const real dot0 = dots[0] - step1 * dots[2], step0 = dot0 * (scale[t] * beta[t] * scale[t]);
+        a[t + 1] = scale[t + 1] * dots[1];
+        a[t] = scale[t] * dot0;
+        product[t] = scale[t] * dots[2] * scale[t + 1];
+        y[values[t + 1]] += beta[t + 1] * a[t + 1];
+        y[values[t]] += beta[t] * a[t];
         for (size_t i = 0; i < ld; i += FWM_LANES)
-            vec_store(u + i, vec_load(u + i) - written1 * vec_load(k1 + i) - written0 * vec_load(k0 + i));
+            vec_store(u + i, vec_load(u + i) - step1 * vec_load(k1 + i) - step0 * vec_load(k0 + i));
     }
 }
 
@@ -175,7 +192,6 @@ static void forward(const Sequence *s, real *numbers, real *y)
         for (size_t t = range.start; t < range.start + range.count; t++)
             w.inverse[t] = inverse_of(w.total[t] = sum(ld, s->keys + t * ld));
         memcpy(w.u_end + tile * ld, w.w, ld * sizeof(real));
-        normalise_tile(s, &w, range);
         forward_tile(s, &w, range, w.w, y);
     }
 }
@@ -190,18 +206,18 @@ static size_t backward_begin(const Sequence *s, real *numbers, const real *y, co
 }
 
 /* u_t for the second token of each pair of the tile, but for the last tokens, whose u is u_end. */
-static void recompute_u(const Sequence *s, const Workspace *w, size_t tile, TokenRange range)
+static void recompute_u(const Sequence *s, const Workspace *w, const TileKeys *keys, size_t tile, TokenRange range)
 {
     const size_t ld = s->ld;
     const real *beta = s->beta + range.start, *a = w->a + range.start, *u = w->u_end + tile * ld;
     size_t t = (range.count - 1) / 2 * 2; /* the first token of the last pair, or the one without a partner */
     for (; t > 0; t -= 2) {
         const bool paired = t + 1 < range.count;
-        const real written0 = beta[t] * a[t], written1 = paired ? beta[t + 1] * a[t + 1] : 0;
-        const real *restrict k0 = w->keys + t * ld, *restrict k1 = paired ? k0 + ld : k0;
+        const real step0 = beta[t] * a[t] * keys->scale[t], step1 = paired ? beta[t + 1] * a[t + 1] * keys->scale[t + 1] : 0;
+        const real *restrict k0 = keys->rows + t * ld, *restrict k1 = paired ? k0 + ld : k0;
         real *next = w->u + (t - 1) * ld;
         for (size_t i = 0; i < ld; i += FWM_LANES)
-            vec_store(next + i, vec_load(u + i) - written1 * vec_load(k1 + i) - written0 * vec_load(k0 + i));
+            vec_store(next + i, vec_load(u + i) - step1 * vec_load(k1 + i) - step0 * vec_load(k0 + i));
         u = next;
     }
 }
@@ -231,47 +247,49 @@ static inline TokenGradient token_gradient(const Sequence *s, const Workspace *w
     return (TokenGradient){da, beta_a, da * a - beta_a * w_k, w->inverse[token]};
 }
 
-static void backward_pair(const Sequence *s, const Workspace *ws, size_t start, size_t t, const real *restrict u1, real *restrict dk0,
-                          real *dbeta)
+static void backward_pair(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t, const real *restrict u1,
+                          real *restrict dk0, real *dbeta)
 {
     const size_t ld = s->ld, token = start + t;
-    const real *restrict k0 = ws->keys + t * ld, *restrict k1 = k0 + ld;
+    const real *restrict k0 = keys->rows + t * ld, *restrict k1 = k0 + ld, *scale = keys->scale + t;
     real *restrict w = ws->w, *restrict dk1 = dk0 + ld;
     real dots[3];
     three_dots(ld, k0, k1, w, dots);
-    const TokenGradient g0 = token_gradient(s, ws, token, dots[0], dbeta + t);
-    const TokenGradient g1 = token_gradient(s, ws, token + 1, dots[1] + g0.da * ws->product[token], dbeta + t + 1);
+    const TokenGradient g0 = token_gradient(s, ws, token, scale[0] * dots[0], dbeta + t);
+    const TokenGradient g1 = token_gradient(s, ws, token + 1, scale[1] * dots[1] + g0.da * ws->product[token], dbeta + t + 1);
+    const real removed1 = g1.beta_a * scale[1], step0 = g0.da * scale[0], step1 = g1.da * scale[1];
     for (size_t i = 0; i < ld; i += FWM_LANES) {
         const vec k0_i = vec_load(k0 + i), k1_i = vec_load(k1 + i), u1_i = vec_load(u1 + i), w0 = vec_load(w + i);
-        const vec u0_i = u1_i - g1.beta_a * k1_i, w1 = w0 + g0.da * k0_i;
+        const vec u0_i = u1_i - removed1 * k1_i, w1 = w0 + step0 * k0_i;
         vec_store(dk0 + i, (g0.da * u0_i - g0.beta_a * w0 - g0.dk_k) * g0.inverse);
         vec_store(dk1 + i, (g1.da * u1_i - g1.beta_a * w1 - g1.dk_k) * g1.inverse);
-        vec_store(w + i, w1 + g1.da * k1_i);
+        vec_store(w + i, w1 + step1 * k1_i);
     }
 }
 
-static void backward_single(const Sequence *s, const Workspace *ws, size_t start, size_t t, const real *restrict u, real *restrict dk,
-                            real *dbeta)
+static void backward_single(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t, const real *restrict u,
+                            real *restrict dk, real *dbeta)
 {
     const size_t ld = s->ld;
-    const real *restrict key = ws->keys + t * ld;
+    const real *restrict key = keys->rows + t * ld;
     real *restrict w = ws->w;
-    const TokenGradient g = token_gradient(s, ws, start + t, dot(ld, w, key), dbeta + t);
+    const TokenGradient g = token_gradient(s, ws, start + t, keys->scale[t] * dot(ld, w, key), dbeta + t);
+    const real step = g.da * keys->scale[t];
     for (size_t i = 0; i < ld; i += FWM_LANES) {
         const vec w_i = vec_load(w + i);
         vec_store(dk + i, (g.da * vec_load(u + i) - g.beta_a * w_i - g.dk_k) * g.inverse);
-        vec_store(w + i, w_i + g.da * vec_load(key + i));
+        vec_store(w + i, w_i + step * vec_load(key + i));
     }
 }
 
 /* dk (p) becomes dphi, for a total so small that the two quotients are taken apart. */
-static void through_small_total(const Sequence *s, const Workspace *w, size_t token, const real *key, real *dk)
+static void through_small_total(const Sequence *s, const Workspace *w, size_t token, const real *key, real scale, real *dk)
 {
     const real *phi = s->keys + token * s->ld;
     const real total = w->total[token];
     real of_total = 0;
     for (size_t i = 0; i < s->features; i++)
-        of_total -= s->as_published ? dk[i] * phi[i] / (total * total) : dk[i] * key[i];
+        of_total -= s->as_published ? dk[i] * phi[i] / (total * total) : dk[i] * (scale * key[i]);
     for (size_t i = 0; i < s->features; i++)
         dk[i] = s->as_published ? dk[i] / total + of_total : (dk[i] + of_total) / total;
 }
@@ -282,16 +300,16 @@ static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, r
     const size_t ld = s->ld;
     const TokenRange range = tile_range(s, tile);
     const real *u_end = w.u_end + tile * ld;
-    normalise_tile(s, &w, range);
-    recompute_u(s, &w, tile, range);
+    const TileKeys keys = tile_keys(s, &w, range);
+    recompute_u(s, &w, &keys, tile, range);
     size_t t = 0;
     for (; t + 2 <= range.count; t += 2)
-        backward_pair(s, &w, range.start, t, t + 2 < range.count ? w.u + (t + 1) * ld : u_end, dkeys + t * ld, dbeta);
+        backward_pair(s, &w, &keys, range.start, t, t + 2 < range.count ? w.u + (t + 1) * ld : u_end, dkeys + t * ld, dbeta);
     if (t < range.count)
-        backward_single(s, &w, range.start, t, u_end, dkeys + t * ld, dbeta);
+        backward_single(s, &w, &keys, range.start, t, u_end, dkeys + t * ld, dbeta);
     for (t = 0; t < range.count; t++)
         if (needs_care(s, &w, range.start + t))
-            through_small_total(s, &w, range.start + t, w.keys + t * ld, dkeys + t * ld);
+            through_small_total(s, &w, range.start + t, keys.rows + t * ld, keys.scale[t], dkeys + t * ld);
     return range;
 }
 
