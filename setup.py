@@ -31,7 +31,7 @@ BASE_FLAGS = [
 ]
 # Random streams, initial parameters and means must not depend on the processor.
 COMMON_FLAGS = ["-ffp-contract=off"]
-# Not an error: sizes are size_t and indices of Python and NumPy signed; clang does not vectorise every loop that may be.
+# Not errors: sizes are size_t but indices of Python and NumPy signed; clang does not vectorise every loop it may.
 WARNING_FLAGS = [
     "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Wno-pass-failed", "-Werror",
 ]

@@ -199,3 +199,14 @@ def test_omega_columns_are_orthogonal():
     omega = feature_maps.draw_omega(16, 16, Philox(7)).astype(np.float64)
     gram = omega.T @ omega
     assert np.abs(gram - np.diag(np.diag(gram))).max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_omega_is_converted_to_the_dtype_of_x(dtype):
+    x, omega = points((5, 4)).astype(dtype), feature_maps.draw_omega(4, 6, Philox(1))
+    for other in (omega, omega.astype(np.float64)):
+        phi = feature_maps.favor(x, other)
+        assert phi.dtype == dtype
+        np.testing.assert_array_equal(phi, feature_maps.favor(x, omega.astype(dtype)))
+        dx = feature_maps.favor_backward(phi, x, other)
+        np.testing.assert_array_equal(dx, feature_maps.favor_backward(phi, x, omega.astype(dtype)))

@@ -38,6 +38,16 @@ PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const
     return array;
 }
 
+PyArrayObject *fwm_real_array_as(PyObject *given, const char *name, int type)
+{
+    PyArrayObject *array = fwm_real_array(given, name, 0, NULL);
+    if (!array || PyArray_TYPE(array) == type)
+        return array;
+    PyArrayObject *converted = (PyArrayObject *)PyArray_FromArray(array, PyArray_DescrFromType(type), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
+    Py_DECREF(array);
+    return converted;
+}
+
 int fwm_check_shape(PyArrayObject *array, const char *name, const char *letters, int rank, const npy_intp *shape)
 {
     int fits = PyArray_NDIM(array) == rank;

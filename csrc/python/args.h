@@ -10,6 +10,9 @@
 /* An array of float32 or float64; type 0 accepts both, else NPY_FLOAT or NPY_DOUBLE is asked for because `like` has it. */
 PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const char *like);
 
+/* The same, but of either precision, converted to `type`. */
+PyArrayObject *fwm_real_array_as(PyObject *given, const char *name, int type);
+
 /* The shape must be this one (rank numbers; -1 stands for any); `letters` says it in words, as "(B, L, p)". */
 int fwm_check_shape(PyArrayObject *array, const char *name, const char *letters, int rank, const npy_intp *shape);
 

@@ -47,7 +47,7 @@ static int read_argument(MapCall *c, PyObject *given)
 {
     const FwmMapInfo *info = c->kernels->map_info(c->map);
     if (c->kernels->map_has_extension(c->map)) {
-        c->omega = fwm_real_array(given, "omega", PyArray_TYPE(c->x), "x");
+        c->omega = fwm_real_array_as(given, "omega", PyArray_TYPE(c->x));
         const npy_intp shape[] = {(npy_intp)c->d, -1};
         if (!c->omega || fwm_check_shape(c->omega, "omega", "(d, m)", 2, shape) < 0)
             return -1;

@@ -222,11 +222,10 @@ static int read_omega(ModelObject *self, BatchArrays *a, PyObject *omega)
         return -1;
     }
     const npy_intp shape[] = {(npy_intp)z->d, (npy_intp)z->argument};
-    PyArrayObject *any = (PyArrayObject *)PyArray_FROM_OTF(omega, self->type, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
-    a->omega = any;
-    if (!any || fwm_check_shape(any, "omega", "(d, m)", 2, shape) < 0)
+    a->omega = fwm_real_array_as(omega, "omega", self->type);
+    if (!a->omega || fwm_check_shape(a->omega, "omega", "(d, m)", 2, shape) < 0)
         return -1;
-    a->batch.omega = PyArray_DATA(any);
+    a->batch.omega = PyArray_DATA(a->omega);
     return 0;
 }
 

@@ -75,7 +75,7 @@ const char *fwm_choose_variant(const char *name, char *message, size_t message_s
     if (!found) {
         char usable[64];
         list_usable(usable, sizeof usable);
-        snprintf(message, message_size, "FWM_PY_ISA: got '%s', expected one that this build has and this processor runs: %s",
+        snprintf(message, message_size, "FWM_PY_ISA: got '%.40s', expected one that this build has and this processor runs: %s",
                  name ? name : "", usable);
         return NULL;
     }

@@ -57,7 +57,9 @@ static inline real expm1_reduced(real x, real_bits *n)
     memcpy(&zero, &rounder, sizeof zero);
     *n = bits - zero;
     const real whole = shifted - FWM_ROUNDER;
-    const real r = (x - whole * FWM_LN2_HIGH) - whole * FWM_LN2_LOW;
+    const real high = x - whole * FWM_LN2_HIGH;
+    const real r = high - whole * FWM_LN2_LOW;
+    const real lost = (high - r) - whole * FWM_LN2_LOW; /* in the rounding of r */
 #if FWM_REAL_IS_DOUBLE
     real q = 1.0 / 6227020800.0;
     q = q * r + 1.0 / 479001600.0;
@@ -74,7 +76,7 @@ static inline real expm1_reduced(real x, real_bits *n)
     q = q * r + (real)(1.0 / 24.0);
     q = q * r + (real)(1.0 / 6.0);
     q = q * r + (real)0.5;
-    return r + r * r * q;
+    return r + (r * r * q + lost);
 }
 
 static inline real exp_real(real x)
@@ -88,7 +90,8 @@ static inline real exp_real(real x)
     return x != x ? x : y;
 }
 
-/* tanh |x| = e / (e + 2) with e = expm1(2 |x|). */
+/* tanh |x| = e / (e + 2) with e = expm1(2 |x|). Where e is small, the rounding of e + 2 would show: the quotient is corrected by
+ * what was lost, times 1 / (e + 2), roughly. */
 static inline real tanh_real(real x)
 {
     real_bits n;
@@ -97,7 +100,10 @@ static inline real tanh_real(real x)
     const real reduced = expm1_reduced(2 * inside, &n);
     const real power = power_of_two(n);
     const real e = power * reduced + (power - 1);
-    const real y = e / (e + 2);
+    const real divisor = e + 2, quotient = e / divisor;
+    const real lost = (2 - divisor) + e;
+    const real corrected = quotient - quotient * lost * ((real)0.5 - (real)0.2 * e);
+    const real y = e < (real)0.75 ? corrected : quotient;
     const real with_sign = x < 0 ? -y : y;
     return x == 0 || x != x ? x : with_sign;
 }
