@@ -88,6 +88,8 @@ def test_nan_stays_in_its_row(case, dtype):
     np.testing.assert_array_equal(phi[others], clean[others])
     np.testing.assert_array_equal(np.isnan(phi[2]), np.isnan(case.oracle(x.astype(np.float64))[2]))
     assert np.isnan(phi[2]).any()
+    dx = case.backward(np.ones(phi.shape, dtype), x)
+    assert np.isnan(dx[2]).any() and not np.isnan(dx[others]).any()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -101,13 +103,17 @@ def test_values_at_the_ends(dtype):
     np.testing.assert_array_equal(feature_maps.tanh_backward(one, x), [0, 1, 1, 0])
 
 
-@pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_the_slope_of_relu_at_zero_is_zero(zero):
-    """Although its factors in the products, 1 and 2, are not."""
-    x = np.array([1.0, zero, 2.0, 3.0])
-    for nu in (1, 2, 3):
-        dx = feature_maps.dpfp_backward(np.ones(8 * nu), x, nu)
-        assert dx[1] == 0 and dx[2] != 0
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("d", [4, 7, 64])
+def test_the_slope_of_relu_at_zero_is_zero(d, sign, dtype):
+    """Although the factors beside it in the products are not, whatever the signs."""
+    for i in (1, d - 2):
+        for zero in (0.0, -0.0):
+            x = sign * np.arange(1, d + 1).astype(dtype)
+            x[i] = zero
+            for nu in (1, 2, 3):
+                assert feature_maps.dpfp_backward(np.ones(2 * d * nu, dtype), x, nu)[i] == 0
 
 
 # --- accuracy in ulp -----------------------------------------------------------------------------------------------

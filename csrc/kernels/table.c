@@ -56,7 +56,7 @@ typedef struct {
 
 static MapTile map_tile(const FeatureMap *map, size_t d, size_t argument, real *memory)
 {
-    MapTile w = {.shape = map_shape(map, d, argument, 0)};
+    MapTile w = {.shape = map_shape(map, d, argument)};
     const MapShape *s = &w.shape;
     const size_t sizes[] = {FWM_TILE * s->ld, FWM_TILE * s->ld, FWM_TILE * s->ld_features, FWM_TILE * s->ld_features,
                             d * fwm_padded(s->extension), s->extension * fwm_padded(d), map->scratch ? map->scratch(s) : 0};

@@ -48,29 +48,27 @@ static void lay_out(FwmModel *model)
     const FwmModelSizes *z = &model->sizes;
     const size_t N = z->n_keys, E = z->embedding, d = z->d;
     size_t *next = &model->n_numbers;
-    model->query_weight = place(next, E * z->ld_q);
-    model->key_bias = place(next, z->ld_w);
-    model->query_bias = place(next, z->ld_q);
-    model->key_weight = place(next, (N + E) * z->ld_w);
+    model->query_weight = place(next, E * z->ld);
+    model->key_bias = place(next, z->ld);
+    model->query_bias = place(next, z->ld);
+    model->beta_bias = place(next, 1);
+    model->beta_weight = place(next, N + E + FWM_PAD); /* zeros behind its end, as behind that of an embedding row */
+    model->key_weight = place(next, (N + E) * z->ld);
     model->embedding = place(next, 2 * N * z->ld_e);
     model->n_trained = model->embedding + N * z->ld_e;
 
     add_parameter(model, (FwmParameter){"embeddingV.weight", N, N, place(next, N * N), N, 1, false});
     add_parameter(model, (FwmParameter){"embeddingK.weight", 2 * N, E, model->embedding, z->ld_e, 1, true});
-    add_parameter(model, (FwmParameter){"W_k.weight", d, N + E, model->key_weight, 1, z->ld_w, true});
+    add_parameter(model, (FwmParameter){"W_k.weight", d, N + E, model->key_weight, 1, z->ld, true});
     add_parameter(model, (FwmParameter){"W_k.bias", d, 0, model->key_bias, 1, 0, true});
     add_unused(model, "W_v.weight", "W_v.bias", d, N + E);
-    add_parameter(model, (FwmParameter){"W_q.weight", d, E, model->query_weight, 1, z->ld_q, true});
+    add_parameter(model, (FwmParameter){"W_q.weight", d, E, model->query_weight, 1, z->ld, true});
     add_parameter(model, (FwmParameter){"W_q.bias", d, 0, model->query_bias, 1, 0, true});
     if (!z->with_map)
         return;
     add_unused(model, "W_f.weight", "W_f.bias", d, N + E);
-    if (z->with_beta) {
-        add_parameter(model, (FwmParameter){"W_b.weight", 1, N + E, model->key_weight + d, 1, z->ld_w, true});
-        add_parameter(model, (FwmParameter){"W_b.bias", 1, 0, model->key_bias + d, 1, 0, true});
-    } else {
-        add_unused(model, "W_b.weight", "W_b.bias", 1, N + E);
-    }
+    add_parameter(model, (FwmParameter){"W_b.weight", 1, N + E, model->beta_weight, N + E, 1, z->with_beta});
+    add_parameter(model, (FwmParameter){"W_b.bias", 1, 0, model->beta_bias, 1, 0, z->with_beta});
 }
 
 int fwm_model_init(FwmModel *model, const FwmKernels *kernels, const FwmModelSizes *sizes)
@@ -80,8 +78,7 @@ int fwm_model_init(FwmModel *model, const FwmKernels *kernels, const FwmModelSiz
     model->sizes = *sizes;
     FwmModelSizes *z = &model->sizes;
     z->embedding = (size_t)(2 * (double)z->n_keys * 1.1);
-    z->ld_w = fwm_padded(z->d + z->with_beta);
-    z->ld_q = fwm_padded(z->d);
+    z->ld = fwm_padded(z->d);
     z->ld_e = fwm_padded(z->embedding);
     lay_out(model);
     const size_t trained = model->n_trained * kernels->real_size;

@@ -1,7 +1,6 @@
 /* Feature maps: phi(x), elementwise over tokens.
  *
- * A map reads "pre-activation" rows: the d numbers of x, room for one more where the update
- * rule wants it (the logit of beta), and for FAVOR+ the m numbers of u = x Omega behind them. Because u is linear in x, and x of a token is a sum of a
+ * A map reads "pre-activation" rows: the d numbers of x, and for FAVOR+ the m numbers of u = x Omega behind them. Because u is linear in x, and x of a token is a sum of a
  * row that depends on its key and a row that depends on its value, u can be made once for each key and value instead of
  * once for each token; that is why it is part of the row and not computed by the map.
  *
@@ -31,7 +30,7 @@ typedef struct {
     size_t (*scratch)(const MapShape *);                  /* numbers that forward and backward need; NULL: none */
     /* phi (n x ld_features) of n tokens, pre (n x ld) */
     void (*forward)(const MapShape *, size_t n, const real *pre, real *phi, real *scratch);
-    /* dpre (n x ld): the gradients of x and u; the padding and the place of the logit are set to 0. Up to FWM_PAD numbers
+    /* dpre (n x ld): the gradients of x and u; the padding is set to 0. Up to FWM_PAD numbers
      * before and behind dphi must be there to be read; they are not used. */
     void (*backward)(const MapShape *, size_t n, const real *dphi, const real *pre, const real *phi, real *dpre,
                      real *scratch);
@@ -41,7 +40,6 @@ typedef struct {
 #define map_shape FWM_NAME(map_shape)
 
 extern const FeatureMap *const feature_maps[];
-/* with_logit: 1 if rows have room for the logit of beta, else 0 */
-MapShape map_shape(const FeatureMap *map, size_t d, size_t argument, size_t with_logit);
+MapShape map_shape(const FeatureMap *map, size_t d, size_t argument);
 
 #endif

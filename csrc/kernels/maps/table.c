@@ -14,13 +14,13 @@ MAPS(DECLARE)
 
 const FeatureMap *const feature_maps[] = {MAPS(LIST) NULL};
 
-MapShape map_shape(const FeatureMap *map, size_t d, size_t argument, size_t with_logit)
+MapShape map_shape(const FeatureMap *map, size_t d, size_t argument)
 {
     MapShape shape = {.d = d, .argument = argument};
     shape.features = map->features(d, argument);
     shape.ld_features = fwm_padded(shape.features);
     shape.extension = map->extension ? map->extension(argument) : 0;
-    shape.u = fwm_padded(d + with_logit);
+    shape.u = fwm_padded(d);
     shape.ld = shape.u + fwm_padded(shape.extension);
     return shape;
 }

@@ -42,10 +42,10 @@ void adam_on(const Step *s, size_t start, size_t n)
                 (real *)model->moment2 + start);
 }
 
-/* From key_bias to the last value row of key_weight; key_weight's other rows come behind them. */
+/* From key_bias over beta's parameters to the last value row of key_weight; its other rows come behind them. */
 static size_t biases_and_value_rows(const Step *s)
 {
-    return s->model->key_weight + s->sizes->n_keys * s->sizes->ld_w - s->model->key_bias;
+    return s->model->key_weight + s->sizes->n_keys * s->sizes->ld - s->model->key_bias;
 }
 
 size_t adam_tasks(const Step *s)

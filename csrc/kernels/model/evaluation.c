@@ -43,9 +43,9 @@ static uintptr_t place(Evaluation *e, uintptr_t next)
 {
     const FwmModelSizes *z = e->step.sizes;
     const size_t r = sizeof(real), table = z->n_keys * e->step.table_ld * r, ld_n = fwm_padded(z->n_keys);
-    real **const arrays[] = {&e->step.by_key, &e->queries, &e->keys_t, &e->values_t, &e->key_scores, &e->value_scores};
+    real **const arrays[] = {&e->step.by_key, &e->step.logit_by_key, &e->queries, &e->keys_t, &e->values_t, &e->key_scores, &e->value_scores};
     const size_t softmax = z->with_map ? 0 : r;
-    const size_t bytes[] = {table, table, z->d * ld_n * softmax, z->d * ld_n * softmax, z->n_keys * ld_n * softmax,
+    const size_t bytes[] = {table, ld_n * r, table, z->d * ld_n * softmax, z->d * ld_n * softmax, z->n_keys * ld_n * softmax,
                             z->n_keys * ld_n * softmax};
     for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++) {
         *arrays[i] = (real *)next;
@@ -108,7 +108,7 @@ size_t evaluation_scratch(const FwmModel *model)
     if (!z->with_map)
         return fwm_padded(z->n_keys) * 2;
     const FeatureMap *map = feature_maps[z->map];
-    const MapShape shape = map_shape(map, z->d, z->argument, z->with_beta);
+    const MapShape shape = map_shape(map, z->d, z->argument);
     return divide(z, &shape, map, max_queries_of(z), NULL, NULL);
 }
 
@@ -168,10 +168,10 @@ static void memory_task(void *context, size_t i, int thread)
     for (size_t t = 0; t < N; t++) {
         real *row = w.pre + t * shape->ld;
         memcpy(row, s->by_key + (size_t)keys[t] * s->table_ld, shape->ld * sizeof(real));
-        add(z->ld_w, s->key_weight + (size_t)values[t] * z->ld_w, row);
+        add(z->ld, s->key_weight + (size_t)values[t] * z->ld, row);
     }
     for (size_t t = 0; t < N && z->with_beta; t++)
-        w.beta[t] = logistic(w.pre[t * shape->ld + z->d]);
+        w.beta[t] = logistic(s->logit_by_key[keys[t]] + s->beta_weight[values[t]]);
     if (shape->extension == 0) {
         answer_queries(e, &w, i, 0, n_queries, z->with_beta ? w.beta : NULL);
         return;
@@ -225,11 +225,13 @@ static void project_task(void *context, size_t index, int thread)
     memset(keys, 0, count * ld * sizeof(real));
     memset(queries, 0, count * ld * sizeof(real));
     for (size_t n = 0; n < count; n++) {
-        memcpy(keys + n * ld, s->key_bias, z->ld_w * sizeof(real));
-        memcpy(queries + n * ld, s->query_bias, z->ld_q * sizeof(real));
+        memcpy(keys + n * ld, s->key_bias, z->ld * sizeof(real));
+        memcpy(queries + n * ld, s->query_bias, z->ld * sizeof(real));
     }
-    gemm(count, z->ld_w, z->embedding, rows, s->key_weight + z->n_keys * z->ld_w, z->ld_w, 1, keys, keys, ld);
-    gemm(count, z->ld_q, z->embedding, rows, s->query_weight, z->ld_q, 1, queries, queries, ld);
+    gemm(count, z->ld, z->embedding, rows, s->key_weight + z->n_keys * z->ld, z->ld, 1, keys, keys, ld);
+    gemm(count, z->ld, z->embedding, rows, s->query_weight, z->ld, 1, queries, queries, ld);
+    for (size_t n = n0; n < n0 + count && z->with_beta; n++)
+        s->logit_by_key[n] = dot(z->ld_e, s->embedding + n * z->ld_e, s->beta_weight + z->n_keys) + *s->beta_bias;
 }
 
 /* A tile of all queries' scores against all keys and all values. */
@@ -252,7 +254,7 @@ static void score_all(Evaluation *e)
     memset(e->keys_t, 0, z->d * ld_n * sizeof(real));
     memset(e->values_t, 0, z->d * ld_n * sizeof(real));
     transpose(N, z->d, e->step.by_key, e->step.table_ld, e->keys_t, ld_n);
-    transpose(N, z->d, e->step.key_weight, z->ld_w, e->values_t, ld_n);
+    transpose(N, z->d, e->step.key_weight, z->ld, e->values_t, ld_n);
     fwm_parallel_for(e->step.model->threads, (N + KEYS_IN_TILE - 1) / KEYS_IN_TILE, scores_task, e);
 }
 

@@ -44,7 +44,7 @@ size_t linear_attention_scratch(const FwmModel *model)
 {
     const FwmModelSizes *z = &model->sizes;
     const FeatureMap *map = feature_maps[z->map];
-    const MapShape shape = map_shape(map, z->d, z->argument, z->with_beta);
+    const MapShape shape = map_shape(map, z->d, z->argument);
     return (z->length + FWM_TILE) * (shape.ld + shape.ld_features) + fwm_padded(z->length) + 2 * shape.ld_features +
            fwm_padded(z->n_keys) + FWM_TILE + fwm_padded(map->scratch ? map->scratch(&shape) : 0) +
            readouts[z->rule]->workspace(z->length, z->n_keys, shape.ld_features, 1);
@@ -64,7 +64,7 @@ static void map_tokens(const Step *s, const Scratch *w, const int32_t *keys, con
     if (!s->rule->info.uses_beta)
         return;
     for (size_t t = 0; t < L; t++)
-        w->beta[t] = w->pre[t * ld + s->map_shape.d];
+        w->beta[t] = s->logit_by_key[keys[t]] + s->beta_weight[values[t]];
 #pragma omp simd
     for (size_t t = 0; t < L; t++)
         w->beta[t] = logistic(w->beta[t]);
@@ -88,9 +88,16 @@ static real *table_of(const Step *s, size_t block)
     return s->block_tables + block * 2 * s->sizes->n_keys * s->table_ld;
 }
 
-static void sequence_backward(const Step *s, const Scratch *w, const Sequence *sequence, const int32_t *keys, size_t b,
-                              real *dby_key, real *dby_value)
+/* The same for the logits of beta. */
+static real *logits_of(const Step *s, size_t block)
 {
+    return s->block_logits + block * 2 * fwm_padded(s->sizes->n_keys);
+}
+
+static void sequence_backward(const Step *s, const Scratch *w, const Sequence *sequence, const int32_t *keys, size_t b, size_t block)
+{
+    real *dby_key = table_of(s, block), *dby_value = dby_key + sequence->n_values * s->table_ld;
+    real *dlogit_by_key = logits_of(s, block), *dlogit_by_value = dlogit_by_key + fwm_padded(sequence->n_values);
     const MapShape *shape = &s->map_shape;
     const size_t ld = shape->ld;
     const size_t n_tiles = s->rule->backward_begin(sequence, w->rule_workspace, s->y + b * fwm_padded(sequence->n_values), w->dy);
@@ -100,10 +107,13 @@ static void sequence_backward(const Step *s, const Scratch *w, const Sequence *s
                          w->map_scratch);
         for (size_t t = 0; t < range.count; t++) {
             const size_t token = range.start + t;
-            if (sequence->beta)
-                w->dpre[t * ld + shape->d] = w->dbeta[t] * w->beta[token] * (1 - w->beta[token]);
             add(ld, w->dpre + t * ld, dby_key + (size_t)keys[token] * ld);
             add(ld, w->dpre + t * ld, dby_value + (size_t)sequence->values[token] * ld);
+            if (!sequence->beta)
+                continue;
+            const real dlogit = w->dbeta[t] * w->beta[token] * (1 - w->beta[token]);
+            dlogit_by_key[keys[token]] += dlogit;
+            dlogit_by_value[sequence->values[token]] += dlogit;
         }
     }
     s->rule->backward_end(sequence, w->rule_workspace, w->dquery);
@@ -124,9 +134,10 @@ static void block_task(void *context, size_t block, int thread)
     const FwmModelSizes *z = s->sizes;
     const Scratch w = divide(z, &s->map_shape, s->map, thread_scratch(s, thread));
     const size_t n = s->batch->n, blocks = n_blocks(s);
-    real *dby_key = table_of(s, block), *dby_value = dby_key + z->n_keys * s->table_ld;
-    if (s->purpose != LOSS_ONLY)
-        memset(dby_key, 0, 2 * z->n_keys * s->table_ld * sizeof(real));
+    if (s->purpose != LOSS_ONLY) {
+        memset(table_of(s, block), 0, 2 * z->n_keys * s->table_ld * sizeof(real));
+        memset(logits_of(s, block), 0, 2 * fwm_padded(z->n_keys) * sizeof(real));
+    }
     for (size_t b = block * n / blocks; b < (block + 1) * n / blocks; b++) {
         const int32_t *keys = s->batch->keys + b * z->length;
         const Sequence sequence = {
@@ -141,7 +152,7 @@ static void block_task(void *context, size_t block, int thread)
         if (s->batch->answer)
             s->losses[b] = loss_of(z->n_keys, y, s->batch->answer[b], n, w.dy);
         if (s->purpose != LOSS_ONLY)
-            sequence_backward(s, &w, &sequence, keys, b, dby_key, dby_value);
+            sequence_backward(s, &w, &sequence, keys, b, block);
     }
 }
 
@@ -153,6 +164,7 @@ static void reduce_task(void *context, size_t index, int thread)
     const Step *s = context;
     const FwmModelSizes *z = s->sizes;
     const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, z->n_keys - n0), ld = s->table_ld;
+    const size_t ld_n = fwm_padded(z->n_keys);
     real *by_key = table_of(s, 0) + n0 * ld, *by_value = by_key + z->n_keys * ld;
     for (size_t block = 1; block < n_blocks(s); block++) {
         const real *other = table_of(s, block) + n0 * ld;
@@ -163,8 +175,15 @@ static void reduce_task(void *context, size_t index, int thread)
         contract_rows(&s->map_shape, s->omega_t, count, by_key);
         contract_rows(&s->map_shape, s->omega_t, count, by_value);
     }
+    for (size_t block = 1; block < n_blocks(s) && z->with_beta; block++)
+        for (size_t n = n0; n < n0 + count; n++) {
+            logits_of(s, 0)[n] += logits_of(s, block)[n];
+            logits_of(s, 0)[ld_n + n] += logits_of(s, block)[ld_n + n];
+        }
+    if (z->with_beta)
+        memcpy(s->dbeta_weight + n0, logits_of(s, 0) + ld_n + n0, count * sizeof(real));
     for (size_t n = 0; n < count; n++)
-        memcpy(s->dkey_weight + (n0 + n) * z->ld_w, by_value + n * ld, z->ld_w * sizeof(real));
+        memcpy(s->dkey_weight + (n0 + n) * z->ld, by_value + n * ld, z->ld * sizeof(real));
 }
 
 void linear_attention(Step *s)
@@ -175,9 +194,12 @@ void linear_attention(Step *s)
         return;
     fwm_parallel_for(s->model->threads, (z->n_keys + KEYS_IN_TILE - 1) / KEYS_IN_TILE, reduce_task, s);
     const real *dby_key = table_of(s, 0);
-    memset(s->dkey_bias, 0, z->ld_w * sizeof(real));
+    memset(s->dkey_bias, 0, z->ld * sizeof(real));
     for (size_t n = 0; n < z->n_keys; n++)
-        add(z->ld_w, dby_key + n * s->table_ld, s->dkey_bias);
+        add(z->ld, dby_key + n * s->table_ld, s->dkey_bias);
+    *s->dbeta_bias = 0;
+    for (size_t n = 0; n < z->n_keys && z->with_beta; n++)
+        *s->dbeta_bias += logits_of(s, 0)[n];
     s->weight_gradient = (Product){transposed(s->embedding, z->ld_e), dby_key, s->table_ld, z->n_keys};
-    s->embedding_gradient = (Product){rows_of(dby_key, s->table_ld), s->key_weight_t, z->ld_e, z->d + z->with_beta};
+    s->embedding_gradient = (Product){rows_of(dby_key, s->table_ld), s->key_weight_t, z->ld_e, z->d};
 }

@@ -4,13 +4,14 @@
  * arrays of their gradients and of Adam's moments have the same layout. Matrices are stored with padded rows, the
  * projections transposed, so that the row of a value or of an embedding entry is contiguous:
  *
- *     query_weight (E x ld_q)        W_q^T
- *     key_bias     (ld_w)            [b_k | b_b]
- *     query_bias   (ld_q)            b_q
- *     key_weight   ((N + E) x ld_w)  [W_k^T | w_b], the N rows of the values, then the E rows of the embedding
+ *     query_weight (E x ld)          W_q^T
+ *     key_bias     (ld)              b_k
+ *     query_bias   (ld)              b_q
+ *     beta_bias    (1)               b_b, for a rule with beta; else it is drawn and never read
+ *     beta_weight  (N + E)           w_b, the same
+ *     key_weight   ((N + E) x ld)    W_k^T, the N rows of the values, then the E rows of the embedding
  *     embedding    (2N x ld_e)       embeddingK: the N key rows are trained; the N value rows never get a gradient
  *
- * For a rule with beta, its logit is one more output of the key projection: [.. | b_b] and [.. | w_b] stand above only then.
  * Values are one-hot, so a token's projection is a row of a table by key plus a row of a table by value. */
 #ifndef FWM_KERNELS_MODEL_H
 #define FWM_KERNELS_MODEL_H
@@ -33,7 +34,7 @@ typedef struct {
     size_t map, argument; /* row of the table of maps; nu, m or 0 */
     size_t rule;      /* row of the table of rules */
     bool with_map, with_beta;
-    size_t ld_w, ld_q, ld_e;
+    size_t ld, ld_e; /* d and E, padded */
 } FwmModelSizes;
 
 /* A parameter by its published name: element (i, j) at numbers[offset + i * row_stride + j * column_stride]. */
@@ -49,7 +50,8 @@ struct FwmModel {
     const FwmKernels *kernels;
     FwmParameter parameters[FWM_MAX_PARAMETERS];
     size_t n_parameters;
-    size_t key_bias, query_bias, query_weight, key_weight, embedding; /* offsets in numbers */
+    /* offsets in numbers */
+    size_t query_weight, key_bias, query_bias, beta_bias, beta_weight, key_weight, embedding;
     size_t n_trained, n_numbers;
     void *numbers;
     void *gradients, *moment1, *moment2; /* n_trained each */

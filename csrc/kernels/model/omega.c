@@ -55,7 +55,7 @@ void expand_rows(const MapShape *shape, const real *omega, size_t n, real *rows)
     gemm(n, ld_m, shape->d, rows_of(rows, shape->ld), omega, ld_m, 0, NULL, rows + shape->u, shape->ld);
 }
 
-/* The logit behind x is not touched: a row of omega_t is padded to at most the start of u, and zeros are added. */
+/* A row of omega_t is padded like x: zeros are added to the padding. */
 void contract_rows(const MapShape *shape, const real *omega_t, size_t n, real *rows)
 {
     const size_t ld_d = fwm_padded(shape->d);

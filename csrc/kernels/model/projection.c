@@ -1,10 +1,12 @@
 /* The projections k = W_k x + b_k and q = W_q x + b_q, and their gradients.
  *
  * A key is projected once, not once for each token that holds it; a value's projection is a row of W_k^T itself. With dK
- * (N x ld_w) the gradient of the projected keys, E the embedding, X the queries' embeddings and dQ their gradients:
+ * (N x ld) the gradient of the projected keys, E the embedding, X the queries' embeddings and dQ their gradients:
  *
  *     dW_k^T = E^T dK,   dW_q^T = X^T dQ,   db_k = sum of the rows of dK,   db_q = sum of the rows of dQ
  *     dE = dK W_k,  and row query[b] of dE += (dQ W_q)[b]
+ *
+ * and with dl (N) the gradient of the keys' logits of beta:  dw_b = E^T dl,  db_b = sum of dl,  dE += dl w_b^T.
  *
  * In an update Adam takes a tile of gradients while it is in the cache: dE needs the weights before the update, which are there
  * transposed. A tile of dE lives in scratch memory only until Adam has taken it, for dE, m, v and E are most of the bytes
@@ -30,15 +32,17 @@ static void project_keys_task(void *context, size_t index, int thread)
     const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, z->n_keys - n0), ld = s->table_ld;
     real *rows = s->by_key + n0 * ld;
     for (size_t n = 0; n < count; n++)
-        memcpy(rows + n * ld, s->key_bias, z->ld_w * sizeof(real));
-    gemm(count, z->ld_w, z->embedding, rows_of(s->embedding + n0 * z->ld_e, z->ld_e), s->key_weight + z->n_keys * z->ld_w, z->ld_w,
+        memcpy(rows + n * ld, s->key_bias, z->ld * sizeof(real));
+    gemm(count, z->ld, z->embedding, rows_of(s->embedding + n0 * z->ld_e, z->ld_e), s->key_weight + z->n_keys * z->ld, z->ld,
          1, rows, rows, ld);
+    for (size_t n = n0; n < n0 + count && z->with_beta; n++)
+        s->logit_by_key[n] = dot(z->ld_e, s->embedding + n * z->ld_e, s->beta_weight + z->n_keys) + *s->beta_bias;
     if (s->map_shape.extension == 0)
         return;
     expand_rows(&s->map_shape, s->omega, count, rows);
     real *values = s->by_value + n0 * ld;
     for (size_t n = 0; n < count; n++)
-        memcpy(values + n * ld, s->key_weight + (n0 + n) * z->ld_w, z->ld_w * sizeof(real));
+        memcpy(values + n * ld, s->key_weight + (n0 + n) * z->ld, z->ld * sizeof(real));
     expand_rows(&s->map_shape, s->omega, count, values);
 }
 
@@ -52,9 +56,9 @@ static void project_queries_task(void *context, size_t index, int thread)
     memset(queries, 0, count * ld * sizeof(real));
     for (size_t b = 0; b < count; b++) {
         memcpy(rows + b * z->ld_e, s->embedding + (size_t)s->batch->query[b0 + b] * z->ld_e, z->ld_e * sizeof(real));
-        memcpy(queries + b * ld, s->query_bias, z->ld_q * sizeof(real));
+        memcpy(queries + b * ld, s->query_bias, z->ld * sizeof(real));
     }
-    gemm(count, z->ld_q, z->embedding, rows_of(rows, z->ld_e), s->query_weight, z->ld_q, 1, queries, queries, ld);
+    gemm(count, z->ld, z->embedding, rows_of(rows, z->ld_e), s->query_weight, z->ld, 1, queries, queries, ld);
     if (s->map_shape.extension)
         expand_rows(&s->map_shape, s->omega, count, queries);
 }
@@ -66,8 +70,8 @@ static void transpose_weights_task(void *context, size_t index, int thread)
     const FwmModelSizes *z = s->sizes;
     const size_t e0 = index * ENTRIES_IN_TILE, count = fwm_min(ENTRIES_IN_TILE, z->embedding - e0);
     if (z->with_map)
-        transpose(count, z->ld_w, s->key_weight + (z->n_keys + e0) * z->ld_w, z->ld_w, s->key_weight_t + e0, z->ld_e);
-    transpose(count, z->ld_q, s->query_weight + e0 * z->ld_q, z->ld_q, s->query_weight_t + e0, z->ld_e);
+        transpose(count, z->ld, s->key_weight + (z->n_keys + e0) * z->ld, z->ld, s->key_weight_t + e0, z->ld_e);
+    transpose(count, z->ld, s->query_weight + e0 * z->ld, z->ld, s->query_weight_t + e0, z->ld_e);
 }
 
 /* The queries, the keys (unless the rule does without their projections), and for a backward the weights transposed. */
@@ -75,10 +79,12 @@ void project(Step *s)
 {
     const FwmModelSizes *z = s->sizes;
     const size_t transposes = s->purpose == LOSS_ONLY ? 0 : tiles(z->embedding, ENTRIES_IN_TILE);
-    for (size_t i = 0; i < z->ld_w && transposes && z->with_map; i++)
+    for (size_t i = 0; i < z->ld && transposes && z->with_map; i++)
         memset(s->key_weight_t + i * z->ld_e + z->embedding, 0, (z->ld_e - z->embedding) * sizeof(real));
-    for (size_t i = 0; i < z->ld_q && transposes; i++)
+    for (size_t i = 0; i < z->ld && transposes; i++)
         memset(s->query_weight_t + i * z->ld_e + z->embedding, 0, (z->ld_e - z->embedding) * sizeof(real));
+    if (transposes && z->with_beta)
+        memcpy(s->beta_weight_before, s->beta_weight + z->n_keys, z->ld_e * sizeof(real));
     const FwmLoop loops[] = {{z->with_map ? tiles(z->n_keys, KEYS_IN_TILE) : 0, project_keys_task},
                              {tiles(s->batch->n, QUERIES_IN_TILE), project_queries_task},
                              {transposes, transpose_weights_task}};
@@ -100,18 +106,21 @@ static void weight_gradients_task(void *context, size_t index, int thread)
     const size_t e0 = index * ENTRIES_IN_TILE, count = fwm_min(ENTRIES_IN_TILE, z->embedding - e0);
     const size_t width = fwm_min(ENTRIES_IN_TILE, z->ld_e - e0), B = s->batch->n;
     const Product keys = rows_from(&s->weight_gradient, e0);
-    gemm(count, z->ld_w, keys.k, keys.left, keys.right, keys.ld_right, 0, NULL, s->dkey_weight + (z->n_keys + e0) * z->ld_w, z->ld_w);
-    gemm(count, z->ld_q, B, transposed(s->query_rows + e0, z->ld_e), s->dqueries, s->table_ld, 0, NULL,
-         s->dquery_weight + e0 * z->ld_q, z->ld_q);
+    gemm(count, z->ld, keys.k, keys.left, keys.right, keys.ld_right, 0, NULL, s->dkey_weight + (z->n_keys + e0) * z->ld, z->ld);
+    gemm(count, z->ld, B, transposed(s->query_rows + e0, z->ld_e), s->dqueries, s->table_ld, 0, NULL,
+         s->dquery_weight + e0 * z->ld, z->ld);
     gemm(B, width, z->d, rows_of(s->dqueries, s->table_ld), s->query_weight_t + e0, z->ld_e, 0, NULL, s->dquery_rows + e0, z->ld_e);
+    if (z->with_beta)
+        gemm(1, width, z->n_keys, rows_of(s->block_logits, z->n_keys), s->embedding + e0, z->ld_e, 0, NULL,
+             s->dbeta_weight + z->n_keys + e0, width);
     if (s->purpose == UPDATE) {
-        adam_on(s, s->model->key_weight + (z->n_keys + e0) * z->ld_w, count * z->ld_w);
-        adam_on(s, s->model->query_weight + e0 * z->ld_q, count * z->ld_q);
+        adam_on(s, s->model->key_weight + (z->n_keys + e0) * z->ld, count * z->ld);
+        adam_on(s, s->model->query_weight + e0 * z->ld, count * z->ld);
     }
     if (index == 0) {
-        memset(s->dquery_bias, 0, z->ld_q * sizeof(real));
+        memset(s->dquery_bias, 0, z->ld * sizeof(real));
         for (size_t b = 0; b < B; b++)
-            add(z->ld_q, s->dqueries + b * s->table_ld, s->dquery_bias);
+            add(z->ld, s->dqueries + b * s->table_ld, s->dquery_bias);
     }
 }
 
@@ -133,6 +142,8 @@ static void embedding_gradients_task(void *context, size_t index, int thread)
     real *out = s->purpose == UPDATE ? thread_scratch(s, thread) : s->dembedding + at;
     const Product keys = rows_from(&s->embedding_gradient, n0);
     gemm(count, z->ld_e, keys.k, keys.left, keys.right, keys.ld_right, 0, NULL, out, z->ld_e);
+    for (size_t n = 0; n < count && z->with_beta; n++)
+        add_scaled(z->ld_e, s->block_logits[n0 + n], s->beta_weight_before, out + n * z->ld_e);
     for (size_t b = 0; b < s->batch->n; b++) {
         const size_t row = (size_t)s->batch->query[b] - n0;
         if (row < count)

@@ -35,7 +35,7 @@ static void fold_task(void *context, size_t index, int thread)
     const FwmModelSizes *z = s->sizes;
     const size_t ld_b = fwm_padded(s->batch->n), rows = z->n_keys + z->embedding;
     const size_t r0 = index * ENTRIES_IN_TILE, r1 = fwm_min(r0 + ENTRIES_IN_TILE, rows);
-    gemm(r1 - r0, ld_b, z->d, rows_of(s->key_weight + r0 * z->ld_w, z->ld_w), s->queries_t, ld_b, 0, NULL, s->folded_t + r0 * ld_b,
+    gemm(r1 - r0, ld_b, z->d, rows_of(s->key_weight + r0 * z->ld, z->ld), s->queries_t, ld_b, 0, NULL, s->folded_t + r0 * ld_b,
          ld_b);
     const size_t e0 = r0 > z->n_keys ? r0 : z->n_keys;
     if (e0 < r1)
@@ -105,13 +105,13 @@ static void dqueries_task(void *context, size_t index, int thread)
     if (index < query_tiles) {
         const size_t b0 = index * 8, count = fwm_min(8, B - b0);
         real *dq = s->dqueries + b0 * s->table_ld;
-        gemm(count, z->ld_q, z->embedding, rows_of(s->dfolded + b0 * z->ld_e, z->ld_e), s->key_weight + z->n_keys * z->ld_w, z->ld_w, 0,
+        gemm(count, z->ld, z->embedding, rows_of(s->dfolded + b0 * z->ld_e, z->ld_e), s->key_weight + z->n_keys * z->ld, z->ld, 0,
              NULL, dq, s->table_ld);
-        gemm(count, z->ld_q, z->n_keys, rows_of(s->dvalue_scores + b0 * ld_n, ld_n), s->key_weight, z->ld_w, 1, dq, dq, s->table_ld);
+        gemm(count, z->ld, z->n_keys, rows_of(s->dvalue_scores + b0 * ld_n, ld_n), s->key_weight, z->ld, 1, dq, dq, s->table_ld);
     } else {
         const size_t n0 = (index - query_tiles) * ENTRIES_IN_TILE, count = fwm_min(ENTRIES_IN_TILE, z->n_keys - n0);
-        gemm(count, z->ld_w, B, transposed(s->dvalue_scores + n0, ld_n), s->queries, s->table_ld, 0, NULL, s->dkey_weight + n0 * z->ld_w,
-             z->ld_w);
+        gemm(count, z->ld, B, transposed(s->dvalue_scores + n0, ld_n), s->queries, s->table_ld, 0, NULL, s->dkey_weight + n0 * z->ld,
+             z->ld);
     }
 }
 
@@ -131,7 +131,7 @@ void softmax_attention(Step *s)
         memset(s->folded + b * z->ld_e + z->embedding, 0, (z->ld_e - z->embedding) * sizeof(real));
     fwm_parallel_for(threads, tiles(z->ld_e, ENTRIES_IN_COLUMN_TILE), dfolded_task, s);
     fwm_parallel_for(threads, tiles(B, 8) + tiles(z->n_keys, ENTRIES_IN_TILE), dqueries_task, s);
-    memset(s->dkey_bias, 0, z->ld_w * sizeof(real));
+    memset(s->dkey_bias, 0, z->ld * sizeof(real));
     s->weight_gradient = (Product){transposed(s->dfolded, z->ld_e), s->queries, s->table_ld, B};
     s->embedding_gradient = (Product){transposed(s->dkey_scores, ld_n), s->folded, z->ld_e, B};
 }

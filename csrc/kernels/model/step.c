@@ -22,7 +22,7 @@ static uintptr_t place(Step *s, size_t B, uintptr_t next)
     s->dqueries = take(&next, B * s->table_ld * r);
     s->query_rows = take(&next, B * z->ld_e * r);
     s->dquery_rows = take(&next, B * z->ld_e * r);
-    s->query_weight_t = take(&next, z->ld_q * z->ld_e * r);
+    s->query_weight_t = take(&next, z->ld * z->ld_e * r);
     s->y = take(&next, B * ld_n * r);
     s->losses = take(&next, B * sizeof(double));
     if (z->with_map) {
@@ -31,8 +31,11 @@ static uintptr_t place(Step *s, size_t B, uintptr_t next)
         s->by_value = s->map_shape.extension ? take(&next, table) : s->key_weight;
         s->omega = take(&next, z->d * fwm_padded(s->map_shape.extension) * r);
         s->omega_t = take(&next, s->map_shape.extension * fwm_padded(z->d) * r);
-        s->key_weight_t = take(&next, z->ld_w * z->ld_e * r);
+        s->key_weight_t = take(&next, z->ld * z->ld_e * r);
         s->block_tables = take(&next, fwm_min(B, SEQUENCE_BLOCKS) * 2 * table);
+        s->logit_by_key = take(&next, ld_n * r);
+        s->block_logits = take(&next, fwm_min(B, SEQUENCE_BLOCKS) * 2 * ld_n * r);
+        s->beta_weight_before = take(&next, z->ld_e * r);
     } else {
         s->queries_t = take(&next, z->d * ld_b * r);
         s->folded_t = take(&next, (N + z->embedding) * ld_b * r);
@@ -51,6 +54,8 @@ static void find_parameters(Step *s)
     real *p = model->numbers, *g = model->gradients;
     s->key_bias = p + model->key_bias, s->dkey_bias = g + model->key_bias;
     s->query_bias = p + model->query_bias, s->dquery_bias = g + model->query_bias;
+    s->beta_bias = p + model->beta_bias, s->dbeta_bias = g + model->beta_bias;
+    s->beta_weight = p + model->beta_weight, s->dbeta_weight = g + model->beta_weight;
     s->query_weight = p + model->query_weight, s->dquery_weight = g + model->query_weight;
     s->key_weight = p + model->key_weight, s->dkey_weight = g + model->key_weight;
     s->embedding = p + model->embedding, s->dembedding = g + model->embedding;
@@ -59,10 +64,10 @@ static void find_parameters(Step *s)
 Step step_of_model(FwmModel *model)
 {
     const FwmModelSizes *z = &model->sizes;
-    Step s = {.model = model, .sizes = z, .rule = readouts[z->rule], .table_ld = z->ld_w};
+    Step s = {.model = model, .sizes = z, .rule = readouts[z->rule], .table_ld = z->ld};
     if (z->with_map) {
         s.map = feature_maps[z->map];
-        s.map_shape = map_shape(s.map, z->d, z->argument, z->with_beta);
+        s.map_shape = map_shape(s.map, z->d, z->argument);
         s.table_ld = s.map_shape.ld;
     }
     find_parameters(&s);

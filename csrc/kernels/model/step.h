@@ -38,9 +38,9 @@ typedef struct {
     const FeatureMap *map;
     const Readout *rule;
     /* parameters and their gradients */
-    real *key_bias, *query_bias, *query_weight, *key_weight, *embedding;
-    real *dkey_bias, *dquery_bias, *dquery_weight, *dkey_weight, *dembedding;
-    size_t table_ld;      /* of the tables below: map_shape.ld, or ld_w for softmax */
+    real *key_bias, *query_bias, *beta_bias, *beta_weight, *query_weight, *key_weight, *embedding;
+    real *dkey_bias, *dquery_bias, *dbeta_bias, *dbeta_weight, *dquery_weight, *dkey_weight, *dembedding;
+    size_t table_ld;      /* of the tables below: map_shape.ld, or ld for softmax */
     /* shared memory of the pass */
     real *by_key;         /* N x table_ld: projections of the keys, with the bias */
     real *by_value;       /* N x table_ld: projections of the values */
@@ -50,9 +50,12 @@ typedef struct {
     real *queries;        /* B x table_ld: their projections */
     real *dqueries;       /* B x table_ld */
     real *dquery_rows;    /* B x ld_e */
-    real *key_weight_t;   /* ld_w x ld_e: W_k^T's embedding part, transposed back; the weights before the update */
-    real *query_weight_t; /* ld_q x ld_e */
+    real *key_weight_t;   /* ld x ld_e: W_k^T's embedding part, transposed back; the weights before the update */
+    real *query_weight_t; /* ld x ld_e */
     real *block_tables;   /* blocks x 2 x N x table_ld: gradients of by_key, by_value; block 0 holds the sum in the end */
+    real *logit_by_key;   /* N: w_b . embedding + b_b; that of a value is an entry of beta_weight itself */
+    real *block_logits;   /* blocks x 2 x padded(N): gradients of logits by key, by value; block 0 holds the sum in the end */
+    real *beta_weight_before; /* ld_e: beta_weight's embedding part before the update */
     real *y;              /* B x padded(N) */
     double *losses;       /* B */
     /* softmax */
