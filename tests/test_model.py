@@ -269,6 +269,15 @@ def test_eleven_nans_end_a_run():
     assert [step for step, _ in rows] == list(range(100, 1200, 100)) and all(math.isnan(loss) for _, loss in rows)
 
 
+def test_ties_are_strikes():
+    """Features that underflow answer 0, every loss is 0.5: a best row, then eleven that only equal it."""
+    case = next(case for case in cases.MODEL_CASES if str(case) == "linear-sum")
+    settings, model, _, _ = make(case, np.float32, n_keys=4, hidden_size=4, max_steps=3000)
+    for name in ("W_k.bias", "W_q.bias"):
+        model.parameters[name][...] = -1000
+    assert train(settings, model=model) == [(step, 0.5) for step in range(100, 1300, 100)]
+
+
 @pytest.mark.parametrize("max_steps, n_rows", [(0, 0), (99, 0), (100, 1), (199, 1), (200, 2)])
 def test_max_steps(max_steps, n_rows):
     settings = ONE_OF_EACH[0].settings(n_keys=20, hidden_size=4, max_steps=max_steps)

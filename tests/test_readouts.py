@@ -53,6 +53,27 @@ def test_keys_and_queries_of_both_signs(case):
         cases.assert_gradient(gradients[name], slope, 1e-9, name)
 
 
+@pytest.mark.parametrize("case", [case for case in cases.RULE_CASES if str(case) == "fwm"], ids=str)
+def test_what_has_faded_from_the_memory_of_fwm(case):
+    """|W| grows about fourfold a token: old rows are dropped, and the gradient of old tokens ends as exact zeros."""
+    inputs = cases.rule_inputs(2, 200, 24, 90)
+    inputs = inputs._replace(keys=3 * inputs.keys)
+    single = inputs._replace(keys=inputs.keys.astype(np.float32), beta=inputs.beta.astype(np.float32),
+                             query=inputs.query.astype(np.float32))
+    y, y_single = case.forward(inputs), case.forward(single)
+    np.testing.assert_allclose(y, case.oracle(inputs), rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(y_single, y, rtol=1e-4, atol=1e-4)
+    dy = np.random.default_rng(5).standard_normal(y.shape)
+    gradients, of_single = case.backward(dy, inputs), case.backward(dy.astype(np.float32), single)
+    direction = {name: np.random.default_rng(6).standard_normal(getattr(inputs, name).shape) for name in case.differentiable()}
+    along = sum((gradients[name] * direction[name]).sum() for name in direction)
+    assert abs(along / slope_along(case, inputs, dy, direction) - 1) <= 1e-8
+    for name, exact in gradients.items():
+        assert np.abs(of_single[name] - exact).max() <= 1e-4 * np.abs(exact).max(), name
+    gone = of_single["keys"] == 0
+    assert gone.mean() > 0.3 and np.abs(gradients["keys"][gone]).max() <= 1e-10 * np.abs(gradients["keys"]).max()
+
+
 @pytest.mark.parametrize("dtype, scale", [(np.float32, 30), (np.float32, 300), (np.float64, 1e4), (np.float64, 1e6)])
 @pytest.mark.parametrize("case", [case for case in cases.RULE_CASES if str(case) == "fwm"], ids=str)
 def test_the_memory_of_fwm_grows_fast(case, dtype, scale):

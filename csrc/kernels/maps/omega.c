@@ -1,6 +1,6 @@
 /* Omega of FAVOR+, in blocks of d columns: A a d x d matrix of standard normals, A = Q R by Householder reflections as
- * LAPACK makes them, column c of the block = Q[:, c] |row c of A|: orthogonal directions with the lengths of independent
- * normals. Q is the one that the reflections give, not the one with a positive diagonal of R.
+ * LAPACK makes them, column c of the block = Q[:, c] |row c of A|: orthogonal directions with the lengths of normal
+ * vectors. Q is the one that the reflections give, not the one with a positive diagonal of R.
  *
  *     column j: alpha = -sign(a_jj) |a_{j..d, j}|,  v = a_{j..d, j} - alpha e_1,  H_j = I - 2 v v^T / v^T v
  *     R = H_{d-1} .. H_0 A,   Q = H_0 .. H_{d-1};   no reflection where nothing stands below the diagonal
@@ -22,7 +22,7 @@ static void reflect(size_t n, size_t ld, size_t from, const real *v, real two_ov
         add_scaled(ld - from, -two_over_vv * dot(ld - from, v + from, x + from), v + from, x + from);
 }
 
-/* v (ld) and 2 / v . v for column j; 0 if there is nothing to reflect. Leaves alpha in the column. */
+/* v (ld), and 2 / v . v, for column j; 0 if there is nothing to reflect. */
 static real householder(size_t d, size_t ld, size_t j, real *column, real *v)
 {
     real below = 0;

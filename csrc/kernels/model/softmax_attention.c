@@ -1,5 +1,5 @@
 /* Softmax attention of a pass, without projecting a single key: of the product q (W_k x) the queries side is short, B rows.
- * With Q (B x d) the projected queries and [T; R^T] = [W_v; W_k] Q^T, where W_v are the columns of W_k for the values,
+ * With Q (B x d) the projected queries and [T; R^T] = [W_v^T; W_k^T] Q^T, where W_v are the columns of W_k for the values,
  *
  *     score of a token = (S[key, b] + T[value, b]) / sqrt(d),   S = E R^T   (N x B)
  *

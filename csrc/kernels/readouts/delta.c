@@ -34,7 +34,7 @@
 
 static const real EPS = (real)1e-6;
 static const real SMALLEST_TO_INVERT = (real)1e-12; /* below, a product of two features may be subnormal */
-static const real SMALLEST_TO_SQUARE = (real)1e-15; /* below, float32's total * total begins to lose bits and to vanish */
+static const real SMALLEST_TO_SQUARE = (real)1e-15; /* well above where float32's total * total becomes subnormal, 1e-19 */
 
 typedef struct {
     real *u_L;     /* ld */

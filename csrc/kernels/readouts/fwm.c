@@ -26,12 +26,12 @@
  *     M_jt = P_j . F_t for j > t,  P_t . F_j for j < t,  kappa beta^2 |d|^2 for j = t
  *
  * Only rows of W of values that have been written are kept, transposed: p x rows. A row is 0 before its first write, and what
- * the gradient would do to it there reaches nothing. Early in training s is 4 to 7 a token: a row fades from the state within
+ * the gradient would do to it there reaches nothing. Early in training s is 3 to 6 a token: a row fades from the state within
  * a few dozen tokens, and the gradient fades as fast on its way back. A row whose |row|^2 has fallen below FADED of the
  * state's is dropped, its place goes to the next value written, and the backward ends when the gradient of the state has
- * fallen below GONE of what it was at the end. Both lie far below the resolution of the number type (the test is
- * test_readouts.py's, against the full form), and without them most of the work would be on numbers that vanish in every
- * sum, many of them subnormal and slow. */
+ * fallen below GONE of what it was at the end. Both lie below the resolution of the number type (test_readouts.py compares
+ * with the full form), and without them most of the work would be on numbers that vanish in every sum, many of them
+ * subnormal and slow. For that, c must not keep its rounding errors: it is summed anew at every chunk. */
 #include <math.h>
 #include <string.h>
 
@@ -44,7 +44,7 @@
 #define LAYER_NORM_EPS 1e-5
 #define LARGEST_GROWTH (FWM_REAL_IS_DOUBLE ? 1e100 : 1e14)
 #define FADED (FWM_REAL_IS_DOUBLE ? 1e-34 : 1e-16)
-#define GONE (FWM_REAL_IS_DOUBLE ? 1e-40 : 1e-20)
+#define GONE (FWM_REAL_IS_DOUBLE ? 1e-24 : 1e-12)
 #define C FWM_TILE
 
 /* What the backward needs to know of a token. */
@@ -442,6 +442,24 @@ static void step_back(const Sequence *s, const Workspace *w, const Chunk *chunk)
             w->H[i * ld_rows + w->given[chunk->first_given + j]] = 0;
 }
 
+/* c = <dL/dW, W> at the chunk's end. Carried on as a scalar alone, c would keep its rounding errors for ever. */
+static void renew_c(const Sequence *s, const Workspace *w, const Chunk *chunk)
+{
+    const size_t ld_rows = w->totals->ld_rows;
+    const real *W = w->W + (size_t)(chunk - w->chunks + 1) * s->ld * ld_rows;
+    const real gamma = (real)w->totals->gamma;
+    double c = 0;
+    for (size_t i = 0; i < s->features; i++) {
+        vec sum = {0};
+        for (size_t r = 0; r < chunk->rows; r += FWM_LANES) {
+            const vec W_r = vec_load(W + i * ld_rows + r);
+            sum += (vec_load(w->H + i * ld_rows + r) + gamma * W_r) * W_r;
+        }
+        c += vec_sum(sum);
+    }
+    w->totals->c = c;
+}
+
 static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, real *dkeys, real *dbeta)
 {
     const Workspace w = of_sequence(s, numbers);
@@ -451,6 +469,8 @@ static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, r
         memset(dkeys, 0, chunk->count * s->ld * sizeof(real));
         memset(dbeta, 0, chunk->count * sizeof(real));
     } else {
+        if (tile > 0)
+            renew_c(s, &w, chunk);
         chunk_gradients(s, &w, chunk, dkeys, dbeta);
         step_back(s, &w, chunk);
         if (fabs(totals->gamma) < totals->gone && fabs(totals->c) < totals->gone && largest(s, &w, chunk->rows) < totals->gone)
