@@ -215,7 +215,7 @@ def relative_error(attn_name, attn_arg, update_rule, n_keys=23, replace=True, ba
     loss.backward()
     errors = [abs(loss - expected).item() / expected.item()]
     for (name, p), g in zip(slow.named_parameters(), (p.grad for p in fast.parameters())):
-        if not (slow.rule == "softmax" and name == "W_k.bias"):  # exactly zero: rounding noise in one, none in the other
+        if not (slow.rule == "softmax" and name == "W_k.bias"):  # exactly zero, in one of them rounding noise
             errors.append(((p.grad - g).abs().max() / p.grad.abs().max()).item())
     return max(errors)
 

@@ -1,4 +1,4 @@
-"""The training step of the experiments as a PyTorch user writes it from the equations: what the package is measured against.
+"""The training step of the experiments as a PyTorch user writes it from the equations: the package's yardstick.
 
     python benchmarks/torch_program.py [threads]      milliseconds of a step, for four of the benchmark's cases
 
