@@ -17,6 +17,12 @@ static inline size_t fwm_padded(size_t n)
     return (n + FWM_PAD - 1) / FWM_PAD * FWM_PAD;
 }
 
+/* Tiles of this size that n things make; the last may be smaller. */
+static inline size_t fwm_tiles(size_t n, size_t tile)
+{
+    return (n + tile - 1) / tile;
+}
+
 static inline size_t fwm_min(size_t a, size_t b)
 {
     return a < b ? a : b;

@@ -50,7 +50,7 @@ static size_t biases_and_value_rows(const Step *s)
 
 size_t adam_tasks(const Step *s)
 {
-    return (biases_and_value_rows(s) + NUMBERS_IN_TASK - 1) / NUMBERS_IN_TASK;
+    return fwm_tiles(biases_and_value_rows(s), NUMBERS_IN_TASK);
 }
 
 void adam_task(void *context, size_t index, int thread)

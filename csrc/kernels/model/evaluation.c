@@ -34,11 +34,6 @@ static size_t max_queries_of(const FwmModelSizes *z)
     return z->n_keys; /* distinct keys; the caller takes at most 200 of them */
 }
 
-static size_t chunks_of(size_t n_queries, size_t batch)
-{
-    return (n_queries + batch - 1) / batch;
-}
-
 static uintptr_t place(Evaluation *e, uintptr_t next)
 {
     const FwmModelSizes *z = e->step.sizes;
@@ -52,7 +47,7 @@ static uintptr_t place(Evaluation *e, uintptr_t next)
         next += (bytes[i] + 63) / 64 * 64;
     }
     e->chunk_losses = (float *)next;
-    return next + MAX_SEQUENCES * chunks_of(max_queries_of(z), z->batch) * sizeof(float);
+    return next + MAX_SEQUENCES * fwm_tiles(max_queries_of(z), z->batch) * sizeof(float);
 }
 
 size_t model_activations(const FwmModel *model)
@@ -255,7 +250,7 @@ static void score_all(Evaluation *e)
     memset(e->values_t, 0, z->d * ld_n * sizeof(real));
     transpose(N, z->d, e->step.by_key, e->step.table_ld, e->keys_t, ld_n);
     transpose(N, z->d, e->step.key_weight, z->ld, e->values_t, ld_n);
-    fwm_parallel_for(e->step.model->threads, (N + KEYS_IN_TILE - 1) / KEYS_IN_TILE, scores_task, e);
+    fwm_parallel_for(e->step.model->threads, fwm_tiles(N, KEYS_IN_TILE), scores_task, e);
 }
 
 /* NumPy's float32 sum: in order below 8 numbers, eight interleaved sums up to 128, halves above. */
@@ -289,9 +284,9 @@ float model_evaluate(FwmModel *model, const FwmEvaluation *evaluation)
     Evaluation e = {.step = step_of_model(model), .evaluation = evaluation};
     place(&e, (uintptr_t)model->activations);
     for (size_t i = 0; i < evaluation->n_sequences; i++)
-        e.first_chunk[i + 1] = e.first_chunk[i] + chunks_of(evaluation->n_queries[i], z->batch);
+        e.first_chunk[i + 1] = e.first_chunk[i] + fwm_tiles(evaluation->n_queries[i], z->batch);
     const size_t n_chunks = e.first_chunk[evaluation->n_sequences];
-    fwm_parallel_for(model->threads, (z->n_keys + KEYS_IN_TILE - 1) / KEYS_IN_TILE, project_task, &e);
+    fwm_parallel_for(model->threads, fwm_tiles(z->n_keys, KEYS_IN_TILE), project_task, &e);
     if (!z->with_map)
         score_all(&e);
     fwm_parallel_for(model->threads, evaluation->n_sequences, z->with_map ? memory_task : softmax_task, &e);

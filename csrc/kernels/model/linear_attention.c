@@ -70,18 +70,6 @@ static void map_tokens(const Step *s, const Scratch *w, const int32_t *keys, con
         w->beta[t] = logistic(w->beta[t]);
 }
 
-/* loss = 0.5 |one-hot(answer) - y|^2; dy of the mean over the batch. */
-static double loss_of(size_t n_values, const real *y, int32_t answer, size_t batch, real *dy)
-{
-    double loss = 0;
-    for (size_t n = 0; n < n_values; n++) {
-        const real difference = y[n] - (n == (size_t)answer);
-        loss += (double)difference * difference;
-        dy[n] = difference / (real)batch;
-    }
-    return loss / 2;
-}
-
 /* The gradient tables of a block: by key, and N rows behind it by value. */
 static real *table_of(const Step *s, size_t block)
 {
@@ -150,7 +138,7 @@ static void block_task(void *context, size_t block, int thread)
         s->map->forward(&s->map_shape, 1, s->queries + b * s->table_ld, w.query, w.map_scratch);
         s->rule->forward(&sequence, w.rule_workspace, y);
         if (s->batch->answer)
-            s->losses[b] = loss_of(z->n_keys, y, s->batch->answer[b], n, w.dy);
+            s->losses[b] = loss_of_sequence(s, b, w.dy);
         if (s->purpose != LOSS_ONLY)
             sequence_backward(s, &w, &sequence, keys, b, block);
     }
@@ -192,7 +180,7 @@ void linear_attention(Step *s)
     fwm_parallel_for(s->model->threads, n_blocks(s), block_task, s);
     if (s->purpose == LOSS_ONLY)
         return;
-    fwm_parallel_for(s->model->threads, (z->n_keys + KEYS_IN_TILE - 1) / KEYS_IN_TILE, reduce_task, s);
+    fwm_parallel_for(s->model->threads, fwm_tiles(z->n_keys, KEYS_IN_TILE), reduce_task, s);
     const real *dby_key = table_of(s, 0);
     memset(s->dkey_bias, 0, z->ld * sizeof(real));
     for (size_t n = 0; n < z->n_keys; n++)

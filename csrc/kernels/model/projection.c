@@ -19,11 +19,6 @@
 
 #define QUERIES_IN_TILE 8
 
-static size_t tiles(size_t n, size_t tile)
-{
-    return (n + tile - 1) / tile;
-}
-
 static void project_keys_task(void *context, size_t index, int thread)
 {
     (void)thread;
@@ -78,15 +73,15 @@ static void transpose_weights_task(void *context, size_t index, int thread)
 void project(Step *s)
 {
     const FwmModelSizes *z = s->sizes;
-    const size_t transposes = s->purpose == LOSS_ONLY ? 0 : tiles(z->embedding, ENTRIES_IN_TILE);
+    const size_t transposes = s->purpose == LOSS_ONLY ? 0 : fwm_tiles(z->embedding, ENTRIES_IN_TILE);
     for (size_t i = 0; i < z->ld && transposes && z->with_map; i++)
         memset(s->key_weight_t + i * z->ld_e + z->embedding, 0, (z->ld_e - z->embedding) * sizeof(real));
     for (size_t i = 0; i < z->ld && transposes; i++)
         memset(s->query_weight_t + i * z->ld_e + z->embedding, 0, (z->ld_e - z->embedding) * sizeof(real));
     if (transposes && z->with_beta)
         memcpy(s->beta_weight_before, s->beta_weight + z->n_keys, z->ld_e * sizeof(real));
-    const FwmLoop loops[] = {{z->with_map ? tiles(z->n_keys, KEYS_IN_TILE) : 0, project_keys_task},
-                             {tiles(s->batch->n, QUERIES_IN_TILE), project_queries_task},
+    const FwmLoop loops[] = {{z->with_map ? fwm_tiles(z->n_keys, KEYS_IN_TILE) : 0, project_keys_task},
+                             {fwm_tiles(s->batch->n, QUERIES_IN_TILE), project_queries_task},
                              {transposes, transpose_weights_task}};
     fwm_parallel_loops(s->model->threads, 3, loops, s);
 }
@@ -126,7 +121,7 @@ static void weight_gradients_task(void *context, size_t index, int thread)
 
 void weight_gradients(Step *s)
 {
-    fwm_parallel_for(s->model->threads, tiles(s->sizes->embedding, ENTRIES_IN_TILE), weight_gradients_task, s);
+    fwm_parallel_for(s->model->threads, fwm_tiles(s->sizes->embedding, ENTRIES_IN_TILE), weight_gradients_task, s);
 }
 
 size_t embedding_scratch(const FwmModel *model)
@@ -157,7 +152,7 @@ static void embedding_gradients_task(void *context, size_t index, int thread)
 /* Gradients of the embedding; in an update, Adam on everything. */
 void embedding_gradients(Step *s)
 {
-    const FwmLoop loops[] = {{tiles(s->sizes->n_keys, KEYS_IN_TILE), embedding_gradients_task},
+    const FwmLoop loops[] = {{fwm_tiles(s->sizes->n_keys, KEYS_IN_TILE), embedding_gradients_task},
                              {s->purpose == UPDATE ? adam_tasks(s) : 0, adam_task}};
     fwm_parallel_loops(s->model->threads, 2, loops, s);
 }

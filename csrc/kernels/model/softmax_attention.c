@@ -22,11 +22,6 @@ size_t softmax_attention_scratch(const FwmModel *model)
     return fwm_padded(model->sizes.length) + fwm_padded(model->sizes.n_keys);
 }
 
-static size_t tiles(size_t n, size_t tile)
-{
-    return (n + tile - 1) / tile;
-}
-
 /* folded_t ((N + E) x B) = key_weight Q^T, and for its embedding part also the transpose. */
 static void fold_task(void *context, size_t index, int thread)
 {
@@ -65,13 +60,7 @@ static void sequence_task(void *context, size_t b, int thread)
     softmax_forward(z->length, z->n_keys, values, scores, y);
     if (!s->batch->answer)
         return;
-    double loss = 0;
-    for (size_t n = 0; n < z->n_keys; n++) {
-        const real difference = y[n] - (n == (size_t)s->batch->answer[b]);
-        loss += (double)difference * difference;
-        dy[n] = difference / (real)s->batch->n;
-    }
-    s->losses[b] = loss / 2;
+    s->losses[b] = loss_of_sequence(s, b, dy);
     if (s->purpose == LOSS_ONLY)
         return;
     softmax_backward(z->length, z->n_keys, values, y, dy, scores);
@@ -101,7 +90,7 @@ static void dqueries_task(void *context, size_t index, int thread)
     (void)thread;
     const Step *s = context;
     const FwmModelSizes *z = s->sizes;
-    const size_t B = s->batch->n, ld_n = fwm_padded(z->n_keys), query_tiles = tiles(B, 8);
+    const size_t B = s->batch->n, ld_n = fwm_padded(z->n_keys), query_tiles = fwm_tiles(B, 8);
     if (index < query_tiles) {
         const size_t b0 = index * 8, count = fwm_min(8, B - b0);
         real *dq = s->dqueries + b0 * s->table_ld;
@@ -122,15 +111,15 @@ void softmax_attention(Step *s)
     const int threads = s->model->threads;
     memset(s->queries_t, 0, z->d * ld_b * sizeof(real));
     transpose(B, z->d, s->queries, s->table_ld, s->queries_t, ld_b);
-    fwm_parallel_for(threads, tiles(z->n_keys + z->embedding, ENTRIES_IN_TILE), fold_task, s);
-    fwm_parallel_for(threads, tiles(z->n_keys, KEYS_IN_TILE), key_scores_task, s);
+    fwm_parallel_for(threads, fwm_tiles(z->n_keys + z->embedding, ENTRIES_IN_TILE), fold_task, s);
+    fwm_parallel_for(threads, fwm_tiles(z->n_keys, KEYS_IN_TILE), key_scores_task, s);
     fwm_parallel_for(threads, B, sequence_task, s);
     if (s->purpose == LOSS_ONLY)
         return;
     for (size_t b = 0; b < B; b++)
         memset(s->folded + b * z->ld_e + z->embedding, 0, (z->ld_e - z->embedding) * sizeof(real));
-    fwm_parallel_for(threads, tiles(z->ld_e, ENTRIES_IN_COLUMN_TILE), dfolded_task, s);
-    fwm_parallel_for(threads, tiles(B, 8) + tiles(z->n_keys, ENTRIES_IN_TILE), dqueries_task, s);
+    fwm_parallel_for(threads, fwm_tiles(z->ld_e, ENTRIES_IN_COLUMN_TILE), dfolded_task, s);
+    fwm_parallel_for(threads, fwm_tiles(B, 8) + fwm_tiles(z->n_keys, ENTRIES_IN_TILE), dqueries_task, s);
     memset(s->dkey_bias, 0, z->ld * sizeof(real));
     s->weight_gradient = (Product){transposed(s->dfolded, z->ld_e), s->queries, s->table_ld, B};
     s->embedding_gradient = (Product){transposed(s->dkey_scores, ld_n), s->folded, z->ld_e, B};

@@ -4,14 +4,8 @@
 
 #include <string.h>
 
+#include "kernels/base/workspace.h"
 #include "kernels/model/model_entry.h"
-
-static void *take(uintptr_t *next, size_t bytes)
-{
-    void *start = (void *)*next;
-    *next += (bytes + 63) / 64 * 64;
-    return start;
-}
 
 /* Gives the step its memory, which starts at address `next`; returns where it ends. */
 static uintptr_t place(Step *s, size_t B, uintptr_t next)
@@ -87,6 +81,19 @@ size_t step_activations(const FwmModel *model)
 {
     Step s = step_of_model((FwmModel *)model);
     return place(&s, model->sizes.batch, 0);
+}
+
+double loss_of_sequence(const Step *s, size_t b, real *dy)
+{
+    const size_t N = s->sizes->n_keys, answer = (size_t)s->batch->answer[b];
+    const real *y = s->y + b * fwm_padded(N);
+    double loss = 0;
+    for (size_t n = 0; n < N; n++) {
+        const real difference = y[n] - (n == answer);
+        loss += (double)difference * difference;
+        dy[n] = difference / (real)s->batch->n;
+    }
+    return loss / 2;
 }
 
 static size_t largest(size_t a, size_t b)

@@ -71,6 +71,7 @@ typedef struct {
 } Step;
 
 #define step_activations FWM_NAME(step_activations)
+#define loss_of_sequence FWM_NAME(loss_of_sequence)
 #define step_of_model FWM_NAME(step_of_model)
 #define step_begin FWM_NAME(step_begin)
 #define draw_omega FWM_NAME(draw_omega)
@@ -97,6 +98,9 @@ typedef struct {
 Step step_of_model(FwmModel *model);
 Step step_begin(FwmModel *model, const FwmBatch *batch, Purpose purpose);
 size_t step_activations(const FwmModel *model);
+
+/* 0.5 |one-hot(answer) - y|^2 of sequence b; dy (N) is the gradient of its share of the mean over the batch. */
+double loss_of_sequence(const Step *s, size_t b, real *dy);
 
 static inline real *thread_scratch(const Step *s, int thread)
 {

@@ -50,16 +50,11 @@ typedef struct {
     real *u;       /* TILE x ld: u_t for the second token of each pair */
 } Workspace;
 
-static size_t tiles_of(size_t length)
-{
-    return (length + FWM_TILE - 1) / FWM_TILE;
-}
-
 /* Many queries: keys (L x ld), their transpose (ld x L), products of keys (L x L), answers (L x n_queries), denominators. */
 static size_t workspace_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
 {
     const size_t ld_t = fwm_padded(length), ld_queries = fwm_padded(n_queries);
-    const size_t one = 2 * ld + fwm_padded(n_values) + FWM_TILE + 4 * ld_t + (tiles_of(length) + 2 * FWM_TILE) * ld;
+    const size_t one = 2 * ld + fwm_padded(n_values) + FWM_TILE + 4 * ld_t + (fwm_tiles(length, FWM_TILE) + 2 * FWM_TILE) * ld;
     const size_t many = length * ld + ld * ld_t + FWM_TILE * ld_t + (length + 1) * ld_queries;
     return n_queries > 1 && many > one ? many : one;
 }
@@ -75,7 +70,7 @@ static Workspace divide(const Sequence *s, real *numbers)
     w.inverse = w.total + fwm_padded(s->length);
     w.product = w.inverse + fwm_padded(s->length);
     w.u_end = w.product + fwm_padded(s->length);
-    w.keys = w.u_end + tiles_of(s->length) * s->ld;
+    w.keys = w.u_end + fwm_tiles(s->length, FWM_TILE) * s->ld;
     w.ones = w.keys + FWM_TILE * s->ld;
     w.u = w.ones + FWM_TILE;
     return w;
@@ -187,7 +182,7 @@ static void forward(const Sequence *s, real *numbers, real *y)
     normalise(s, s->query, query_total, inverse_of(query_total), w.u_L);
     memcpy(w.w, w.u_L, ld * sizeof(real)); /* the place of w holds u for now */
     memset(y, 0, s->n_values * sizeof(real));
-    for (size_t tile = tiles_of(s->length); tile-- > 0;) {
+    for (size_t tile = fwm_tiles(s->length, FWM_TILE); tile-- > 0;) {
         const TokenRange range = tile_range(s, tile);
         for (size_t t = range.start; t < range.start + range.count; t++)
             w.inverse[t] = inverse_of(w.total[t] = sum(ld, s->keys + t * ld));
@@ -202,7 +197,7 @@ static size_t backward_begin(const Sequence *s, real *numbers, const real *y, co
     const Workspace w = divide(s, numbers);
     memcpy(w.dy, dy, s->n_values * sizeof(real));
     memset(w.w, 0, s->ld * sizeof(real));
-    return tiles_of(s->length);
+    return fwm_tiles(s->length, FWM_TILE);
 }
 
 /* u_t for the second token of each pair of the tile, but for the last tokens, whose u is u_end. */
@@ -338,7 +333,7 @@ static void answer(const Sequence *s, real *numbers, const real *queries, size_t
     for (size_t i = 0; i < s->features; i++)
         add(ld_queries, queries + i * ld_queries, total);
     memset(y, 0, s->n_values * ld_queries * sizeof(real));
-    for (size_t tile = tiles_of(L); tile-- > 0;) {
+    for (size_t tile = fwm_tiles(L, FWM_TILE); tile-- > 0;) {
         const size_t start = tile * FWM_TILE, end = fwm_min(start + FWM_TILE, L);
         real *tile_written = written + start * ld_queries;
         gemm(end - start, ld_queries, ld, rows_of(keys + start * ld, ld), queries, ld_queries, 0, NULL, tile_written, ld_queries);

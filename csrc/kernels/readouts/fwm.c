@@ -39,9 +39,10 @@
 #include "kernels/base/transpose.h"
 #include "kernels/base/vector.h"
 #include "kernels/base/vmath.h"
+#include "kernels/base/workspace.h"
+#include "kernels/readouts/layer_norm.h"
 #include "kernels/readouts/readout.h"
 
-#define LAYER_NORM_EPS 1e-5
 #define LARGEST_GROWTH (FWM_REAL_IS_DOUBLE ? 1e100 : 1e14)
 #define FADED (FWM_REAL_IS_DOUBLE ? 1e-34 : 1e-16)
 #define GONE (FWM_REAL_IS_DOUBLE ? 1e-24 : 1e-12)
@@ -89,14 +90,6 @@ typedef struct {
     real *H;         /* ld x ld_rows */
     real *W;         /* (chunks + 1) x ld x ld_rows: the state before each chunk, and the last one */
 } Workspace;
-
-/* Addresses are counted as integers, so that the same code can size a workspace that is not there yet. */
-static void *take(uintptr_t *next, size_t bytes)
-{
-    void *start = (void *)*next;
-    *next += (bytes + 63) / 64 * 64;
-    return start;
-}
 
 static Workspace divide(real *numbers, size_t length, size_t n_values, size_t ld, size_t ld_rows)
 {
@@ -299,22 +292,6 @@ static size_t rows_at_end(const Workspace *w)
     return w->totals->n_chunks ? w->chunks[w->totals->n_chunks - 1].rows : 0;
 }
 
-/* y = (raw - mean) / sqrt(variance + eps); returns the reciprocal of the root. After training the variance falls below
- * eps, hence the double. raw and y step through memory by stride. */
-static double layer_norm(size_t n_values, const real *raw, real *y, size_t stride)
-{
-    double mean = 0, variance = 0;
-    for (size_t n = 0; n < n_values; n++)
-        mean += raw[n * stride];
-    mean /= (double)n_values;
-    for (size_t n = 0; n < n_values; n++)
-        variance += (raw[n * stride] - mean) * (raw[n * stride] - mean);
-    const double reciprocal = 1 / sqrt(variance / (double)n_values + LAYER_NORM_EPS);
-    for (size_t n = 0; n < n_values; n++)
-        y[n * stride] = (real)((raw[n * stride] - mean) * reciprocal);
-    return reciprocal;
-}
-
 static void forward(const Sequence *s, real *numbers, real *y)
 {
     const Workspace w = start(s, numbers);
@@ -324,7 +301,7 @@ static void forward(const Sequence *s, real *numbers, real *y)
     gemm(1, rows, s->features, rows_of(s->query, s->ld), W, w.totals->ld_rows, 0, NULL, by_row, rows);
     for (size_t n = 0; n < s->n_values; n++)
         w.raw[n] = w.row_of[n] < 0 ? 0 : by_row[w.row_of[n]];
-    w.totals->reciprocal_deviation = layer_norm(s->n_values, w.raw, y, 1);
+    w.totals->reciprocal_deviation = layer_norm_forward(s->n_values, w.raw, y, 1);
 }
 
 /* The largest number in H (p x rows); infinity if there is a NaN. */
@@ -342,21 +319,18 @@ static double largest(const Sequence *s, const Workspace *w, size_t rows)
     return nan == 0 ? most : INFINITY;
 }
 
-/* Through the layer norm: draw = (dy - mean(dy) - y mean(dy y)) / deviation. Then H = dy q^T, gamma = 0, c = draw . raw. */
+/* Through the layer norm to draw, the gradient of W q. Then H = dy q^T, gamma = 0, c = draw . raw. */
 static size_t backward_begin(const Sequence *s, real *numbers, const real *y, const real *dy)
 {
     const Workspace w = of_sequence(s, numbers);
     const size_t ld_rows = w.totals->ld_rows;
-    double mean = 0, mean_y = 0, c = 0;
-    for (size_t n = 0; n < s->n_values; n++) {
-        mean += dy[n] / (double)s->n_values;
-        mean_y += (double)dy[n] * y[n] / (double)s->n_values;
-    }
+    const LayerNormBackward norm = layer_norm_backward(s->n_values, y, dy, w.totals->reciprocal_deviation);
+    double c = 0;
     memset(w.dy, 0, ld_rows * sizeof(real));
     for (size_t n = 0; n < s->n_values; n++) {
         if (w.row_of[n] < 0)
             continue;
-        const double draw = (dy[n] - mean - y[n] * mean_y) * w.totals->reciprocal_deviation;
+        const double draw = layer_norm_dx(&norm, y[n], dy[n]);
         w.dy[w.row_of[n]] = (real)draw;
         c += draw * w.raw[n];
     }
@@ -499,7 +473,7 @@ static void answer(const Sequence *s, real *numbers, const real *queries, size_t
             gemm(1, ld_queries, s->features, transposed(W + w.row_of[n], w.totals->ld_rows), queries, ld_queries, 0, NULL,
                  y + n * ld_queries, ld_queries);
     for (size_t c = 0; c < ld_queries; c++)
-        layer_norm(s->n_values, y + c, y + c, ld_queries);
+        layer_norm_forward(s->n_values, y + c, y + c, ld_queries);
 }
 
 const Readout FWM_NAME(readout_fwm) = {

@@ -77,7 +77,7 @@ static size_t backward_begin(const Sequence *s, real *workspace, const real *y, 
 {
     memset(workspace, 0, s->ld * sizeof(real));
     softmax_backward(s->length, s->n_values, s->values, y, dy, workspace + s->ld);
-    return (s->length + FWM_TILE - 1) / FWM_TILE;
+    return fwm_tiles(s->length, FWM_TILE);
 }
 
 static TokenRange backward_tile(const Sequence *s, real *workspace, size_t tile, real *dkeys, real *dbeta)

@@ -49,7 +49,7 @@ static size_t backward_begin(const Sequence *s, real *workspace, const real *y, 
     for (size_t t = 0; t < s->length; t++)
         g[t] = (dy[s->values[t]] - dy_y) / den;
     memset(dq, 0, s->ld * sizeof(real));
-    return (s->length + FWM_TILE - 1) / FWM_TILE;
+    return fwm_tiles(s->length, FWM_TILE);
 }
 
 static TokenRange backward_tile(const Sequence *s, real *workspace, size_t tile, real *dkeys, real *dbeta)
