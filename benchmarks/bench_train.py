@@ -165,18 +165,25 @@ def roofline_row(settings, result, rates):
             f"{triad / 1e9:.0f}", f"{by_flop:.2f}", f"{by_bytes:.2f}", f"{ours:.2f}", f"{100 * limit / ours:.0f} %"]
 
 
-def compare(cases, repeats, threads):
+def compare_case(name, repeats, threads):
+    """The rows of one case in the two tables."""
     fwm_py.set_num_threads(threads)
     torch.set_num_threads(threads)
-    times, rooflines = [], []
-    for name in cases:
-        print(f"measuring {name}", file=sys.stderr, flush=True)
-        settings = CASES[name]
-        rates = [roofline.rates(settings, threads)]
-        result = measure(settings, repeats)
-        rates.append(roofline.rates(settings, threads))  # the better counts: other work on the machine only lowers them
-        times.append(times_row(settings, result))
-        rooflines.append(roofline_row(settings, result, rates))
+    settings = CASES[name]
+    rates = [roofline.rates(settings, threads)]
+    result = measure(settings, repeats)
+    rates.append(roofline.rates(settings, threads))  # the better counts: other work on the machine only lowers them
+    return times_row(settings, result), roofline_row(settings, result, rates)
+
+
+def compare(cases, repeats, threads):
+    """Prints the tables. Each case has a process of its own: what torch has allocated in one slows it down in the next."""
+    rows = []
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for name in cases:
+            print(f"measuring {name}", file=sys.stderr, flush=True)
+            rows.append(pool.apply(compare_case, (name, repeats, threads)))
+    times, rooflines = zip(*rows)
     print(f"{threads} threads, float32, medians of {repeats} repetitions; ratios are medians of the pairs' ratios.\n")
     print(markdown(["step", "PyTorch, ms", "fast forms in PyTorch, ms", "ours, ms", "PyTorch / ours",
                     "fast forms / ours", "training loop, ms a step", "an evaluation, steps"], times))

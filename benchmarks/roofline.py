@@ -89,11 +89,12 @@ def map_flop(attn_name, attn_arg, d):
 def rule_flop(settings, p):
     """FLOP of one token in the rule, forwards and backwards, from its p features on."""
     if settings.rule == "sum":
-        return 2 * p + 2 * p  # the score; ds q and s's part of dq
+        return 2 * p + 3 * p  # the score; the key's gradient and its part of the query's
     if settings.rule == "ours":
         # forwards: sum and normalisation, k . u, u - a k; backwards: u + a k, w . k, dk, w + da k, dphi
         return (2 + 2 + 2) * p + (2 + 2 + 3 + 2 + 4) * p
-    # fwm: two passes forwards and four backwards over the rows in use, each a multiply and add per number
+    # fwm: two passes forwards and four backwards over the rows in use, each a multiply and add per number. Ours leaves
+    # out rows and tokens that have faded, so that its share of this limit may pass 100 %.
     return 6 * 2 * p * rows_in_use(settings.n_keys, settings.seq_len, settings.replace)
 
 

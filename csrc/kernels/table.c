@@ -47,7 +47,7 @@ static void unpad_rows(size_t n, const real *in, size_t ld, real *out, size_t pa
 /* A tile of tokens on its way through a map. */
 typedef struct {
     MapShape shape;
-    real *pre, *dpre;      /* TILE x ld */
+    real *dpre, *pre;      /* TILE x ld; numbers of no meaning lie before and behind pre and dphi (map.h) */
     real *phi, *dphi;      /* TILE x ld_features */
     real *omega, *omega_t; /* d x padded(m), m x padded(d) */
     real *scratch;
@@ -60,7 +60,7 @@ static MapTile map_tile(const FeatureMap *map, size_t d, size_t argument, real *
     const MapShape *s = &w.shape;
     const size_t sizes[] = {FWM_TILE * s->ld, FWM_TILE * s->ld, FWM_TILE * s->ld_features, FWM_TILE * s->ld_features,
                             d * fwm_padded(s->extension), s->extension * fwm_padded(d), map->scratch ? map->scratch(s) : 0};
-    real **const arrays[] = {&w.pre, &w.dpre, &w.phi, &w.dphi, &w.omega, &w.omega_t, &w.scratch};
+    real **const arrays[] = {&w.dpre, &w.pre, &w.phi, &w.dphi, &w.omega, &w.omega_t, &w.scratch};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         if (memory)
             *arrays[i] = memory + w.numbers;

@@ -10,6 +10,7 @@
  * Cyclic indices cost nothing where a row has its own end in front of it, and a product its own start behind it. A few
  * tokens' rows are written before the first is read at an offset, because a load that straddles two stores of a moment ago
  * has to wait for both; no more than a few, for they should stay in the first-level cache. */
+#include <stdbool.h>
 #include <string.h>
 
 #include "kernels/base/vector.h"
@@ -107,9 +108,85 @@ static void forward_few(const MapShape *s, const Rows *rows, size_t n, const rea
     }
 }
 
+/* Rows of whole vectors and shifts below a vector need no copy of r: with x[i - d] = -x[i], r and its neighbours are clipped
+ * from x where it lies. The first vector before a row, and the last behind it, are put together out of two loads, which reach
+ * up to FWM_PAD numbers out of the row for what they do not use (map.h). */
+static bool in_vectors(const MapShape *s)
+{
+    return s->d % FWM_LANES == 0 && s->argument < FWM_LANES;
+}
+
+/* x[i - j ..] */
+static inline vec before(const real *x, size_t d, size_t i, size_t j)
+{
+    const vec neighbours = vec_load(x + i - j);
+    return i > 0 ? neighbours : vec_select(vec_lane_numbers() < (lane_number)j, -vec_load(x + d - j), neighbours);
+}
+
+/* x[i + j ..] */
+static inline vec behind(const real *x, size_t d, size_t i, size_t j)
+{
+    const vec neighbours = vec_load(x + i + j);
+    if (i + FWM_LANES < d)
+        return neighbours;
+    return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, neighbours, -vec_load(x + j - FWM_LANES));
+}
+
+/* Block j of dphi from i + j on, in its second half; behind its end comes its start. */
+static inline vec block_behind(const real *block, size_t d, size_t i, size_t j)
+{
+    const vec neighbours = vec_load(block + d + i + j);
+    if (i + FWM_LANES < d)
+        return neighbours;
+    return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, neighbours, vec_load(block + j - FWM_LANES));
+}
+
+static void forward_vectors(const MapShape *s, size_t n, const real *pre, real *phi)
+{
+    const size_t d = s->d;
+    for (size_t t = 0; t < n; t++, pre += s->ld, phi += s->ld_features) {
+        for (size_t i = 0; i < d; i += FWM_LANES) {
+            const vec x = vec_load(pre + i), positive = vec_positive(x), negative = vec_negative(x);
+            for (size_t j = 1; j <= s->argument; j++) {
+                const vec x_j = before(pre, d, i, j);
+                real *block = phi + (j - 1) * 2 * d;
+                vec_store(block + i, positive * vec_positive(x_j));
+                vec_store(block + d + i, negative * vec_negative(x_j));
+            }
+        }
+        if (s->ld_features > s->features)
+            memset(phi + s->features, 0, (s->ld_features - s->features) * sizeof(real));
+    }
+}
+
+static void backward_vectors(const MapShape *s, size_t n, const real *dphi, const real *pre, real *dpre)
+{
+    const size_t d = s->d;
+    const vec zero = {0};
+    for (size_t t = 0; t < n; t++, pre += s->ld, dpre += s->ld, dphi += s->ld_features) {
+        for (size_t i = 0; i < d; i += FWM_LANES) {
+            vec up = zero, down = zero; /* dx where x > 0, and where x < 0 */
+            for (size_t j = 1; j <= s->argument; j++) {
+                const real *block = dphi + (j - 1) * 2 * d;
+                const vec left = before(pre, d, i, j), right = behind(pre, d, i, j);
+                up += vec_load(block + i) * vec_positive(left) + vec_load(block + i + j) * vec_positive(right);
+                down += vec_load(block + d + i) * vec_negative(left) + block_behind(block, d, i, j) * vec_negative(right);
+            }
+            const vec x = vec_load(pre + i);
+            vec_store(dpre + i, vec_select(x > 0, up, vec_select(x < 0, down, zero)));
+        }
+        if (s->ld > d)
+            memset(dpre + d, 0, (s->ld - d) * sizeof(real));
+    }
+}
+
 static void forward(const MapShape *s, size_t n, const real *pre, real *phi, real *scratch)
 {
     const Rows rows = rows_of_shape(s);
+    if (in_vectors(s)) {
+        forward_vectors(s, n, pre, phi);
+        return;
+    }
     for (size_t t = 0; t < n; t += TOKENS)
         forward_few(s, &rows, fwm_min(TOKENS, n - t), pre + t * s->ld, phi + t * s->ld_features, scratch);
 }
@@ -132,38 +209,6 @@ static inline void backward_block(const MapShape *s, const Rows *rows, size_t n,
 #pragma omp simd
         for (size_t i = 0; i < width; i++)
             out[i] = (j > 1 ? out[i] : 0) + (d_t[i] * right[i] + left[i]);
-    }
-}
-
-/* Block j of dphi from its last vector (at `last`), moved on by j < FWM_LANES and wrapped to its first numbers. Reads, and
- * does not use, a few numbers before the block and behind it: map.h. */
-static inline vec wrapped(const real *block, const real *last, size_t j)
-{
-    const vec_mask wraps = vec_lane_numbers() >= FWM_LANES - (lane_number)j;
-    return vec_select(wraps, vec_load(block + j - FWM_LANES), vec_load(last + j));
-}
-
-/* The same for rows of whole vectors and shifts below a vector, without a detour through memory: dr of x[i..] and of -x[i..]
- * side by side. */
-static void backward_vectors(const MapShape *s, const Rows *rows, size_t n, const real *dphi, const real *pre, real *dpre, real *r)
-{
-    const size_t d = s->d, width = rows->width;
-    rectify(s, rows, n, pre, r);
-    for (size_t t = 0; t < n; t++, pre += s->ld, dpre += s->ld, dphi += s->ld_features, r += rows->row) {
-        const real *r_t = r + rows->lead;
-        for (size_t i = 0; i < d; i += FWM_LANES) {
-            vec up = {0}, down = {0};
-            for (size_t j = 1; j <= s->argument; j++) {
-                const real *block = dphi + (j - 1) * width, *up_j = block + i, *down_j = up_j + d;
-                const vec later = i + FWM_LANES < d ? vec_load(down_j + j) : wrapped(block, down_j, j);
-                up += vec_load(up_j) * vec_load(r_t + i - j) + vec_load(up_j + j) * vec_load(r_t + i + j);
-                down += vec_load(down_j) * vec_load(r_t + d + i - j) + later * vec_load(r_t + d + i + j);
-            }
-            const vec x = vec_load(pre + i), zero = {0};
-            vec_store(dpre + i, vec_select(x > 0, up, zero) - vec_select(x < 0, down, zero));
-        }
-        if (s->ld > d)
-            memset(dpre + d, 0, (s->ld - d) * sizeof(real));
     }
 }
 
@@ -191,10 +236,12 @@ static void backward(const MapShape *s, size_t n, const real *dphi, const real *
 {
     const Rows rows = rows_of_shape(s);
     (void)phi;
-    const bool whole = s->d % FWM_LANES == 0 && s->argument < FWM_LANES;
+    if (in_vectors(s)) {
+        backward_vectors(s, n, dphi, pre, dpre);
+        return;
+    }
     for (size_t t = 0; t < n; t += TOKENS)
-        (whole ? backward_vectors : backward_few)(s, &rows, fwm_min(TOKENS, n - t), dphi + t * s->ld_features, pre + t * s->ld,
-                                                  dpre + t * s->ld, scratch);
+        backward_few(s, &rows, fwm_min(TOKENS, n - t), dphi + t * s->ld_features, pre + t * s->ld, dpre + t * s->ld, scratch);
 }
 
 const FeatureMap FWM_NAME(map_dpfp) = {

@@ -59,8 +59,8 @@ size_t model_activations(const FwmModel *model)
 
 /* A thread's memory for one sequence with a feature map. */
 typedef struct {
-    real *pre;            /* N x ld */
     real *phi;            /* N x ld_features */
+    real *pre;            /* N x ld; not first: a map may read some numbers before its rows */
     real *beta;           /* N */
     real *query_pre;      /* n_queries x ld */
     real *query_phi;      /* n_queries x ld_features */
@@ -81,13 +81,13 @@ static real *take(real **next, size_t n)
 static size_t divide(const FwmModelSizes *z, const MapShape *shape, const FeatureMap *map, size_t n, real *memory, Scratch *w)
 {
     const size_t N = z->n_keys, ld_queries = fwm_padded(n), extension = shape->extension;
-    const size_t sizes[] = {N * shape->ld, N * shape->ld_features, N, n * shape->ld, n * shape->ld_features,
+    const size_t sizes[] = {N * shape->ld_features, N * shape->ld, N, n * shape->ld, n * shape->ld_features,
                             shape->ld_features * ld_queries, N * ld_queries, z->d * fwm_padded(extension),
                             extension ? omega_scratch(z->d) : 0, map->scratch ? map->scratch(shape) : 0,
                             readouts[z->rule]->workspace(N, N, shape->ld_features, n)};
     size_t total = 0;
     if (w) {
-        real **const arrays[] = {&w->pre, &w->phi, &w->beta, &w->query_pre, &w->query_phi, &w->columns, &w->y, &w->omega,
+        real **const arrays[] = {&w->phi, &w->pre, &w->beta, &w->query_pre, &w->query_phi, &w->columns, &w->y, &w->omega,
                                  &w->omega_scratch, &w->map_scratch, &w->rule_workspace};
         for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
             *arrays[i] = take(&memory, sizes[i]);

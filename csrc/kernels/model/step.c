@@ -12,8 +12,8 @@ static uintptr_t place(Step *s, size_t B, uintptr_t next)
 {
     const FwmModelSizes *z = s->sizes;
     const size_t r = sizeof(real), N = z->n_keys, ld_b = fwm_padded(B), ld_n = fwm_padded(N);
-    s->queries = take(&next, B * s->table_ld * r);
     s->dqueries = take(&next, B * s->table_ld * r);
+    s->queries = take(&next, B * s->table_ld * r); /* not first: a map may read some numbers before its rows */
     s->query_rows = take(&next, B * z->ld_e * r);
     s->dquery_rows = take(&next, B * z->ld_e * r);
     s->query_weight_t = take(&next, z->ld * z->ld_e * r);

@@ -8,8 +8,8 @@
  * u_L = q / (sum(q) + eps) unrolls from the end; for t = L..1
  *     a_t = k_t . u_t,   y[v_t] += beta_t a_t,   u_{t-1} = u_t - beta_t a_t k_t
  *
- * Backward, forwards in time: saved a_t and sum(phi_t) of every token, and u at the end of each tile, from which the u_t of
- * the tile are made again (adding back what was removed would be unstable where keys are divided by a sum near zero).
+ * Backward, forwards in time: saved a_t, sum(phi_t) and u_t (adding back what was removed from u would be unstable where
+ * keys are divided by a sum near zero).
  * With w = dL/du_{t-1}, from w = 0, and e_t = dy[v_t] - w . k_t:
  *     da_t = beta_t e_t,   dbeta_t = a_t e_t
  *     dk_t = da_t u_t - beta_t a_t w
@@ -21,8 +21,8 @@
  *
  * Tokens are taken two at a time, tokens 2i and 2i + 1 of a tile: each a_t must wait for the u that its neighbour leaves, but
  *     a_{t-1} = k_{t-1} . u_{t-1} = k_{t-1} . u_t - beta_t a_t (k_t . k_{t-1})
- * (and w . k likewise on the way back), so that three sums over p run side by side where two would queue. Keys are not
- * divided by their totals: a scale goes along, 1 / sum(phi_t). */
+ * (and w . k likewise on the way back), so that three sums over p run side by side where two would queue; and one u a pair is
+ * enough, that of its second token. Keys are not divided by their totals: a scale goes along, 1 / sum(phi_t). */
 #include <stdbool.h>
 #include <string.h>
 
@@ -37,24 +37,28 @@ static const real SMALLEST_TO_INVERT = (real)1e-12; /* below, a product of two f
 static const real SMALLEST_TO_SQUARE = (real)1e-15; /* well above where float32's total * total becomes subnormal, 1e-19 */
 
 typedef struct {
-    real *u_L;     /* ld */
     real *w;       /* ld */
     real *dy;      /* N */
     real *a;       /* L */
     real *total;   /* L: sum(phi_t) */
     real *inverse; /* L: 1 / total, 0 where that might overflow */
     real *product; /* L: k_t . k_{t+1}, for the first token of each pair */
-    real *u_end;   /* tiles x ld: u after the last token of each tile */
     real *keys;    /* TILE x ld, normalised, where a scale would not do */
     real *ones;    /* TILE */
-    real *u;       /* TILE x ld: u_t for the second token of each pair */
+    real *u;       /* (pairs + 1) x ld: u_0, then u_t for the last token of each pair; in the end u_L */
 } Workspace;
+
+/* A token without a partner, the last one of an odd number, counts as a pair. */
+static size_t pairs_of(size_t length)
+{
+    return (length + 1) / 2;
+}
 
 /* Many queries: keys (L x ld), their transpose (ld x L), products of keys (L x L), answers (L x n_queries), denominators. */
 static size_t workspace_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
 {
     const size_t ld_t = fwm_padded(length), ld_queries = fwm_padded(n_queries);
-    const size_t one = 2 * ld + fwm_padded(n_values) + FWM_TILE + 4 * ld_t + (fwm_tiles(length, FWM_TILE) + 2 * FWM_TILE) * ld;
+    const size_t one = fwm_padded(n_values) + FWM_TILE + 4 * ld_t + (2 + FWM_TILE + pairs_of(length)) * ld;
     const size_t many = length * ld + ld * ld_t + FWM_TILE * ld_t + (length + 1) * ld_queries;
     return n_queries > 1 && many > one ? many : one;
 }
@@ -62,18 +66,22 @@ static size_t workspace_size(size_t length, size_t n_values, size_t ld, size_t n
 static Workspace divide(const Sequence *s, real *numbers)
 {
     Workspace w;
-    w.u_L = numbers;
-    w.w = w.u_L + s->ld;
+    w.w = numbers;
     w.dy = w.w + s->ld;
     w.a = w.dy + fwm_padded(s->n_values);
     w.total = w.a + fwm_padded(s->length);
     w.inverse = w.total + fwm_padded(s->length);
     w.product = w.inverse + fwm_padded(s->length);
-    w.u_end = w.product + fwm_padded(s->length);
-    w.keys = w.u_end + fwm_tiles(s->length, FWM_TILE) * s->ld;
+    w.keys = w.product + fwm_padded(s->length);
     w.ones = w.keys + FWM_TILE * s->ld;
     w.u = w.ones + FWM_TILE;
     return w;
+}
+
+/* u_t for the last token of the pair that token t belongs to. */
+static real *u_of_pair(const Sequence *s, const Workspace *w, size_t t)
+{
+    return w->u + (t / 2 + 1) * s->ld;
 }
 
 /* 1 / total, or 0 where phi / total is better taken feature by feature. */
@@ -137,7 +145,7 @@ static inline void three_dots(size_t ld, const real *restrict k0, const real *re
     out[2] = vec_sum(c[0] + c[1]);
 }
 
-static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range, real *restrict u, real *y)
+static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range, real *y)
 {
     const size_t ld = s->ld;
     const TileKeys keys = tile_keys(s, w, range);
@@ -147,13 +155,18 @@ static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range
     size_t t = range.count;
     if (t % 2) {
         t--;
-        a[t] = scale[t] * dot(ld, keys.rows + t * ld, u);
+        const real *restrict k = keys.rows + t * ld, *restrict u = u_of_pair(s, w, range.start + t);
+        real *restrict next = w->u + (range.start + t) / 2 * ld;
+        a[t] = scale[t] * dot(ld, k, u);
         y[values[t]] += beta[t] * a[t];
-        add_scaled(ld, -beta[t] * a[t] * scale[t], keys.rows + t * ld, u);
+        const real step = beta[t] * a[t] * scale[t];
+        for (size_t i = 0; i < ld; i += FWM_LANES)
+            vec_store(next + i, vec_load(u + i) - step * vec_load(k + i));
     }
     while (t > 0) {
         t -= 2;
-        const real *restrict k0 = keys.rows + t * ld, *restrict k1 = k0 + ld;
+        const real *restrict k0 = keys.rows + t * ld, *restrict k1 = k0 + ld, *restrict u = u_of_pair(s, w, range.start + t);
+        real *restrict next = w->u + (range.start + t) / 2 * ld;
         real dots[3];
         three_dots(ld, k0, k1, u, dots);
         /* the next pair waits for these two, so they are made with the fewest operations */
@@ -165,7 +178,7 @@ static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range
         y[values[t + 1]] += beta[t + 1] * a[t + 1];
         y[values[t]] += beta[t] * a[t];
         for (size_t i = 0; i < ld; i += FWM_LANES)
-            vec_store(u + i, vec_load(u + i) - step1 * vec_load(k1 + i) - step0 * vec_load(k0 + i));
+            vec_store(next + i, vec_load(u + i) - step1 * vec_load(k1 + i) - step0 * vec_load(k0 + i));
     }
 }
 
@@ -179,15 +192,13 @@ static void forward(const Sequence *s, real *numbers, real *y)
     const Workspace w = divide(s, numbers);
     const size_t ld = s->ld;
     const real query_total = sum(ld, s->query) + EPS;
-    normalise(s, s->query, query_total, inverse_of(query_total), w.u_L);
-    memcpy(w.w, w.u_L, ld * sizeof(real)); /* the place of w holds u for now */
+    normalise(s, s->query, query_total, inverse_of(query_total), w.u + pairs_of(s->length) * ld);
     memset(y, 0, s->n_values * sizeof(real));
     for (size_t tile = fwm_tiles(s->length, FWM_TILE); tile-- > 0;) {
         const TokenRange range = tile_range(s, tile);
         for (size_t t = range.start; t < range.start + range.count; t++)
             w.inverse[t] = inverse_of(w.total[t] = sum(ld, s->keys + t * ld));
-        memcpy(w.u_end + tile * ld, w.w, ld * sizeof(real));
-        forward_tile(s, &w, range, w.w, y);
+        forward_tile(s, &w, range, y);
     }
 }
 
@@ -198,23 +209,6 @@ static size_t backward_begin(const Sequence *s, real *numbers, const real *y, co
     memcpy(w.dy, dy, s->n_values * sizeof(real));
     memset(w.w, 0, s->ld * sizeof(real));
     return fwm_tiles(s->length, FWM_TILE);
-}
-
-/* u_t for the second token of each pair of the tile, but for the last tokens, whose u is u_end. */
-static void recompute_u(const Sequence *s, const Workspace *w, const TileKeys *keys, size_t tile, TokenRange range)
-{
-    const size_t ld = s->ld;
-    const real *beta = s->beta + range.start, *a = w->a + range.start, *u = w->u_end + tile * ld;
-    size_t t = (range.count - 1) / 2 * 2; /* the first token of the last pair, or the one without a partner */
-    for (; t > 0; t -= 2) {
-        const bool paired = t + 1 < range.count;
-        const real step0 = beta[t] * a[t] * keys->scale[t], step1 = paired ? beta[t + 1] * a[t + 1] * keys->scale[t + 1] : 0;
-        const real *restrict k0 = keys->rows + t * ld, *restrict k1 = paired ? k0 + ld : k0;
-        real *next = w->u + (t - 1) * ld;
-        for (size_t i = 0; i < ld; i += FWM_LANES)
-            vec_store(next + i, vec_load(u + i) - step1 * vec_load(k1 + i) - step0 * vec_load(k0 + i));
-        u = next;
-    }
 }
 
 /* Whether the quotient phi / total of this token needs care on its way back.
@@ -242,10 +236,11 @@ static inline TokenGradient token_gradient(const Sequence *s, const Workspace *w
     return (TokenGradient){da, beta_a, da * a - beta_a * w_k, w->inverse[token]};
 }
 
-static void backward_pair(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t, const real *restrict u1,
-                          real *restrict dk0, real *dbeta)
+static void backward_pair(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t, real *restrict dk0,
+                          real *dbeta)
 {
     const size_t ld = s->ld, token = start + t;
+    const real *restrict u1 = u_of_pair(s, ws, token);
     const real *restrict k0 = keys->rows + t * ld, *restrict k1 = k0 + ld, *scale = keys->scale + t;
     real *restrict w = ws->w, *restrict dk1 = dk0 + ld;
     real dots[3];
@@ -262,10 +257,11 @@ static void backward_pair(const Sequence *s, const Workspace *ws, const TileKeys
     }
 }
 
-static void backward_single(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t, const real *restrict u,
-                            real *restrict dk, real *dbeta)
+static void backward_single(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t, real *restrict dk,
+                            real *dbeta)
 {
     const size_t ld = s->ld;
+    const real *restrict u = u_of_pair(s, ws, start + t);
     const real *restrict key = keys->rows + t * ld;
     real *restrict w = ws->w;
     const TokenGradient g = token_gradient(s, ws, start + t, keys->scale[t] * dot(ld, w, key), dbeta + t);
@@ -294,14 +290,12 @@ static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, r
     const Workspace w = divide(s, numbers);
     const size_t ld = s->ld;
     const TokenRange range = tile_range(s, tile);
-    const real *u_end = w.u_end + tile * ld;
     const TileKeys keys = tile_keys(s, &w, range);
-    recompute_u(s, &w, &keys, tile, range);
     size_t t = 0;
     for (; t + 2 <= range.count; t += 2)
-        backward_pair(s, &w, &keys, range.start, t, t + 2 < range.count ? w.u + (t + 1) * ld : u_end, dkeys + t * ld, dbeta);
+        backward_pair(s, &w, &keys, range.start, t, dkeys + t * ld, dbeta);
     if (t < range.count)
-        backward_single(s, &w, &keys, range.start, t, u_end, dkeys + t * ld, dbeta);
+        backward_single(s, &w, &keys, range.start, t, dkeys + t * ld, dbeta);
     for (t = 0; t < range.count; t++)
         if (needs_care(s, &w, range.start + t))
             through_small_total(s, &w, range.start + t, keys.rows + t * ld, keys.scale[t], dkeys + t * ld);
@@ -311,7 +305,7 @@ static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, r
 static void backward_end(const Sequence *s, real *numbers, real *dquery)
 {
     const Workspace ws = divide(s, numbers);
-    const real w_u = dot(s->ld, ws.w, ws.u_L), total = sum(s->ld, s->query) + EPS;
+    const real w_u = dot(s->ld, ws.w, ws.u + pairs_of(s->length) * s->ld), total = sum(s->ld, s->query) + EPS;
     for (size_t i = 0; i < s->ld; i++)
         dquery[i] = (ws.w[i] - w_u) / total;
 }
