@@ -77,31 +77,34 @@ static inline vec_mask vec_lane_numbers(void)
 #endif
 #endif
 
-/* Sum of the lanes, halves onto halves. */
-static inline real vec_sum(vec x)
+/* The sum of the lanes, in every lane: halves are added to halves. */
+static inline vec vec_total(vec x)
 {
 #if FWM_HAVE_SHUFFLE && FWM_LANES == 16
     x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
     x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
     x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
     x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-    return x[0];
 #elif FWM_HAVE_SHUFFLE && FWM_LANES == 8
     x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
     x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
     x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
-    return x[0];
 #elif FWM_HAVE_SHUFFLE && FWM_LANES == 4
     x += __builtin_shufflevector(x, x, 2, 3, 0, 1);
-    return x[0] + x[1];
+    x += __builtin_shufflevector(x, x, 1, 0, 3, 2);
 #else
-    real lanes[FWM_LANES];
-    vec_store(lanes, x);
-    for (int half = FWM_LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            lanes[i] += lanes[i + half];
-    return lanes[0];
+    for (int half = FWM_LANES / 2; half > 0; half /= 2) {
+        const vec before = x;
+        for (int i = 0; i < FWM_LANES; i++)
+            x[i] = before[i] + before[i ^ half];
+    }
 #endif
+    return x;
+}
+
+static inline real vec_sum(vec x)
+{
+    return vec_total(x)[0];
 }
 
 /* x . y: four partial sums, because one chain of additions would wait for itself. */

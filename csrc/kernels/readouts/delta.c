@@ -42,7 +42,7 @@ typedef struct {
     real *a;       /* L */
     real *total;   /* L: sum(phi_t) */
     real *inverse; /* L: 1 / total, 0 where that might overflow */
-    real *product; /* L: k_t . k_{t+1}, for the first token of each pair */
+    real *product; /* L: k_t . k_{t+1} without their scales, for the first token of each pair */
     real *keys;    /* TILE x ld, normalised, where a scale would not do */
     real *ones;    /* TILE */
     real *u;       /* (pairs + 1) x ld: u_0, then u_t for the last token of each pair; in the end u_L */
@@ -121,8 +121,9 @@ static TileKeys tile_keys(const Sequence *s, const Workspace *w, TokenRange rang
     return (TileKeys){w->keys, w->ones};
 }
 
-/* k0 . x, k1 . x and k0 . k1 */
-static inline void three_dots(size_t ld, const real *restrict k0, const real *restrict k1, const real *restrict x, real out[3])
+/* k0 . x, k1 . x and k0 . k1, each in every lane: the next pair waits for what is made of them, and not for a detour through
+ * scalar registers. */
+static inline void three_dots(size_t ld, const real *restrict k0, const real *restrict k1, const real *restrict x, vec out[3])
 {
     vec a[2] = {{0}, {0}}, b[2] = {{0}, {0}}, c[2] = {{0}, {0}};
     size_t i = 0;
@@ -140,9 +141,9 @@ static inline void three_dots(size_t ld, const real *restrict k0, const real *re
         b[0] += k1_j * x_j;
         c[0] += k0_j * k1_j;
     }
-    out[0] = vec_sum(a[0] + a[1]);
-    out[1] = vec_sum(b[0] + b[1]);
-    out[2] = vec_sum(c[0] + c[1]);
+    out[0] = vec_total(a[0] + a[1]);
+    out[1] = vec_total(b[0] + b[1]);
+    out[2] = vec_total(c[0] + c[1]);
 }
 
 static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range, real *y)
@@ -167,14 +168,15 @@ static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range
         t -= 2;
         const real *restrict k0 = keys.rows + t * ld, *restrict k1 = k0 + ld, *restrict u = u_of_pair(s, w, range.start + t);
         real *restrict next = w->u + (range.start + t) / 2 * ld;
-        real dots[3];
+        vec dots[3];
         three_dots(ld, k0, k1, u, dots);
-        /* the next pair waits for these two, so they are made with the fewest operations */
-        const real step1 = dots[1] * (scale[t + 1] * beta[t + 1] * scale[t + 1]);
-        const real dot0 = dots[0] - step1 * dots[2], step0 = dot0 * (scale[t] * beta[t] * scale[t]);
-        a[t + 1] = scale[t + 1] * dots[1];
-        a[t] = scale[t] * dot0;
-        product[t] = scale[t] * dots[2] * scale[t + 1];
+        /* The next pair waits for these two steps, so that they are two operations away from the sums:
+         * step1 = write1 dots1,  step0 = write0 (dots0 - step1 dots2) */
+        const real write0 = scale[t] * beta[t] * scale[t], write1 = scale[t + 1] * beta[t + 1] * scale[t + 1];
+        const vec step1 = write1 * dots[1], step0 = write0 * dots[0] - (write0 * dots[2] * write1) * dots[1];
+        a[t + 1] = scale[t + 1] * dots[1][0];
+        a[t] = scale[t] * (dots[0][0] - step1[0] * dots[2][0]);
+        product[t] = dots[2][0];
         y[values[t + 1]] += beta[t + 1] * a[t + 1];
         y[values[t]] += beta[t] * a[t];
         for (size_t i = 0; i < ld; i += FWM_LANES)
@@ -243,11 +245,17 @@ static void backward_pair(const Sequence *s, const Workspace *ws, const TileKeys
     const real *restrict u1 = u_of_pair(s, ws, token);
     const real *restrict k0 = keys->rows + t * ld, *restrict k1 = k0 + ld, *scale = keys->scale + t;
     real *restrict w = ws->w, *restrict dk1 = dk0 + ld;
-    real dots[3];
+    vec dots[3];
     three_dots(ld, k0, k1, w, dots);
-    const TokenGradient g0 = token_gradient(s, ws, token, scale[0] * dots[0], dbeta + t);
-    const TokenGradient g1 = token_gradient(s, ws, token + 1, scale[1] * dots[1] + g0.da * ws->product[token], dbeta + t + 1);
-    const real removed1 = g1.beta_a * scale[1], step0 = g0.da * scale[0], step1 = g1.da * scale[1];
+    /* As on the way forward, with step_t = scale_t da_t = scale_t beta_t (dy[v_t] - w . k_t):
+     * w . k1 = scale1 (dots1 + step0 product) */
+    const real product = ws->product[token], write0 = scale[0] * s->beta[token], write1 = scale[1] * s->beta[token + 1];
+    const real dy0 = ws->dy[s->values[token]], dy1 = ws->dy[s->values[token + 1]];
+    const vec step0 = write0 * dy0 - (write0 * scale[0]) * dots[0];
+    const vec step1 = (write1 * dy1 - (write1 * scale[1]) * dots[1]) - (write1 * scale[1] * product) * step0;
+    const TokenGradient g0 = token_gradient(s, ws, token, scale[0] * dots[0][0], dbeta + t);
+    const TokenGradient g1 = token_gradient(s, ws, token + 1, scale[1] * (dots[1][0] + step0[0] * product), dbeta + t + 1);
+    const real removed1 = g1.beta_a * scale[1];
     for (size_t i = 0; i < ld; i += FWM_LANES) {
         const vec k0_i = vec_load(k0 + i), k1_i = vec_load(k1 + i), u1_i = vec_load(u1 + i), w0 = vec_load(w + i);
         const vec u0_i = u1_i - removed1 * k1_i, w1 = w0 + step0 * k0_i;
