@@ -141,13 +141,16 @@ static inline vec block_behind(const real *block, size_t d, size_t i, size_t j)
     return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, neighbours, vec_load(block + j - FWM_LANES));
 }
 
-static void forward_vectors(const MapShape *s, size_t n, const real *pre, real *phi)
+/* Inlined for the nu of the paper, because a loop of one or two rounds around a row's vectors costs as much as the work. */
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+ALWAYS_INLINE void forward_vectors(const MapShape *s, size_t nu, size_t n, const real *pre, real *phi)
 {
     const size_t d = s->d;
     for (size_t t = 0; t < n; t++, pre += s->ld, phi += s->ld_features) {
         for (size_t i = 0; i < d; i += FWM_LANES) {
             const vec x = vec_load(pre + i), positive = vec_positive(x), negative = vec_negative(x);
-            for (size_t j = 1; j <= s->argument; j++) {
+            for (size_t j = 1; j <= nu; j++) {
                 const vec x_j = before(pre, d, i, j);
                 real *block = phi + (j - 1) * 2 * d;
                 vec_store(block + i, positive * vec_positive(x_j));
@@ -159,14 +162,14 @@ static void forward_vectors(const MapShape *s, size_t n, const real *pre, real *
     }
 }
 
-static void backward_vectors(const MapShape *s, size_t n, const real *dphi, const real *pre, real *dpre)
+ALWAYS_INLINE void backward_vectors(const MapShape *s, size_t nu, size_t n, const real *dphi, const real *pre, real *dpre)
 {
     const size_t d = s->d;
     const vec zero = {0};
     for (size_t t = 0; t < n; t++, pre += s->ld, dpre += s->ld, dphi += s->ld_features) {
         for (size_t i = 0; i < d; i += FWM_LANES) {
             vec up = zero, down = zero; /* dx where x > 0, and where x < 0 */
-            for (size_t j = 1; j <= s->argument; j++) {
+            for (size_t j = 1; j <= nu; j++) {
                 const real *block = dphi + (j - 1) * 2 * d;
                 const vec left = before(pre, d, i, j), right = behind(pre, d, i, j);
                 up += vec_load(block + i) * vec_positive(left) + vec_load(block + i + j) * vec_positive(right);
@@ -184,8 +187,12 @@ static void forward(const MapShape *s, size_t n, const real *pre, real *phi, rea
 {
     const Rows rows = rows_of_shape(s);
     if (in_vectors(s)) {
-        forward_vectors(s, n, pre, phi);
-        return;
+        switch (s->argument) {
+        case 1: forward_vectors(s, 1, n, pre, phi); return;
+        case 2: forward_vectors(s, 2, n, pre, phi); return;
+        case 3: forward_vectors(s, 3, n, pre, phi); return;
+        default: forward_vectors(s, s->argument, n, pre, phi); return;
+        }
     }
     for (size_t t = 0; t < n; t += TOKENS)
         forward_few(s, &rows, fwm_min(TOKENS, n - t), pre + t * s->ld, phi + t * s->ld_features, scratch);
@@ -237,8 +244,12 @@ static void backward(const MapShape *s, size_t n, const real *dphi, const real *
     const Rows rows = rows_of_shape(s);
     (void)phi;
     if (in_vectors(s)) {
-        backward_vectors(s, n, dphi, pre, dpre);
-        return;
+        switch (s->argument) {
+        case 1: backward_vectors(s, 1, n, dphi, pre, dpre); return;
+        case 2: backward_vectors(s, 2, n, dphi, pre, dpre); return;
+        case 3: backward_vectors(s, 3, n, dphi, pre, dpre); return;
+        default: backward_vectors(s, s->argument, n, dphi, pre, dpre); return;
+        }
     }
     for (size_t t = 0; t < n; t += TOKENS)
         backward_few(s, &rows, fwm_min(TOKENS, n - t), dphi + t * s->ld_features, pre + t * s->ld, dpre + t * s->ld, scratch);
