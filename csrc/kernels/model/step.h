@@ -12,7 +12,7 @@
 
 /* Sequences are dealt into this many blocks at most, each with gradient tables of its own, added up in order. */
 #define SEQUENCE_BLOCKS 8
-#define KEYS_IN_TILE 24   /* keys: rows of the embedding that are projected or updated by one task */
+#define KEYS_IN_TILE 12   /* keys: rows of the embedding that are projected or updated by one task */
 #define ENTRIES_IN_TILE 48 /* rows of the transposed weights */
 
 typedef enum { LOSS_ONLY, GRADIENTS, UPDATE } Purpose;
