@@ -31,14 +31,14 @@ static void forward(const MapShape *s, size_t n, const real *restrict pre, real 
 {
     (void)scratch;
     const size_t m = s->argument;
-    const real constant = (real)(0.5 * log(2.0 * (double)m));
+    const double constant = 0.5 * log(2.0 * (double)m);
     for (size_t t = 0; t < n; t++, pre += s->ld, phi += s->ld_features) {
         const real *restrict u = pre + s->u;
-        real square = 0;
+        double square = 0; /* an error of o is one of every feature, relatively, and o may be near 100 */
 #pragma omp simd reduction(+ : square)
         for (size_t i = 0; i < s->d; i++)
-            square += pre[i] * pre[i];
-        const real o = square / 2 + constant;
+            square += (double)pre[i] * (double)pre[i];
+        const real o = (real)(square / 2 + constant);
 #pragma omp simd
         for (size_t i = 0; i < m; i++)
             phi[i] = exp_real(u[i] - o);
