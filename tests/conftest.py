@@ -1,8 +1,18 @@
 """Every test starts on one thread, the fastest for small arrays; test_threads.py compares numbers of threads."""
 
+import signal
+
 import pytest
 
 import fwm_py
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_interrupts():
+    """A shell starts programs in the background with Ctrl-C ignored, and their children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
