@@ -9,7 +9,7 @@ import cases
 import oracle
 from fwm_py.feature_maps import draw_omega
 from fwm_py.random import Philox
-from fwm_py.retrieval import Batch, Model, Stream, train
+from fwm_py.retrieval import Batch, Model, Settings, Stream, train
 
 SIZES = [(2, 1, False), (2, 2, True), (3, 3, True), (5, 8, False), (6, 17, True), (20, 16, True), (20, 64, False)]
 ONE_OF_EACH = [next(case for case in cases.MODEL_CASES if case.rule_row is row) for row in cases._core.RULES]
@@ -352,3 +352,23 @@ def test_omega_of_a_run_on_a_cpu(case, d):
     for _ in range(3):
         omega = oracle.draw_omega(d, settings.attn_arg, generator.normal)
         assert model.loss(batch) == pytest.approx(model.loss(batch, omega), rel=1e-4)
+
+
+def test_subnormal_numbers_are_flushed_for_the_sum_rule_only_while_it_works():
+    """FAVOR+ at N = 120: many features are subnormal. The caller's thread computes with such numbers before and after."""
+    settings = Settings(n_keys=120, attn_name="favor", attn_arg=64, max_steps=100)
+    tiny = np.float32(1e-39)
+    assert tiny * np.float32(0.5) > 0
+    train(settings)
+    assert tiny * np.float32(0.5) > 0 and np.float32(2e-38) * np.float32(0.25) > 0
+
+
+@pytest.mark.parametrize("n_keys", [120, 200])
+def test_features_that_are_flushed_decide_nothing(n_keys):
+    """Float32 against float64, in which the same features are normal numbers."""
+    settings = Settings(n_keys=n_keys, attn_name="favor", attn_arg=64)
+    batch, omega = Stream(settings).batch(), draw_omega(64, 64, Philox(1))
+    single, double = (Model(settings, dtype).loss_and_gradients(batch, omega) for dtype in (np.float32, np.float64))
+    assert single[0] == pytest.approx(double[0], rel=1e-6)
+    for name, expected in double[1].items():
+        np.testing.assert_allclose(single[1][name], expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=name)

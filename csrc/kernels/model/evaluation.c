@@ -150,6 +150,21 @@ static void answer_queries(const Evaluation *e, const Scratch *w, size_t i, size
                  e->chunk_losses + e->first_chunk[i] + q0 / z->batch);
 }
 
+/* The same in chunks of B, each with an Omega of its own. */
+static void answer_in_chunks(const Evaluation *e, const Scratch *w, size_t i, const real *beta)
+{
+    const Step *s = &e->step;
+    const FwmModelSizes *z = s->sizes;
+    const size_t n_queries = e->evaluation->n_queries[i], m = s->map_shape.extension;
+    FwmBlockSource source = s->model->omega_source;
+    fwm_skip_normal_blocks(&source, z->d * z->d, e->first_chunk[i] * omega_blocks(z->d, m));
+    memset(w->omega, 0, z->d * fwm_padded(m) * sizeof(real));
+    for (size_t q = 0; q < n_queries; q += z->batch) {
+        draw_omega(&source, z->d, m, w->omega, w->omega_scratch);
+        answer_queries(e, w, i, q, fwm_min(z->batch, n_queries - q), beta);
+    }
+}
+
 static void memory_task(void *context, size_t i, int thread)
 {
     const Evaluation *e = context;
@@ -167,19 +182,13 @@ static void memory_task(void *context, size_t i, int thread)
     }
     for (size_t t = 0; t < N && z->with_beta; t++)
         w.beta[t] = logistic(s->logit_by_key[keys[t]] + s->beta_weight[values[t]]);
-    if (shape->extension == 0) {
+    const FwmSubnormals before = begin_features(s);
+    if (shape->extension == 0)
         answer_queries(e, &w, i, 0, n_queries, z->with_beta ? w.beta : NULL);
-        return;
-    }
-    FwmBlockSource source = s->model->omega_source;
-    fwm_skip_normal_blocks(&source, z->d * z->d, e->first_chunk[i] * omega_blocks(z->d, shape->extension));
-    memset(w.omega, 0, z->d * fwm_padded(shape->extension) * sizeof(real));
-    for (size_t q = 0; q < n_queries; q += z->batch) {
-        draw_omega(&source, z->d, shape->extension, w.omega, w.omega_scratch);
-        answer_queries(e, &w, i, q, fwm_min(z->batch, n_queries - q), z->with_beta ? w.beta : NULL);
-    }
+    else
+        answer_in_chunks(e, &w, i, z->with_beta ? w.beta : NULL);
+    fwm_restore_subnormals(before);
 }
-
 static void softmax_task(void *context, size_t i, int thread)
 {
     const Evaluation *e = context;

@@ -119,6 +119,7 @@ static size_t n_blocks(const Step *s)
 static void block_task(void *context, size_t block, int thread)
 {
     const Step *s = context;
+    const FwmSubnormals before = begin_features(s);
     const FwmModelSizes *z = s->sizes;
     const Scratch w = divide(z, &s->map_shape, s->map, thread_scratch(s, thread));
     const size_t n = s->batch->n, blocks = n_blocks(s);
@@ -142,6 +143,7 @@ static void block_task(void *context, size_t block, int thread)
         if (s->purpose != LOSS_ONLY)
             sequence_backward(s, &w, &sequence, keys, b, block);
     }
+    fwm_restore_subnormals(before);
 }
 
 /* Adds the blocks' tables in order into that of block 0, brings u's gradients home to x, and takes the values' rows to
@@ -150,6 +152,7 @@ static void reduce_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const Step *s = context;
+    const FwmSubnormals before = begin_features(s);
     const FwmModelSizes *z = s->sizes;
     const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, z->n_keys - n0), ld = s->table_ld;
     const size_t ld_n = fwm_padded(z->n_keys);
@@ -172,6 +175,7 @@ static void reduce_task(void *context, size_t index, int thread)
         memcpy(s->dbeta_weight + n0, logits_of(s, 0) + ld_n + n0, count * sizeof(real));
     for (size_t n = 0; n < count; n++)
         memcpy(s->dkey_weight + (n0 + n) * z->ld, by_value + n * ld, z->ld * sizeof(real));
+    fwm_restore_subnormals(before);
 }
 
 void linear_attention(Step *s)

@@ -9,6 +9,7 @@
 #include "kernels/maps/map.h"
 #include "kernels/model/model.h"
 #include "kernels/readouts/readout.h"
+#include "runtime/subnormals.h"
 
 /* Sequences are dealt into this many blocks at most, each with gradient tables of its own, added up in order. */
 #define SEQUENCE_BLOCKS 8
@@ -105,6 +106,12 @@ double loss_of_sequence(const Step *s, size_t b, real *dy);
 static inline real *thread_scratch(const Step *s, int thread)
 {
     return (real *)((char *)s->model->scratch + (size_t)thread * s->model->scratch_stride);
+}
+
+/* Around the work on features, if the rule has them flushed. */
+static inline FwmSubnormals begin_features(const Step *s)
+{
+    return fwm_subnormals(s->rule->flushes_subnormals);
 }
 
 /* omega.c: draws Omega (d x padded(m)); u = x Omega for rows of pre-activations; and dx += Omega du */

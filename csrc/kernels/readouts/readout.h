@@ -32,6 +32,8 @@ typedef struct {
 
 typedef struct {
     FwmRuleInfo info;
+    /* Subnormal features decide nothing: the model may flush them to 0. FAVOR+'s are all subnormal where |x| is large. */
+    bool flushes_subnormals;
     /* numbers of workspace for sequences of these sizes, for n_queries answered at once */
     size_t (*workspace)(size_t length, size_t n_values, size_t ld, size_t n_queries);
     /* y (N) */
