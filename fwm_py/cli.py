@@ -1,8 +1,8 @@
-"""The command line: `fwm-py train`, or `python -m fwm_py train`.
+"""The command line: `fwm-py <command>`, or `python -m fwm_py <command>`; `train` is here, the others in `cli_sweep`.
 
 Exit status: 0 when every run has come to its end, 2 for a wrong argument or a log folder that cannot be written
-(nothing is written then), 130 after Ctrl-C, 1 for any other failure. Progress goes to stderr, as one live line on a
-terminal, else as a line every ten seconds; the one line about each finished run goes to stdout.
+(nothing is written then), 130 after Ctrl-C, 1 for any other failure. Progress goes to stderr, live on a terminal, else
+as a line now and then; what a command has done goes to stdout.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 import fwm_py
-from fwm_py import _core
+from fwm_py import _core, cli_sweep
+from fwm_py.failure import Failure, integer
 from fwm_py.logs import LogWriter, format_loss, log_name
 from fwm_py.retrieval import ATTN_NAMES, GENERATORS, LIMITS, UPDATE_RULES, Model, Settings, shown, train
 
@@ -35,14 +36,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-class Failure(Exception):
-    """Ends the program with a status and a one-line message."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `argv` (default: the process's arguments) and return its exit status.
 
@@ -54,21 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args, unknown = parser.parse_known_args(argv)
     if args.command is None:
-        parser.error("command: got none, expected train")
+        parser.error(f"command: got none, expected {', '.join(COMMANDS)}")
     if unknown:
-        flags = ", ".join("--" + name for name in vars(args) if name not in ("command", "parser"))
+        flags = ", ".join(action.option_strings[0] for action in args.parser._actions
+                          if action.dest in vars(args) and action.option_strings)
         args.parser.error(f"{shown(unknown[0])}: an unknown argument, expected {flags} or --help")
-    runs = runs_of(args)
-    if args.threads is not None:
-        fwm_py.set_num_threads(integer(args.parser, "threads", args.threads, 1, MAX_THREADS))
     try:
-        train_all(runs, args.log_folder)
+        return args.run(args)
     except Failure as failure:
         print(f"{args.parser.prog}: error: {failure}", file=sys.stderr)
         return failure.status
     except BrokenPipeError:  # whoever read our output has gone: so must what is still in the buffer
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def run_train(args: argparse.Namespace) -> int:
+    runs = runs_of(args)
+    if args.threads is not None:
+        fwm_py.set_num_threads(integer(args.parser, "threads", args.threads, 1, MAX_THREADS))
+    train_all(runs, args.log_folder)
     return 0
 
 
@@ -114,13 +112,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=PROGRAM, description=fwm_py.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {fwm_py.__version__}")
     commands = parser.add_subparsers(metavar="command", dest="command", parser_class=Parser)
-    command = commands.add_parser(
-        "train", help="train and write logs", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train the associative-retrieval experiment for N = begin, begin + step, .., end keys, each N a "
-                    "run of its own,\nand write the evaluation losses of each run to a CSV file in the log folder.",
-        epilog=tables())
-    command.set_defaults(parser=command)
-    add_train_flags(command)
+    for name, (summary, description, epilog, add_flags, run) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, description=description, epilog=epilog and epilog(), allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.set_defaults(parser=command, run=run)
+        add_flags(command)
     return parser
 
 
@@ -171,16 +168,6 @@ def runs_of(args: argparse.Namespace) -> list[Settings]:
         return [Settings(n_keys=n_keys, **options) for n_keys in range(begin, end + 1, step)]
     except (TypeError, ValueError) as error:
         parser.error(f"--{error}")
-
-
-def integer(parser: argparse.ArgumentParser, name: str, text: str | int, low: int, high: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if not low <= value <= high:
-        parser.error(f"--{name}: got {shown(text)}, expected an integer in {low}..{high}")
-    return value
 
 
 def number(text: str) -> float | str:
@@ -278,3 +265,29 @@ class LiveProgress:
 
 def make_progress(settings: Settings) -> Progress:
     return LiveProgress(settings) if sys.stderr.isatty() else PlainProgress(settings)
+
+
+# ---- commands ----
+
+COMMANDS = {  # name: summary, description, what its help ends with, its flags, what it does
+    "train": (
+        "train and write logs",
+        "Train the associative-retrieval experiment for N = begin, begin + step, .., end keys, each N a run of its own,\n"
+        "and write the evaluation losses of each run to a CSV file in the log folder.",
+        tables, add_train_flags, run_train),
+    "reproduce": (
+        "make the logs of the paper's 320 runs",
+        "Make the logs of the paper's 320 runs, side by side on all cores. Logs that are there already, as manifest.csv\n"
+        "in the folder has them, are not made again: a sweep that was interrupted goes on.",
+        None, cli_sweep.add_reproduce_flags, cli_sweep.run_reproduce),
+    "compare": (
+        "say how logs agree with the published ones",
+        "Compare the logs of a folder with the published ones: first rows, lengths, last losses, and where twins.csv in the\n"
+        "folder has them, the bands in which the last losses of runs scatter. Exit status 1 where they agree too little.",
+        None, cli_sweep.add_compare_flags, cli_sweep.run_compare),
+    "figures": (
+        "draw the paper's figures from logs",
+        "Draw the paper's six figures from the logs of a folder, and write each as PNG and SVG. Logs that are not whole, or none\n"
+        "of the paper's, are named and not drawn. Needs pip install 'fwm_py[figures]'.",
+        None, cli_sweep.add_figures_flags, cli_sweep.run_figures),
+}

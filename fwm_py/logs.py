@@ -6,8 +6,10 @@ A log is a CSV file with the header `step,eval-loss`, one row for each evaluatio
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
+from collections.abc import Iterable
 from types import TracebackType
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 from fwm_py.retrieval import MAP_ARGUMENTS, Settings, shown
 
 HEADER = "step,eval-loss"
+GOOD_ENOUGH = float(np.float32(0.001))
 _ROW = re.compile(r"([0-9]+),(nan|-?inf|-?[0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]+)?)")
 
 
@@ -47,6 +50,12 @@ def format_loss(loss: float) -> str:
     if not np.isfinite(value) or value == 0 or 1e-4 <= abs(float(value)) < 1e16:
         return np.format_float_positional(value, trim="0")
     return np.format_float_scientific(value, trim="-", exp_digits=2)
+
+
+def format_log(rows: Iterable[tuple[int, float]]) -> bytes:
+    """The whole log of these evaluations, (step, loss)."""
+    lines = [HEADER, *(f"{step},{format_loss(loss)}" for step, loss in rows)]
+    return "".join(line + "\r\n" for line in lines).encode("ascii")
 
 
 class LogWriter:
@@ -138,3 +147,29 @@ def read_log(path: str | os.PathLike[str]) -> list[tuple[int, float]]:
             raise fail(number, f"a step above {rows[-1][0]}")
         rows.append((step, float(np.float32(match[2]))))
     return rows
+
+
+def has_ended(rows: list[tuple[int, float]]) -> bool:
+    """Whether the last of `rows` is where a run ends by the rule of the experiments.
+
+    Parameters
+    ----------
+    rows : list of (int, float)
+        Step and evaluation loss of every evaluation so far, as `read_log` gives them.
+
+    Returns
+    -------
+    bool
+        True when the last loss is at most 0.001, when the best loss was not beaten by the last eleven (NaN beats
+        nothing), or at step 100 000.
+    """
+    best, strikes = math.inf, 0
+    for _, loss in rows:
+        if loss < best:
+            best, strikes = loss, 0
+        else:
+            strikes += 1
+    if not rows:
+        return False
+    step, loss = rows[-1]
+    return loss <= GOOD_ENOUGH or strikes >= 11 or step >= Settings.max_steps

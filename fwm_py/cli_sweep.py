@@ -1,0 +1,290 @@
+"""The commands about many runs: `reproduce` makes them, `compare` and `figures` look at their logs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fwm_py.compare import compare, print_comparison
+from fwm_py.experiments import COMMANDS
+from fwm_py.failure import Failure, integer
+from fwm_py.jobs import WorkerKilled
+from fwm_py.logs import format_loss
+from fwm_py.retrieval import LIMITS, Settings, shown
+from fwm_py.sweep import Refused, Run, cost, reproduce, select
+from fwm_py.twins import Band, make_twins, twin_runs
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+MAX_JOBS = 4096
+RECENT = 5
+
+
+# ---- reproduce ----
+
+def add_reproduce_flags(parser: argparse.ArgumentParser) -> None:
+    def add(name: str, metavar: str, text: str, **more: Any) -> None:
+        parser.add_argument("--" + name.replace("_", "-") if name == "max_n" else "--" + name, metavar=metavar, help=text,
+                            dest=name, **more)
+
+    add("setting", "S", "only Setting 1 (capacity) or 2 (update rule)")
+    add("only", "PATTERN", "only runs whose log, or command, has a name that fits one of these (*, ?, [..]): '*dpfp1_ours*'",
+        nargs="+", default=[])
+    add("max_n", "N", "only runs with at most so many keys")
+    parser.add_argument("--quick", action="store_true",
+                        help="whole runs of a few seconds each, of every map and rule: two minutes on two cores")
+    add("jobs", "J", "runs side by side, each on one thread (default: the cores this process may use)")
+    add("log_folder", "FOLDER", "made if missing (default logs)", default="logs")
+    parser.add_argument("--force", action="store_true", help="make runs again whose logs the manifest does not vouch for")
+    parser.add_argument("--adopt", action="store_true", help="record whole logs in the manifest that came from elsewhere")
+    add("dask", "ADDRESS", "run on a Dask cluster: its scheduler's address, or its scheduler file")
+
+
+def run_reproduce(args: argparse.Namespace) -> int:
+    parser: argparse.ArgumentParser = args.parser
+    setting = None if args.setting is None else integer(parser, "setting", args.setting, 1, 2)
+    max_n = None if args.max_n is None else integer(parser, "max-n", args.max_n, *LIMITS["n_keys"])
+    jobs = None if args.jobs is None else integer(parser, "jobs", args.jobs, 1, MAX_JOBS)
+    if not args.log_folder:
+        parser.error("--log_folder: got '', expected a folder")
+    try:
+        runs = select(setting, args.only, max_n, args.quick)
+    except ValueError as error:
+        parser.error(f"--{error}")
+    started = time.monotonic()
+    with cluster(args.dask) as client, make_progress(runs) as progress:
+        sweep(args, runs, jobs, client, progress)
+    print_summary(runs, time.monotonic() - started)
+    failed = [run for run in runs if run.state == "failed"]
+    for run in failed:
+        print(f"{parser.prog}: {run.name} failed: {run.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def sweep(args: argparse.Namespace, runs: Sequence[Run], jobs: int | None, client: Client | None, progress: Progress) -> None:
+    """`reproduce`, with its errors in one line."""
+    try:
+        reproduce(args.log_folder, runs, jobs=jobs, client=client, force=args.force, adopt=args.adopt,
+                  on_change=progress.update)
+    except (Refused, ValueError) as error:
+        raise Failure(2, str(error)) from None
+    except OSError as error:
+        if all(run.state in ("waiting", "skipped") for run in runs):
+            raise Failure(2, f"--log_folder: got {shown(args.log_folder)}, expected a folder that can be written "
+                             f"({error.strerror}: {error.filename})") from None
+        raise Failure(1, f"{error.filename}: {error.strerror}; the logs that are there are whole, and the same command "
+                         f"goes on from them") from None
+    except KeyboardInterrupt:
+        done = sum(run.state in ("done", "skipped") for run in runs)
+        raise Failure(130, f"interrupted; {done} of {len(runs)} logs are there, and the same command goes on from them") from None
+
+
+@contextlib.contextmanager
+def cluster(address: str | None) -> Iterator[Client | None]:
+    """The Dask cluster at an address or of a scheduler file, None without either."""
+    if address is None:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise Failure(2, "--dask: got an address, expected Dask to be installed: pip install 'fwm_py[dask]'") from None
+    try:
+        client = Client(scheduler_file=address) if Path(address).is_file() else Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise Failure(2, f"--dask: got {shown(address)}, expected the address or the file of a running scheduler "
+                         f"({' '.join(str(error).split())})") from None
+    with client:
+        yield client
+
+
+def print_summary(runs: Sequence[Run], seconds: float) -> None:
+    """A table with a line for each command: runs, steps, time on a core and its share, and how the largest N ended."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("setting", "runs", box=box.SIMPLE)
+    for heading in ("done", "made before", "failed", "steps", "core seconds", "share", "last loss at the largest N"):
+        table.add_column(heading, justify="right")
+    total = sum(run.seconds for run in runs)
+    for command in COMMANDS:
+        mine = [run for run in runs if run.command is command]
+        if not mine:
+            continue
+        spent = sum(run.seconds for run in mine)
+        last = max((run for run in mine if run.state == "done"), key=lambda run: run.settings.n_keys, default=None)
+        table.add_row(str(command.setting), command.label, *(str(sum(run.state == state for run in mine)) for state in
+                                                            ("done", "skipped", "failed")),
+                      str(sum(run.steps for run in mine)), f"{spent:.1f}", f"{spent / total:.1%}" if total else "-",
+                      f"{format_loss(last.loss)} (N = {last.settings.n_keys})" if last else "-")
+    console = Console(highlight=False)
+    console.width = max(console.width, 120)
+    console.print(table)
+    counts = {state: sum(run.state == state for run in runs) for state in ("done", "skipped", "failed")}
+    print(f"{counts['done']} runs made, {counts['skipped']} made before, {counts['failed']} failed; "
+          f"{sum(run.steps for run in runs)} steps in {seconds:.1f} s, {total:.1f} s of cores", flush=True)
+
+
+# ---- compare ----
+
+MAX_TWINS = 10_000
+
+
+def add_compare_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="the logs")
+    parser.add_argument("--twins", metavar="K", help="first train K copies of runs, whose initial weights are moved by one unit in "
+                                                     "the last place, and keep the band of their last losses in FOLDER/twins.csv")
+    parser.add_argument("--only", metavar="PATTERN", nargs="+", default=[],
+                        help="with --twins: of the logs that fit one of these (default: N <= 200 with the rules sum and ours)")
+    parser.add_argument("--jobs", metavar="J", help="with --twins: twins side by side (default: the cores this process may use)")
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    parser: argparse.ArgumentParser = args.parser
+    jobs = None if args.jobs is None else integer(parser, "jobs", args.jobs, 1, MAX_JOBS)
+    if args.twins is None and (args.only or jobs):
+        parser.error(f"--{'only' if args.only else 'jobs'}: goes with --twins")
+    try:
+        if args.twins is not None:
+            train_twins(args.folder, integer(parser, "twins", args.twins, 1, MAX_TWINS), chosen_twins(args), jobs)
+        comparison = compare(args.folder)
+    except ValueError as error:
+        raise Failure(2, str(error)) from None
+    except OSError as error:
+        raise Failure(2, f"FOLDER: got {shown(args.folder)}, expected a folder of logs ({error.strerror}: {error.filename})") from None
+    print_comparison(comparison)
+    return 1 if comparison.failures else 0
+
+
+def chosen_twins(args: argparse.Namespace) -> list[Settings]:
+    try:
+        return twin_runs(args.only)
+    except ValueError as error:
+        args.parser.error(f"--only: {error}")
+
+
+def train_twins(folder: str, count: int, runs: Sequence[Settings], jobs: int | None) -> None:
+    started = time.monotonic()
+
+    def show(name: str, band: Band) -> None:
+        print(f"{name}: {count} twins, {format_loss(band.low)} to {format_loss(band.high)} "
+              f"({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
+
+    try:
+        make_twins(folder, runs, count, jobs, show)
+    except KeyboardInterrupt:
+        raise Failure(130, "interrupted; the bands that are there are kept, and the same command goes on from them") from None
+    except WorkerKilled as error:
+        raise Failure(1, str(error)) from None
+
+
+# ---- figures ----
+
+def add_figures_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="the logs")
+    parser.add_argument("--out", metavar="FOLDER", default="figures", help="for <name>.png and <name>.svg (default figures)")
+    parser.add_argument("--no-overlay", dest="overlay", action="store_false",
+                        help="without the published losses, hollow markers over ours")
+
+
+def run_figures(args: argparse.Namespace) -> int:
+    from fwm_py import figures
+
+    try:
+        losses = figures.load(args.folder)
+        for name, reason in losses.skipped:
+            print(f"not drawn: {shown(name)}: {reason}", file=sys.stderr)
+        for path in figures.save(losses, args.out, args.overlay):
+            print(path)
+    except ImportError as error:
+        raise Failure(1, str(error)) from None
+    except ValueError as error:
+        raise Failure(2, str(error)) from None
+    except OSError as error:
+        raise Failure(2, f"{shown(error.filename)}: {error.strerror}") from None
+    return 0
+
+
+# ---- progress ----
+
+class Progress:
+    """What is known while the runs go on: how many are done, which are running, and how long the rest may take."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = runs
+        self.started = time.monotonic()
+        self.recent: list[Run] = []
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, run: Run) -> None:
+        if run.state in ("done", "failed"):
+            self.recent = [*self.recent, run][-RECENT:]
+
+    def summary(self) -> str:
+        ended = sum(run.state in ("done", "failed", "skipped") for run in self.runs)
+        return f"{ended} of {len(self.runs)} runs{self.time_left()}"
+
+    def time_left(self) -> str:
+        """By the costs, at the pace so far; nothing before there is a pace."""
+        made = sum(cost(run.settings) for run in self.runs if run.state == "done")
+        left = sum(cost(run.settings) for run in self.runs if run.state in ("waiting", "running"))
+        if not made or not left:
+            return ""
+        minutes, seconds = divmod(round((time.monotonic() - self.started) * left / made), 60)
+        return f", about {minutes}:{seconds:02} left"
+
+
+def ending(run: Run) -> str:
+    if run.state == "failed":
+        return f"{run.name}: failed: {run.error}"
+    return f"{run.name}: loss {format_loss(run.loss)} at step {run.steps}, {run.seconds:.1f} s"
+
+
+class PlainProgress(Progress):
+    """A line when a run ends."""
+
+    def update(self, run: Run) -> None:
+        super().update(run)
+        if run.state in ("done", "failed"):
+            print(f"{ending(run)} ({self.summary()})", file=sys.stderr, flush=True)
+
+
+class LiveProgress(Progress):
+    """A few lines of a terminal, drawn anew twice a second and gone at the end."""
+
+    def __enter__(self) -> Progress:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.live = Live(get_renderable=self.lines, console=Console(stderr=True, highlight=False), refresh_per_second=2,
+                         transient=True)
+        self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.live.stop()
+
+    def lines(self) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+
+        total = sum(cost(run.settings) for run in self.runs)
+        made = sum(cost(run.settings) for run in self.runs if run.state in ("done", "failed", "skipped"))
+        running = ", ".join(run.name.removesuffix(".csv") for run in self.runs if run.state == "running")
+        return Group(*map(ending, self.recent), f"running {running}", ProgressBar(total, made, width=60), self.summary())
+
+
+def make_progress(runs: Sequence[Run]) -> Progress:
+    return LiveProgress(runs) if sys.stderr.isatty() else PlainProgress(runs)

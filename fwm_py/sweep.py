@@ -1,0 +1,260 @@
+"""All the paper's runs, or some of them, side by side on all cores or on a cluster, into one folder of logs.
+
+The workers train and return rows; only the process that called `reproduce` writes (see `manifest` for how).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import fnmatch
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from fwm_py.experiments import COMMANDS, Command, Rows, published_losses
+from fwm_py.jobs import WorkerKilled, run_all, stop_workers
+from fwm_py.logs import log_name
+from fwm_py.manifest import Manifest, variant
+from fwm_py.retrieval import Settings, shown, train
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+QUICK_SECONDS = 4.0
+"""`quick` takes the runs whose cost is at most this."""
+
+
+class Outcome(NamedTuple):
+    """What a worker sends back: rows, or an error that says why there are none."""
+
+    rows: Rows
+    seconds: float
+    variant: str
+    error: str
+
+
+class Refused(Exception):
+    """The folder holds logs that the sweep may not overwrite, or another sweep is writing into it."""
+
+
+@dataclasses.dataclass
+class Run:
+    """One of the 320 runs in a sweep.
+
+    Attributes
+    ----------
+    command : Command
+    settings : Settings
+    state : str
+        `waiting`, `running`, `done`, `skipped` (made before) or `failed`.
+    error : str
+        Why it failed.
+    steps, seconds, loss :
+        Of a run that is done: its last row, and how long it took.
+    """
+
+    command: Command
+    settings: Settings
+    state: str = "waiting"
+    error: str = ""
+    steps: int = 0
+    seconds: float = 0.0
+    loss: float = float("nan")
+
+    @property
+    def name(self) -> str:
+        return log_name(self.settings)
+
+
+def cost(settings: Settings) -> float:
+    """Seconds that a published run is expected to take on one core of a server, to start the longest first.
+
+    Its published number of steps, times a model of a step: the products and Adam, which grow with N^2, and the tokens'
+    features, each with what its map and its rule do to it.
+    """
+    N, d = settings.n_keys, settings.hidden_size
+    features = {"dpfp": 2 * d * settings.attn_arg, "favor": 2 * settings.attn_arg}.get(settings.attn_name, d)
+    tokens = settings.resolved_batch_size * settings.seq_len
+    token_features = tokens * features
+    if settings.rule == "softmax":
+        step = 1.1e-8 * N * N
+    elif settings.rule == "fwm":
+        step = 8e-9 * N * N + 3e-11 * token_features * N
+    else:
+        step = 8e-9 * N * N + (2.2e-9 if settings.attn_name == "favor" else 0.7e-9) * token_features
+    return step * published_losses()[log_name(settings)][-1][0]
+
+
+def select(
+    setting: int | None = None, only: Sequence[str] = (), max_n: int | None = None, quick: bool = False
+) -> list[Run]:
+    """The runs that were asked for, the longest first.
+
+    Parameters
+    ----------
+    setting : 1 or 2, optional
+    only : sequence of str
+        Patterns (`*`, `?`, `[..]`) of names of logs, or of commands as `Command.name` has them: `*dpfp1_ours*`.
+    max_n : int, optional
+        No run with more keys.
+    quick : bool
+        Whole runs that take a few seconds each, of every map and rule, enough to show the shape of both settings.
+
+    Raises
+    ------
+    ValueError
+        "<name>: got <value>, expected <what>", also where no run is left.
+    """
+    if setting not in (None, 1, 2):
+        raise ValueError(f"setting: got {shown(setting)}, expected 1 or 2")
+    runs = [Run(command, settings) for command in COMMANDS for settings in command.runs]
+    for pattern in only:
+        if not any(_matches(run, pattern) for run in runs):
+            raise ValueError(f"only: got {shown(pattern)}, expected a pattern that fits the name of a log or a command, "
+                             f"such as '*dpfp1_ours*'")
+    chosen = [run for run in runs
+              if setting in (None, run.command.setting)
+              and (not only or any(_matches(run, pattern) for pattern in only))
+              and (max_n is None or run.settings.n_keys <= max_n)
+              and (not quick or run.settings.n_keys % 40 == 20 and cost(run.settings) <= QUICK_SECONDS)]
+    if not chosen:
+        raise ValueError("setting, only, max_n: got a choice that leaves no run, expected at least one")
+    return sorted(chosen, key=lambda run: -cost(run.settings))
+
+
+def _matches(run: Run, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(run.name, pattern) or fnmatch.fnmatchcase(run.command.name, pattern)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against other sweeps; the lock ends with this process, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"{folder}: another sweep is writing into this folder") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def reproduce(
+    folder: str | os.PathLike[str] = "logs",
+    runs: Sequence[Run] | None = None,
+    *,
+    jobs: int | None = None,
+    client: Client | None = None,
+    force: bool = False,
+    adopt: bool = False,
+    on_change: Callable[[Run], object] | None = None,
+) -> list[Run]:
+    """Make the logs of the paper's runs, those that are not there yet.
+
+    A run that is in the folder's `manifest.csv`, with its log as it was written, is skipped. What this leaves, however
+    it ends, the next call goes on from.
+
+    Parameters
+    ----------
+    folder : path
+        Made if missing.
+    runs : sequence of Run, optional
+        From `select`. None: all 320.
+    jobs : int, optional
+        Runs side by side, each on one thread. None: as many as cores this process may use.
+    client : distributed.Client, optional
+        A Dask cluster to run them on. It needs fwm_py, not the folder.
+    force : bool
+        Make runs again whose logs the manifest does not vouch for, and overwrite these.
+    adopt : bool
+        Record logs in the manifest that came from elsewhere, if they are whole. Their settings are taken to be those of
+        their names, with the published seed.
+    on_change : callable, optional
+        Called with each run whose state has changed.
+
+    Returns
+    -------
+    list of Run
+        All of them, with their states: some may have failed.
+
+    Raises
+    ------
+    Refused
+        If the folder has logs that the manifest does not vouch for (neither `force` nor `adopt` helps), or another
+        sweep is writing into it. Nothing has been changed.
+    ValueError
+        If the manifest cannot be read.
+    OSError
+        If a log cannot be written. Those that are there are whole.
+    """
+    runs = select() if runs is None else list(runs)
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    notify = on_change or (lambda run: None)
+    with locked(path):
+        manifest = Manifest(path)
+        waiting = _left_to_do(manifest, runs, force, adopt)
+        for run in runs:
+            if run.state == "skipped":
+                notify(run)
+        _train_all(manifest, waiting, jobs, client, notify)
+    return runs
+
+
+def _left_to_do(manifest: Manifest, runs: Sequence[Run], force: bool, adopt: bool) -> list[Run]:
+    waiting, refused = [], []
+    for run in runs:
+        reason = manifest.standing(run.settings)
+        if reason and adopt and run.name not in manifest.rows:
+            reason = manifest.adopt(run.settings)
+        if reason is None:
+            run.state = "skipped"
+        elif reason and not force:
+            refused.append(f"{run.name} {reason}")
+        else:
+            waiting.append(run)
+    if refused:
+        more = f" (and {len(refused) - 3} more)" if len(refused) > 3 else ""
+        raise Refused(f"{manifest.path.parent}: {'; '.join(refused[:3])}{more}: --adopt records whole logs that came from "
+                      f"elsewhere, --force makes them again")
+    return waiting
+
+
+def _train_all(
+    manifest: Manifest, runs: Sequence[Run], jobs: int | None, client: Client | None, notify: Callable[[Run], object]
+) -> None:
+    def change(run: Run, state: str) -> None:
+        run.state = state
+        notify(run)
+
+    finished = False
+    try:
+        for index, outcome in run_all(_train, [run.settings for run in runs], jobs, client,
+                                      lambda index: change(runs[index], "running")):
+            run = runs[index]
+            if isinstance(outcome, WorkerKilled):
+                outcome = Outcome([], 0.0, "", str(outcome))
+            run.error, run.seconds = outcome.error, outcome.seconds
+            if not run.error:
+                manifest.record(run.settings, outcome.rows, outcome.seconds, outcome.variant)
+                run.steps, run.loss = outcome.rows[-1]
+            change(run, "failed" if run.error else "done")
+        finished = True
+    finally:
+        if not finished and client is None:
+            stop_workers()
+
+
+def _train(settings: Settings) -> Outcome:
+    """In a worker: train one run to its end."""
+    started = time.perf_counter()
+    try:
+        rows = train(settings)
+    except Exception as error:
+        return Outcome([], 0.0, "", f"{type(error).__name__}: {error}")
+    return Outcome(rows, time.perf_counter() - started, variant(), "")

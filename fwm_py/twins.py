@@ -1,0 +1,265 @@
+"""Twins of a run, whose initial weights are moved by one unit in the last place, and the band of their losses.
+
+A gradient of DPFP jumps where an activation changes its sign, and sums of floats depend on their order: a last bit
+parts two runs in time, and their last losses differ although nothing is wrong. How far, the twins of the run show:
+their last losses make a band, in which the published one should lie. Bands take long to make, so they are
+kept, in `twins.csv` beside the logs.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import fnmatch
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from fwm_py.experiments import COMMANDS, CUT_OFF, published_losses
+from fwm_py.jobs import WorkerKilled, run_all
+from fwm_py.logs import format_loss, log_name
+from fwm_py.retrieval import Model, Settings, shown, train
+
+TWINS = "twins.csv"
+"""Name of the file of the bands, a CSV file with a line for each run."""
+
+HEADER = ["name", "n_keys", "twins", "low", "high", "nan", "losses"]
+
+RUNS: dict[str, Settings] = {log_name(settings): settings for command in COMMANDS for settings in command.runs}
+"""The published runs by the names of their logs."""
+
+# ---- bands ----
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """Where the last losses of a run's twins lie.
+
+    Attributes
+    ----------
+    losses : tuple of float
+        Last loss of each twin, one at least.
+    """
+
+    losses: tuple[float, ...]
+
+    @property
+    def low(self) -> float:
+        """The smallest number among the losses; NaN if all of them are NaN."""
+        return min(self._numbers, default=math.nan)
+
+    @property
+    def high(self) -> float:
+        """The largest number among the losses; NaN if all of them are NaN."""
+        return max(self._numbers, default=math.nan)
+
+    @property
+    def nan(self) -> int:
+        """How many of the losses are NaN."""
+        return len(self.losses) - len(self._numbers)
+
+    @property
+    def _numbers(self) -> list[float]:
+        return [loss for loss in self.losses if not math.isnan(loss)]
+
+    def holds(self, loss: float) -> bool:
+        """Whether a published last loss agrees with the band.
+
+        NaN does if a twin is NaN. A number does if it lies between `low` and `high`, or beyond them by at most a
+        quarter of their distance and a thousandth of itself: the range of ten equal draws holds the eleventh in
+        82 % of all cases only.
+        """
+        if math.isnan(loss):
+            return self.nan > 0
+        slack = (self.high - self.low) / 4 + 1e-3 * abs(loss)
+        return self.low - slack <= loss <= self.high + slack
+
+
+def read_twins(path: str | os.PathLike[str]) -> dict[str, Band]:
+    """Read the bands that `make_twins` wrote: name of the log -> band.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If a line could not have been written so: "<path>: line <n>: got <line>, expected <what>".
+    """
+    bands: dict[str, Band] = {}
+    with open(path, encoding="latin-1", newline="") as file:
+        lines = csv.reader(file)
+        try:
+            header = next(lines, [])
+            if header != HEADER:
+                raise ValueError(f"got {shown(','.join(header))}, expected {','.join(HEADER)!r}")
+            for row in lines:
+                band = _band(row)
+                if row[0] in bands:
+                    raise ValueError(f"got {shown(row[0])} again, expected every run once")
+                bands[row[0]] = band
+        except (csv.Error, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)}: line {max(lines.line_num, 1)}: {error}") from None
+    return bands
+
+
+def _band(row: list[str]) -> Band:
+    """The band of a row, all of whose fields must agree with its losses."""
+    got = shown(",".join(row))
+    if not row or row[0] not in RUNS:
+        raise ValueError(f"got {got}, expected the name of a published log first")
+    try:
+        band = Band(tuple(float(np.float32(loss)) for loss in row[-1].split(" ")))
+    except ValueError:
+        raise ValueError(f"got {got}, expected losses with a space between them at its end") from None
+    if row != _row(row[0], band):
+        raise ValueError(f"got {got}, expected {','.join(_row(row[0], band))!r}")
+    return band
+
+
+def _row(name: str, band: Band) -> list[str]:
+    losses = " ".join(map(format_loss, band.losses))
+    return [name, str(RUNS[name].n_keys), str(len(band.losses)), format_loss(band.low), format_loss(band.high),
+            str(band.nan), losses]
+
+
+def _write_twins(path: str, bands: Mapping[str, Band]) -> None:
+    """Write bands in the order of the commands; a program that is killed leaves the old file or the new one."""
+    temporary = path + ".new"
+    with open(temporary, "w", encoding="ascii", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(HEADER)
+        writer.writerows(_row(name, bands[name]) for name in RUNS if name in bands)
+    os.replace(temporary, path)
+
+
+# ---- twins ----
+
+def twins(settings: Settings, count: int, seed: int = 0) -> list[float]:
+    """Train `count` twins of a run, whose key weights begin one unit in the last place away, up or down at random.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run, of at least 100 steps.
+    count : int
+        How many twins.
+    seed : int
+        Of the first twin's directions; those of the others have the next seeds.
+
+    Returns
+    -------
+    list of float
+        Their last losses.
+    """
+    return [_twin((settings, seed + i)) for i in range(count)]
+
+
+def _twin(task: tuple[Settings, int]) -> float:
+    settings, seed = task
+    model = Model(settings)
+    weight = model.parameters["W_k.weight"]
+    up = np.random.default_rng(seed).random(weight.shape) < 0.5
+    weight[...] = np.nextafter(weight, np.where(up, np.inf, -np.inf).astype(np.float32))
+    return train(settings, model=model)[-1][1]
+
+
+def twin_runs(patterns: Iterable[str] = ()) -> list[Settings]:
+    """The runs to make twins of.
+
+    Parameters
+    ----------
+    patterns : iterable of str
+        Names of logs, in which `*` and `?` stand for anything. None: the runs of the rules `sum` and `ours` with
+        at most 200 keys, but for the one whose published log was cut off.
+
+    Raises
+    ------
+    ValueError
+        If a pattern fits no name.
+    """
+    names: dict[str, None] = {}
+    for pattern in patterns:
+        found = [name for name in RUNS if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            raise ValueError(f"got {shown(pattern)}, expected the name of a published log, or a pattern of some, "
+                             f"such as 'd64_dpfp1_*R1.csv'")
+        names.update(dict.fromkeys(found))
+    if names:
+        return [RUNS[name] for name in names]
+    return [settings for name, settings in RUNS.items()
+            if settings.rule in ("sum", "ours") and settings.n_keys <= 200 and name != CUT_OFF]
+
+
+def make_twins(
+    folder: str | os.PathLike[str],
+    runs: Sequence[Settings],
+    count: int,
+    jobs: int | None = None,
+    on_done: Callable[[str, Band], object] | None = None,
+) -> dict[str, Band]:
+    """Train twins of many runs, and keep their bands in `twins.csv` of the folder.
+
+    Runs whose band of as many twins is there already are not made again: what was interrupted goes on with the
+    runs that are left.
+
+    Parameters
+    ----------
+    folder : path
+        Must exist.
+    runs : sequence of Settings
+        Published ones.
+    count : int
+        Twins of each, 1 or more.
+    jobs : int, optional
+        As of `run_all`. Each twin is a call of its own, the longest first.
+    on_done : callable, optional
+        Called with the name of the log and the band of each run whose twins are all made, once they are written.
+
+    Returns
+    -------
+    dict
+        All bands of the file: name of the log -> band.
+
+    Raises
+    ------
+    OSError
+        If `twins.csv` cannot be read or written; the latter is tried before any twin is trained.
+    ValueError
+        If it is malformed, `count` is below 1, or a run is not a published one.
+    WorkerKilled
+        If a twin's processes were killed.
+    """
+    if count < 1:
+        raise ValueError(f"count: got {shown(count)}, expected 1 or more")
+    for settings in runs:
+        if RUNS.get(log_name(settings)) != settings:
+            raise ValueError(f"runs: got {settings}, expected a published run")
+    path = os.path.join(folder, TWINS)
+    bands = read_twins(path) if os.path.exists(path) else {}
+    _write_twins(path, bands)
+
+    left = {log_name(settings) for settings in runs}
+    left -= {name for name, band in bands.items() if len(band.losses) == count}
+    names = sorted(left, key=lambda name: (-_cost(name), name))
+    tasks = [(RUNS[name], seed) for name in names for seed in range(count)]
+    losses: dict[str, dict[int, float]] = {name: {} for name in names}
+    for index, loss in run_all(_twin, tasks, jobs):
+        if isinstance(loss, WorkerKilled):
+            raise loss
+        settings, seed = tasks[index]
+        name = log_name(settings)
+        losses[name][seed] = loss
+        if len(losses[name]) == count:
+            bands[name] = Band(tuple(losses[name][seed] for seed in range(count)))
+            _write_twins(path, bands)
+            if on_done is not None:
+                on_done(name, bands[name])
+    return bands
+
+
+def _cost(name: str) -> float:
+    """About how long a run takes, to some unit of its own: steps, pairs and features."""
+    settings, steps = RUNS[name], published_losses()[name][-1][0]
+    features = {"dpfp": 2 * settings.hidden_size * settings.attn_arg, "favor": 2 * settings.attn_arg}
+    return steps * settings.n_keys * features.get(settings.attn_name, settings.hidden_size)

@@ -1,0 +1,367 @@
+"""`fwm-py reproduce`: which runs, what is made again and what is not, and what survives kills, full disks and clusters."""
+
+import csv
+import hashlib
+import math
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fwm_py import sweep
+from fwm_py.experiments import COMMANDS, published_losses
+from fwm_py.logs import has_ended, log_name, read_log
+from fwm_py.manifest import Manifest
+from fwm_py.retrieval import Settings, train
+from fwm_py.sweep import Refused, cost, reproduce, select
+
+SMALL = ["d64_dpfp?_sum_AssocSeq?0N20R0.csv", "d64_[dl]*_ours_AssocSeq40N20R1.csv"]  # a second's work in all
+ENOUGH_TO_KILL = ["d64_[dl]*_ours_AssocSeq*N[24]0R1.csv", "d64_dpfp?_sum_AssocSeq*N[24]0R?.csv"]
+
+
+def command(folder, *flags):
+    return [sys.executable, "-m", "fwm_py", "reproduce", "--log_folder", str(folder), *flags]
+
+
+def logs_of(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).glob("d64_*.csv")}
+
+
+def states(runs):
+    return {run.name: run.state for run in runs}
+
+
+def children_of(pid):
+    """The live worker processes that `pid` has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                status = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if int(status[1]) == pid and status[0] != "Z" and b"resource_tracker" not in line:
+                found.append(int(entry.name))
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds, what):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    reproduce(folder, select(only=ENOUGH_TO_KILL))
+    return logs_of(folder)
+
+
+# ---- which runs ----
+
+def test_all_runs_are_the_published_ones_longest_first():
+    runs = select()
+    assert sorted(run.name for run in runs) == sorted(published_losses()) and len(runs) == 320
+    costs = [cost(run.settings) for run in runs]
+    assert costs == sorted(costs, reverse=True) and min(costs) > 0
+
+
+def test_choices():
+    assert {run.command.setting for run in select(setting=2)} == {2} and len(select(setting=2)) == 80
+    assert max(run.settings.n_keys for run in select(max_n=100)) == 100
+    assert [run.name for run in select(only=["*favor512*N40R0.csv"])] == ["d64_favor512_sum_AssocSeq40N40R0.csv"]
+    assert {run.command for run in select(only=["dpfp1_sum R?"])} == {COMMANDS[2], COMMANDS[8]}
+
+
+def test_quick_shows_every_map_and_rule_in_little_time():
+    quick = select(quick=True)
+    assert {(run.settings.map, run.settings.rule) for run in quick} == \
+        {(command.runs[0].map, command.runs[0].rule) for command in COMMANDS}
+    assert sum(cost(run.settings) for run in quick) < 180
+    for setting in (1, 2):
+        assert max(run.settings.n_keys for run in quick if run.command.setting == setting) >= 100
+
+
+@pytest.mark.parametrize("choice, message", [
+    ({"setting": 3}, "setting: got 3, expected 1 or 2"),
+    ({"only": ["*dpfp9*"]}, "only: got '\\*dpfp9\\*', expected a pattern"),
+    ({"setting": 1, "only": ["*ours*"]}, "leaves no run"),
+    ({"max_n": 10}, "leaves no run"),
+])
+def test_choices_that_make_no_sense(choice, message):
+    with pytest.raises(ValueError, match=message):
+        select(**choice)
+
+
+# ---- made once ----
+
+def test_logs_and_manifest(tmp_path):
+    changes = []
+    runs = reproduce(tmp_path, select(only=SMALL), jobs=2, on_change=lambda run: changes.append((run.name, run.state)))
+    assert set(states(runs).values()) == {"done"}
+    assert {path.name for path in tmp_path.iterdir()} == {run.name for run in runs} | {"manifest.csv"}
+    assert sorted(changes) == sorted((run.name, state) for run in runs for state in ("running", "done"))
+    with open(tmp_path / "manifest.csv", newline="") as file:
+        rows = {row["log"]: row for row in csv.DictReader(file)}
+    for run in runs:
+        log, row = read_log(tmp_path / run.name), rows[run.name]
+        assert has_ended(log) and (run.steps, run.loss) == log[-1]
+        assert (row["seed"], row["n_keys"], row["batch_size"], row["lr"]) == ("1", "20", "32", "0.001")
+        assert row["sha256"] == hashlib.sha256((tmp_path / run.name).read_bytes()).hexdigest()
+        assert float(row["seconds"]) > 0 and row["version"] and row["variant"]
+    assert read_log(tmp_path / "d64_dpfp1_sum_AssocSeq20N20R0.csv") == train(Settings(attn_name="dpfp", attn_arg=1))
+
+
+def test_what_is_there_is_not_made_again(tmp_path):
+    reproduce(tmp_path, select(only=SMALL[:1]))
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert set(states(reproduce(tmp_path, select(only=SMALL[:1]))).values()) == {"skipped"}
+    assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+
+def test_partial_logs_and_rows_without_a_log_are_made_again(tmp_path):
+    reproduce(tmp_path, select(only=SMALL[:1]))
+    logs = logs_of(tmp_path)
+    name = min(logs)
+    (tmp_path / name).rename(tmp_path / (name + ".partial"))
+    again = reproduce(tmp_path, select(only=SMALL[:1]))
+    assert states(again).pop(name) == "done" and list(states(again).values()).count("skipped") == len(logs) - 1
+    assert logs_of(tmp_path) == logs and not list(tmp_path.glob("*.partial"))
+    assert len(Manifest(tmp_path).rows) == len(logs)
+
+
+# ---- logs that the manifest does not vouch for ----
+
+NAME = "d64_dpfp1_sum_AssocSeq20N20R0.csv"
+
+
+def one(folder, **options):
+    return reproduce(folder, select(only=[NAME]), **options)[0]
+
+
+def test_a_log_of_unknown_origin_is_refused_adopted_or_made_again(tmp_path):
+    one(tmp_path)
+    ours = (tmp_path / NAME).read_bytes()
+    (tmp_path / "manifest.csv").unlink()
+    foreign = b"step,eval-loss\r\n100,0.0005\r\n"
+    (tmp_path / NAME).write_bytes(foreign)
+    with pytest.raises(Refused, match=f"{NAME} is not in manifest.csv"):
+        one(tmp_path)
+    assert logs_of(tmp_path) == {NAME: foreign} and not (tmp_path / "manifest.csv").exists()
+    assert one(tmp_path, adopt=True).state == "skipped" and logs_of(tmp_path) == {NAME: foreign}
+    assert one(tmp_path).state == "skipped" and Manifest(tmp_path).rows[NAME]["seconds"] == ""
+    (tmp_path / "manifest.csv").unlink()
+    assert one(tmp_path, force=True).state == "done" and logs_of(tmp_path) == {NAME: ours}
+
+
+@pytest.mark.parametrize("log, message", [
+    (b"", "line 1"),
+    (b"step,eval-loss\r\n100,0.5\r\n", "has not come to its end"),
+    (b"step,eval-loss\r\n100,0.000", "a row that ends in CR LF"),
+    (b"a table of ours\n", "line 1"),
+])
+def test_a_log_that_is_not_whole_is_not_adopted(tmp_path, log, message):
+    (tmp_path / NAME).write_bytes(log)
+    with pytest.raises(Refused, match=message):
+        one(tmp_path, adopt=True)
+    assert logs_of(tmp_path) == {NAME: log}
+
+
+def test_a_log_that_was_changed_or_made_with_other_settings_is_refused(tmp_path):
+    one(tmp_path)
+    good, manifest = (tmp_path / NAME).read_bytes(), (tmp_path / "manifest.csv").read_text()
+    (tmp_path / NAME).write_bytes(good + b"200,0.0005\r\n")
+    for options in ({}, {"adopt": True}):
+        with pytest.raises(Refused, match="has been changed since it was made"):
+            one(tmp_path, **options)
+    (tmp_path / NAME).write_bytes(good)
+    (tmp_path / "manifest.csv").write_text(manifest.replace(",0.001,", ",0.01,"))
+    with pytest.raises(Refused, match="was made with lr 0.01, not 0.001"):
+        one(tmp_path)
+    assert one(tmp_path, force=True).state == "done" and (tmp_path / NAME).read_bytes() == good
+
+
+@pytest.mark.parametrize("text, line", [("", 1), ("log,seed\n", 1), ("{header}\nx,1\n", 2)])
+def test_a_manifest_that_cannot_be_read_is_refused(tmp_path, text, line):
+    one(tmp_path)
+    header = (tmp_path / "manifest.csv").read_text().splitlines()[0]
+    (tmp_path / "manifest.csv").write_text(text.replace("{header}", header))
+    with pytest.raises(ValueError, match=rf"manifest.csv: line {line}: got .*, expected"):
+        one(tmp_path)
+
+
+# ---- faults ----
+
+def test_a_run_that_fails_is_reported_and_the_rest_goes_on(tmp_path, monkeypatch):
+    def fail_once(settings):
+        if settings.attn_arg == 2:
+            raise MemoryError("no room")
+        return train(settings)
+
+    monkeypatch.setattr(sweep, "train", fail_once)
+    runs = reproduce(tmp_path, select(only=SMALL[:1]), jobs=1)  # one job: in this process, where train is ours
+    assert sorted(states(runs).values()) == ["done", "done", "failed"]
+    failed = next(run for run in runs if run.state == "failed")
+    assert failed.error == "MemoryError: no room" and not (tmp_path / failed.name).exists()
+    assert failed.name not in Manifest(tmp_path).rows
+
+
+def test_two_sweeps_exclude_each_other_and_the_lock_dies_with_its_process(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", f"""
+from pathlib import Path
+from fwm_py.sweep import locked
+with locked(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    input()
+"""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Refused, match="another sweep is writing into this folder"):
+            one(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert one(tmp_path).state == "done"
+
+
+def limit_file_size():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
+
+
+def test_a_full_disk_stops_the_sweep_and_leaves_whole_logs(tmp_path):
+    """The manifest reaches the limit at its third row or so."""
+    done = subprocess.run(command(tmp_path, "--only", *SMALL, "--jobs", "1"), capture_output=True, text=True, timeout=60,
+                          preexec_fn=limit_file_size)
+    assert done.returncode == 1 and "File too large" in done.stderr and "whole" in done.stderr, done.stderr
+    assert done.stderr.count("\n") <= 8 and "Traceback" not in done.stderr
+    logs = logs_of(tmp_path)
+    assert 1 <= len(logs) < len(select(only=SMALL)) and not list(tmp_path.glob("*.partial"))
+    assert all(has_ended(read_log(tmp_path / name)) for name in logs)
+    assert set(states(reproduce(tmp_path, select(only=SMALL))).values()) == {"done", "skipped"}
+
+
+def test_a_killed_worker_costs_nothing_but_time(tmp_path, undisturbed):
+    process = subprocess.Popen(command(tmp_path, "--only", *ENOUGH_TO_KILL), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    for _ in range(2):
+        wait_for(lambda: children_of(process.pid), 20, "no worker")
+        os.kill(random.choice(children_of(process.pid)), signal.SIGKILL)
+        time.sleep(0.7)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert f"{len(undisturbed)} runs made, 0 made before, 0 failed" in output
+    assert logs_of(tmp_path) == undisturbed
+
+
+def test_a_sweep_killed_at_random_goes_on_to_the_same_logs(tmp_path, undisturbed):
+    """The parent by kill -9, again and again; its workers end by themselves, and nothing that is there is half a log."""
+    kills = int(os.environ.get("FWM_PY_KILLS", "5"))
+    for kill in range(kills + 1):
+        process = subprocess.Popen(command(tmp_path, "--only", *ENOUGH_TO_KILL), stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
+        if kill == kills:
+            break
+        # later and later, so that the kills fall into all of the sweep
+        time.sleep(random.uniform(0.2, 0.8 + 2.4 * kill / kills))
+        workers = children_of(process.pid)
+        process.kill()
+        process.communicate()
+        wait_for(lambda: not any(map(alive, workers)), 2, "orphaned workers")
+        for name, log in logs_of(tmp_path).items():
+            assert log == undisturbed[name]
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert logs_of(tmp_path) == undisturbed and not list(tmp_path.glob("*.partial"))
+    rows = Manifest(tmp_path).rows
+    assert {name: row["sha256"] for name, row in rows.items()} == \
+        {name: hashlib.sha256(log).hexdigest() for name, log in undisturbed.items()}
+
+
+def test_ctrl_c_leaves_whole_logs_and_no_workers(tmp_path, undisturbed):
+    process = subprocess.Popen(command(tmp_path, "--only", *ENOUGH_TO_KILL), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)
+    wait_for(lambda: logs_of(tmp_path), 30, "no log")
+    workers = children_of(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130 and "interrupted" in errors.splitlines()[-1], errors
+    wait_for(lambda: not any(map(alive, workers)), 2, "workers")
+    assert logs_of(tmp_path).items() <= undisturbed.items()
+
+
+# ---- the command ----
+
+@pytest.mark.parametrize("flags, message", [
+    (["--setting", "3"], "--setting: got '3', expected an integer in 1..2"),
+    (["--jobs", "0"], "--jobs: got '0', expected an integer in 1..4096"),
+    (["--max-n", "x"], "--max-n: got 'x', expected an integer in 2..2000"),
+    (["--only", "nothing"], "--only: got 'nothing', expected a pattern"),
+    (["--log_folder", ""], "--log_folder: got '', expected a folder"),
+    (["--threads", "2"], "'--threads': an unknown argument, expected --setting"),
+    (["--dask", "tcp://127.0.0.1:9"], "--dask: got 'tcp://127.0.0.1:9', expected the address"),
+])
+def test_wrong_flags(tmp_path, flags, message):
+    if flags[0] == "--dask":
+        pytest.importorskip("distributed")
+    done = subprocess.run([sys.executable, "-m", "fwm_py", "reproduce", *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    done = subprocess.run(command(tmp_path / "file" / "logs", "--only", NAME), capture_output=True, text=True)
+    assert done.returncode == 2 and "--log_folder: got" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_summary(tmp_path):
+    done = subprocess.run(command(tmp_path, "--only", NAME, "*linear_ours*N20R1*"), capture_output=True, text=True)
+    assert done.returncode == 0 and "2 runs made, 0 made before, 0 failed" in done.stdout
+    assert "DPFP-1" in done.stdout and "Linear delta" in done.stdout and "Softmax" not in done.stdout
+
+
+# ---- a cluster ----
+
+def test_a_dask_cluster_that_loses_a_worker(tmp_path, undisturbed):
+    """A real scheduler and two workers, processes of their own on loopback; one is killed in the middle."""
+    pytest.importorskip("distributed")
+    file, environment = tmp_path / "scheduler.json", {**os.environ, "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path, "env": environment}
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+            "--scheduler-file", str(file)]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1",
+              "--no-dashboard", "--no-nanny", "--host", "127.0.0.1", "--local-directory", str(tmp_path)]
+    processes = [subprocess.Popen(dask, **quiet)]
+    try:
+        wait_for(file.exists, 30, "no scheduler")
+        processes += [subprocess.Popen(worker, **quiet) for _ in range(2)]
+        logs = tmp_path / "logs"
+        sweeping = subprocess.Popen(command(logs, "--only", *ENOUGH_TO_KILL, "--dask", str(file)), stdout=subprocess.PIPE,
+                                    stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: logs_of(logs) or sweeping.poll() is not None, 60, "no log")
+        processes[1].kill()
+        output, errors = sweeping.communicate(timeout=120)
+        assert sweeping.returncode == 0, errors
+        assert f"{len(undisturbed)} runs made, 0 made before, 0 failed" in output
+        assert logs_of(logs) == undisturbed
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
