@@ -12,8 +12,7 @@ from typing import IO
 
 from fwm_py.experiments import COMMANDS, CUT_OFF, Command, Rows, published_losses
 from fwm_py.logs import has_ended, log_name, read_log
-from fwm_py.manifest import NAME as MANIFEST
-from fwm_py.manifest import PARTIAL
+from fwm_py.manifest import NAME, PARTIAL, Manifest
 from fwm_py.retrieval import shown
 from fwm_py.twins import RUNS, TWINS, Band, read_twins
 
@@ -47,7 +46,7 @@ class Run:
         The rows of the folder's log; none if there is a problem.
     problem : str
         Why the log is not compared: `missing`, `partial` (still being written), `damaged` (no log, or its last row
-        is not whole), `empty` or `not ended`. "" if it is compared.
+        is not whole), `empty`, `not ended` or `other settings` (by the manifest). "" if it is compared.
     detail : str
         More about the problem.
     band : Band, optional
@@ -216,16 +215,19 @@ def compare(folder: str | os.PathLike[str]) -> Comparison:
     """
     files = set(os.listdir(folder))
     bands = read_twins(os.path.join(folder, TWINS)) if TWINS in files else {}
-    runs = {name: _compare_log(folder, name, files, bands.get(name)) for name in RUNS}
-    known = {TWINS, MANIFEST, *runs, *(name + PARTIAL for name in runs)}
+    manifest = Manifest(folder)
+    runs = {name: _compare_log(manifest, name, files, bands.get(name)) for name in RUNS}
+    known = {TWINS, NAME, "README.md", *runs, *(name + PARTIAL for name in runs)}
     return Comparison(os.fspath(folder), runs, sorted(files - known))
 
 
-def _compare_log(folder: str | os.PathLike[str], name: str, files: set[str], band: Band | None) -> Run:
+def _compare_log(manifest: Manifest, name: str, files: set[str], band: Band | None) -> Run:
     make = functools.partial(Run, name, published_losses()[name], band=band)
     if name not in files:
         return make([], "partial" if name + PARTIAL in files else "missing")
-    path = os.path.join(folder, name)
+    if other := manifest.other_settings(RUNS[name]):
+        return make([], "other settings", other)
+    path = os.path.join(manifest.path.parent, name)
     try:
         rows = read_log(path)
     except OSError as error:

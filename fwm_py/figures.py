@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fwm_py import manifest
 from fwm_py.experiments import COMMANDS, Rows, published_losses
 from fwm_py.logs import has_ended, log_name, read_log
+from fwm_py.twins import TWINS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,20 +113,27 @@ class NothingToDraw(ValueError):
 def load(folder: str | os.PathLike[str]) -> Losses:
     """Read the logs of a folder.
 
-    A log counts when it has the name of one of the 320 runs, is well-formed and goes on to where its run ends.
-    Everything else in the folder but its manifest is skipped, and named in `Losses.skipped`.
+    A log counts when it has the name of one of the 320 runs, is well-formed, goes on to where its run ends, and was not,
+    by the manifest, made with other settings.
+    Everything else in the folder but its manifest, its twins and its README.md is skipped, and named in `Losses.skipped`.
 
     Raises
     ------
     OSError
         If `folder` cannot be read.
+    ValueError
+        If its manifest is malformed.
     """
-    names = {log_name(settings) for command in COMMANDS for settings in command.runs}
+    runs = {log_name(settings): settings for command in COMMANDS for settings in command.runs}
+    known = manifest.Manifest(folder)
     logs: dict[str, Rows] = {}
     skipped: list[tuple[str, str]] = []
-    for name in sorted(set(os.listdir(folder)) - {manifest.NAME}):
+    for name in sorted(set(os.listdir(folder)) - {manifest.NAME, TWINS, "README.md"}):
         try:
-            logs[name] = _read_whole_log(os.path.join(folder, name), names)
+            rows = _read_whole_log(os.path.join(folder, name), set(runs))
+            if other := known.other_settings(runs[name]):
+                raise ValueError(other)
+            logs[name] = rows
         except ValueError as error:
             skipped.append((name, str(error)))
     return _losses(logs, skipped)

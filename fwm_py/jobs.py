@@ -9,8 +9,9 @@ import contextlib
 import os
 import threading
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import fwm_py
@@ -35,7 +36,7 @@ def run_all(
     jobs: int | None = None,
     client: Client | None = None,
     on_start: Callable[[int], object] | None = None,
-) -> Iterator[tuple[int, Result | WorkerKilled]]:
+) -> Generator[tuple[int, Result | WorkerKilled], None, None]:
     """Call `function` on every task, in other processes, each on one thread.
 
     Parameters
@@ -45,7 +46,7 @@ def run_all(
     tasks : sequence
         Started in this order.
     jobs : int, optional
-        Processes. None: as many as cores this process may use.
+        Processes; one is this process itself. None: as many as cores this process may use.
     client : distributed.Client, optional
         Where to run instead; `jobs` is then how many calls are out at once (None: the cluster's cores).
     on_start : callable, optional
@@ -55,7 +56,7 @@ def run_all(
     ------
     (int, result)
         Index and result of each task, in the order in which they end. A task whose process was killed `ATTEMPTS` times
-        has a `WorkerKilled` for its result.
+        has a `WorkerKilled` for its result. Closing the generator ends the processes.
     """
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -66,7 +67,7 @@ def run_all(
         # a killed process takes its neighbours' calls along: whose last attempt it is runs alone, and is known to be the cause
         alone = [index for index in left if killed[index] == ATTEMPTS - 1][:1]
         try:
-            for index, result in _pass(function, tasks, alone or list(left), 1 if alone else jobs, client, on_start, out):
+            for index, result in _pass(function, tasks, alone or list(left), 2 if alone else jobs, client, on_start, out):
                 out.discard(index)
                 del left[index]
                 yield index, result
@@ -105,6 +106,7 @@ def _pass(
     else:
         where = parallel_config(backend="dask", client=client, wait_for_workers_timeout=60)
         jobs = jobs or sum(client.ncores().values()) or 1
+    warnings.filterwarnings("ignore", r"\d+ tasks which were still being processed")  # of joblib, when they are not wanted
     with where:
         # a call is handed out when a worker is free, and not before, so that `out` are those that run
         parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1)
@@ -135,10 +137,3 @@ def _end_with(parent: int) -> None:
     if parent not in _watched:
         _watched.add(parent)
         threading.Thread(target=watch, daemon=True, name="fwm_py-watch-parent").start()
-
-
-def stop_workers() -> None:
-    """End the processes of `run_all` at once, whatever they are doing."""
-    from joblib.externals.loky import get_reusable_executor
-
-    get_reusable_executor().shutdown(wait=False, kill_workers=True)

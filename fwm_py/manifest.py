@@ -34,6 +34,11 @@ def settings_columns(settings: Settings) -> dict[str, str]:
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace a file by `data`, wholly or not at all; on the disk when this returns."""
+    _publish(_write_partial(path, data), path)
+
+
+def _write_partial(path: Path, data: bytes) -> Path:
+    """Write `data` beside `path`, onto the disk."""
     temporary = path.with_name(path.name + PARTIAL)
     try:
         with open(temporary, "wb") as file:
@@ -43,10 +48,10 @@ def write_file(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    publish(temporary, path)
+    return temporary
 
 
-def publish(temporary: Path, path: Path) -> None:
+def _publish(temporary: Path, path: Path) -> None:
     """Rename, and write the folder's entry to the disk."""
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -92,15 +97,18 @@ class Manifest:
             data = (self.path.parent / name).read_bytes()
         except FileNotFoundError:
             return ""
-        row = self.rows.get(name)
-        if row is None:
+        if name not in self.rows:
             return f"is not in {NAME}"
-        wanted = settings_columns(settings)
-        for column in SETTINGS:
-            if row[column] != wanted[column]:
-                return f"was made with {column} {row[column]}, not {wanted[column]}"
-        if row["sha256"] != hashlib.sha256(data).hexdigest():
+        if self.rows[name]["sha256"] != hashlib.sha256(data).hexdigest():
             return "has been changed since it was made"
+        return self.other_settings(settings)
+
+    def other_settings(self, settings: Settings) -> str | None:
+        """Which other setting the log of this name was made with, None as far as is known."""
+        row, wanted = self.rows.get(log_name(settings)), settings_columns(settings)
+        for column in SETTINGS:
+            if row and row[column] != wanted[column]:
+                return f"was made with {column} {row[column]}, not {wanted[column]}"
         return None
 
     def record(self, settings: Settings, rows: list[tuple[int, float]], seconds: float, variant: str) -> None:
@@ -112,18 +120,14 @@ class Manifest:
             If that fails; the log then is the one before, or none.
         """
         path = self.path.parent / log_name(settings)
-        temporary = path.with_name(path.name + PARTIAL)
         data = format_log(rows)
+        temporary = _write_partial(path, data)
         try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
             self._add(settings, data, f"{seconds:.3f}", variant)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        publish(temporary, path)
+        _publish(temporary, path)
 
     def adopt(self, settings: Settings) -> str | None:
         """Record a log that was made elsewhere; None, or why not."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fwm_py.experiments import COMMANDS, Command, Rows, published_losses
-from fwm_py.jobs import WorkerKilled, run_all, stop_workers
+from fwm_py.jobs import WorkerKilled, run_all
 from fwm_py.logs import log_name
 from fwm_py.manifest import Manifest, variant
 from fwm_py.retrieval import Settings, shown, train
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 QUICK_SECONDS = 4.0
-"""`quick` takes the runs whose cost is at most this."""
+"""`quick` takes runs whose cost is at most this, and of each command the cheapest."""
 
 
 class Outcome(NamedTuple):
@@ -83,9 +83,9 @@ def cost(settings: Settings) -> float:
     if settings.rule == "softmax":
         step = 1.1e-8 * N * N
     elif settings.rule == "fwm":
-        step = 8e-9 * N * N + 3e-11 * token_features * N
+        step = 8e-9 * N * N + 1e-8 * token_features
     else:
-        step = 8e-9 * N * N + (2.2e-9 if settings.attn_name == "favor" else 0.7e-9) * token_features
+        step = 8e-9 * N * N + (2.1e-9 if settings.attn_name == "favor" else 0.7e-9) * token_features
     return step * published_losses()[log_name(settings)][-1][0]
 
 
@@ -116,11 +116,13 @@ def select(
         if not any(_matches(run, pattern) for run in runs):
             raise ValueError(f"only: got {shown(pattern)}, expected a pattern that fits the name of a log or a command, "
                              f"such as '*dpfp1_ours*'")
+    cheapest = {command: min(command.runs, key=cost) for command in COMMANDS}
     chosen = [run for run in runs
               if setting in (None, run.command.setting)
               and (not only or any(_matches(run, pattern) for pattern in only))
               and (max_n is None or run.settings.n_keys <= max_n)
-              and (not quick or run.settings.n_keys % 40 == 20 and cost(run.settings) <= QUICK_SECONDS)]
+              and (not quick or run.settings == cheapest[run.command]
+                   or run.settings.n_keys % 40 == 20 and cost(run.settings) <= QUICK_SECONDS)]
     if not chosen:
         raise ValueError("setting, only, max_n: got a choice that leaves no run, expected at least one")
     return sorted(chosen, key=lambda run: -cost(run.settings))
@@ -232,10 +234,9 @@ def _train_all(
         run.state = state
         notify(run)
 
-    finished = False
-    try:
-        for index, outcome in run_all(_train, [run.settings for run in runs], jobs, client,
-                                      lambda index: change(runs[index], "running")):
+    with contextlib.closing(run_all(_train, [run.settings for run in runs], jobs, client,
+                                    lambda index: change(runs[index], "running"))) as outcomes:
+        for index, outcome in outcomes:
             run = runs[index]
             if isinstance(outcome, WorkerKilled):
                 outcome = Outcome([], 0.0, "", str(outcome))
@@ -244,10 +245,6 @@ def _train_all(
                 manifest.record(run.settings, outcome.rows, outcome.seconds, outcome.variant)
                 run.steps, run.loss = outcome.rows[-1]
             change(run, "failed" if run.error else "done")
-        finished = True
-    finally:
-        if not finished and client is None:
-            stop_workers()
 
 
 def _train(settings: Settings) -> Outcome:

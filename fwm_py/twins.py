@@ -8,6 +8,7 @@ kept, in `twins.csv` beside the logs.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import fnmatch
@@ -21,6 +22,7 @@ from fwm_py.experiments import COMMANDS, CUT_OFF, published_losses
 from fwm_py.jobs import WorkerKilled, run_all
 from fwm_py.logs import format_loss, log_name
 from fwm_py.retrieval import Model, Settings, shown, train
+from fwm_py.sweep import cost
 
 TWINS = "twins.csv"
 """Name of the file of the bands, a CSV file with a line for each run."""
@@ -241,25 +243,19 @@ def make_twins(
 
     left = {log_name(settings) for settings in runs}
     left -= {name for name, band in bands.items() if len(band.losses) == count}
-    names = sorted(left, key=lambda name: (-_cost(name), name))
+    names = sorted(left, key=lambda name: (-cost(RUNS[name]), name))
     tasks = [(RUNS[name], seed) for name in names for seed in range(count)]
     losses: dict[str, dict[int, float]] = {name: {} for name in names}
-    for index, loss in run_all(_twin, tasks, jobs):
-        if isinstance(loss, WorkerKilled):
-            raise loss
-        settings, seed = tasks[index]
-        name = log_name(settings)
-        losses[name][seed] = loss
-        if len(losses[name]) == count:
-            bands[name] = Band(tuple(losses[name][seed] for seed in range(count)))
-            _write_twins(path, bands)
-            if on_done is not None:
-                on_done(name, bands[name])
+    with contextlib.closing(run_all(_twin, tasks, jobs)) as outcomes:
+        for index, loss in outcomes:
+            if isinstance(loss, WorkerKilled):
+                raise loss
+            settings, seed = tasks[index]
+            name = log_name(settings)
+            losses[name][seed] = loss
+            if len(losses[name]) == count:
+                bands[name] = Band(tuple(losses[name][seed] for seed in range(count)))
+                _write_twins(path, bands)
+                if on_done is not None:
+                    on_done(name, bands[name])
     return bands
-
-
-def _cost(name: str) -> float:
-    """About how long a run takes, to some unit of its own: steps, pairs and features."""
-    settings, steps = RUNS[name], published_losses()[name][-1][0]
-    features = {"dpfp": 2 * settings.hidden_size * settings.attn_arg, "favor": 2 * settings.attn_arg}
-    return steps * settings.n_keys * features.get(settings.attn_name, settings.hidden_size)

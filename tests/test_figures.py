@@ -17,7 +17,7 @@ pd = pytest.importorskip("pandas")
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex  # noqa: E402
 
-from fwm_py import figures  # noqa: E402
+from fwm_py import figures, manifest  # noqa: E402
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -176,7 +176,8 @@ def test_bad_logs_are_named_and_not_drawn(tmp_path, name, data, reason):
 
 
 def test_the_manifest_is_part_of_a_folder(tmp_path):
-    (tmp_path / "manifest.csv").write_text("log\n")
+    (tmp_path / "manifest.csv").write_text(",".join(manifest.COLUMNS) + "\n")
+    (tmp_path / "README.md").write_text("These logs are mine.\n")
     assert figures.load(tmp_path).skipped == ()
 
 

@@ -22,7 +22,7 @@ from fwm_py.retrieval import Settings, train
 from fwm_py.sweep import Refused, cost, reproduce, select
 
 SMALL = ["d64_dpfp?_sum_AssocSeq?0N20R0.csv", "d64_[dl]*_ours_AssocSeq40N20R1.csv"]  # a second's work in all
-ENOUGH_TO_KILL = ["d64_[dl]*_ours_AssocSeq*N[24]0R1.csv", "d64_dpfp?_sum_AssocSeq*N[24]0R?.csv"]
+ENOUGH_TO_KILL = ["d64_[dl]*_sum_AssocSeq*N[246]0R?.csv", "d64_[dl]*_ours_AssocSeq*N[246]0R?.csv"]  # seconds, 24 runs
 
 
 def command(folder, *flags):
@@ -272,15 +272,18 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path, undisturbed):
 
 def test_a_sweep_killed_at_random_goes_on_to_the_same_logs(tmp_path, undisturbed):
     """The parent by kill -9, again and again; its workers end by themselves, and nothing that is there is half a log."""
-    kills = int(os.environ.get("FWM_PY_KILLS", "5"))
+    kills, in_the_middle = int(os.environ.get("FWM_PY_KILLS", "5")), 0
     for kill in range(kills + 1):
         process = subprocess.Popen(command(tmp_path, "--only", *ENOUGH_TO_KILL), stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True)
         if kill == kills:
             break
-        # later and later, so that the kills fall into all of the sweep
-        time.sleep(random.uniform(0.2, 0.8 + 2.4 * kill / kills))
+        before = len(logs_of(tmp_path))
+        if kill % 2:  # some while it starts, some while it works
+            wait_for(lambda: len(logs_of(tmp_path)) > before or process.poll() is not None, 60, "no log")
+        time.sleep(random.uniform(0, 0.8))
         workers = children_of(process.pid)
+        in_the_middle += process.poll() is None
         process.kill()
         process.communicate()
         wait_for(lambda: not any(map(alive, workers)), 2, "orphaned workers")
@@ -288,6 +291,7 @@ def test_a_sweep_killed_at_random_goes_on_to_the_same_logs(tmp_path, undisturbed
             assert log == undisturbed[name]
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
+    assert in_the_middle >= kills / 2
     assert logs_of(tmp_path) == undisturbed and not list(tmp_path.glob("*.partial"))
     rows = Manifest(tmp_path).rows
     assert {name: row["sha256"] for name, row in rows.items()} == \

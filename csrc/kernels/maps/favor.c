@@ -11,6 +11,7 @@
  *     dx    = -(sum of e) x                              and dx += Omega du, which the owner of Omega adds
  *
  * A NaN that comes from x stays NaN. */
+#include <stdbool.h>
 #include <string.h>
 
 #include "kernels/base/vmath.h"
@@ -27,6 +28,18 @@ static size_t extension(size_t m)
     return m;
 }
 
+/* Whether every feature is exp of something so small that it is 0: early in training, where N is large, all of them are. */
+static bool all_vanish(size_t m, const real *restrict u, real o)
+{
+    real largest = 0, nan = 0;
+#pragma omp simd reduction(max : largest) reduction(+ : nan)
+    for (size_t i = 0; i < m; i++) {
+        largest = FWM_FABS(u[i]) > largest ? FWM_FABS(u[i]) : largest;
+        nan += u[i] * 0;
+    }
+    return nan == 0 && largest - o < FWM_EXP_SMALLEST;
+}
+
 static void forward(const MapShape *s, size_t n, const real *restrict pre, real *restrict phi, real *scratch)
 {
     (void)scratch;
@@ -39,6 +52,10 @@ static void forward(const MapShape *s, size_t n, const real *restrict pre, real 
         for (size_t i = 0; i < s->d; i++)
             square += (double)pre[i] * (double)pre[i];
         const real o = (real)(square / 2 + constant);
+        if (all_vanish(m, u, o)) {
+            memset(phi, 0, s->ld_features * sizeof(real));
+            continue;
+        }
 #pragma omp simd
         for (size_t i = 0; i < m; i++)
             phi[i] = exp_real(u[i] - o);
