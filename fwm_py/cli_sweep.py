@@ -30,13 +30,12 @@ RECENT = 5
 
 def add_reproduce_flags(parser: argparse.ArgumentParser) -> None:
     def add(name: str, metavar: str, text: str, **more: Any) -> None:
-        parser.add_argument("--" + name.replace("_", "-") if name == "max_n" else "--" + name, metavar=metavar, help=text,
-                            dest=name, **more)
+        parser.add_argument("--" + name, metavar=metavar, help=text, **more)
 
     add("setting", "S", "only Setting 1 (capacity) or 2 (update rule)")
     add("only", "PATTERN", "only runs whose log, or command, has a name that fits one of these (*, ?, [..]): '*dpfp1_ours*'",
         nargs="+", default=[])
-    add("max_n", "N", "only runs with at most so many keys")
+    add("max-n", "N", "only runs with at most so many keys")
     parser.add_argument("--quick", action="store_true",
                         help="whole runs of a few seconds each, of every map and rule: two minutes on two cores")
     add("jobs", "J", "runs side by side, each on one thread (default: the cores this process may use)")

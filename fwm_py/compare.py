@@ -10,11 +10,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import IO
 
-from fwm_py.experiments import COMMANDS, CUT_OFF, Command, Rows, published_losses
+from fwm_py.experiments import COMMANDS, CUT_OFF, RUNS, Command, Rows, published_losses
 from fwm_py.logs import has_ended, log_name, read_log
 from fwm_py.manifest import NAME, PARTIAL, Manifest
 from fwm_py.retrieval import shown
-from fwm_py.twins import RUNS, TWINS, Band, read_twins
+from fwm_py.twins import TWINS, Band, read_twins
 
 FIRST_ROWS_FLOOR = 312
 """Of the 320 first rows, so many agree to 1e-3."""

@@ -85,6 +85,9 @@ COMMANDS: tuple[Command, ...] = (
 )
 """The sixteen commands, in the order of the paper's program."""
 
+RUNS: dict[str, Settings] = {log_name(settings): settings for command in COMMANDS for settings in command.runs}
+"""The 320 runs by the names of their logs."""
+
 CUT_OFF = "d64_dpfp2_ours_AssocSeq200N100R1.csv"
 """The published log that ends, after three rows, although no rule ends its run."""
 
@@ -97,7 +100,7 @@ def published_losses() -> dict[str, Rows]:
     source.
     """
     packed = importlib.resources.files("fwm_py").joinpath("data/published.csv.gz").read_bytes()
-    logs: dict[str, Rows] = {log_name(settings): [] for command in COMMANDS for settings in command.runs}
+    logs: dict[str, Rows] = {name: [] for name in RUNS}
     for row in csv.DictReader(io.StringIO(gzip.decompress(packed).decode("ascii"))):
         settings = Settings(n_keys=int(row["n_keys"]), attn_name=row["attn_name"], attn_arg=int(row["attn_arg"]),
                             update_rule=row["update_rule"], replace=row["replace"] == "1")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fwm_py import manifest
-from fwm_py.experiments import COMMANDS, Rows, published_losses
+from fwm_py.experiments import COMMANDS, RUNS, Rows, published_losses
 from fwm_py.logs import has_ended, log_name, read_log
 from fwm_py.twins import TWINS
 
@@ -124,14 +124,13 @@ def load(folder: str | os.PathLike[str]) -> Losses:
     ValueError
         If its manifest is malformed.
     """
-    runs = {log_name(settings): settings for command in COMMANDS for settings in command.runs}
     known = manifest.Manifest(folder)
     logs: dict[str, Rows] = {}
     skipped: list[tuple[str, str]] = []
     for name in sorted(set(os.listdir(folder)) - {manifest.NAME, TWINS, "README.md"}):
         try:
-            rows = _read_whole_log(os.path.join(folder, name), set(runs))
-            if other := known.other_settings(runs[name]):
+            rows = _read_whole_log(os.path.join(folder, name))
+            if other := known.other_settings(RUNS[name]):
                 raise ValueError(other)
             logs[name] = rows
         except ValueError as error:
@@ -144,12 +143,12 @@ def published() -> Losses:
     return _losses(published_losses())
 
 
-def _read_whole_log(path: str, names: set[str]) -> Rows:
+def _read_whole_log(path: str) -> Rows:
     """The rows of a run that has ended, or a ValueError that says what the file is instead."""
     name = os.path.basename(path)
-    if name.removesuffix(manifest.PARTIAL) not in names:
+    if name.removesuffix(manifest.PARTIAL) not in RUNS:
         raise ValueError("not a log of one of the 320 runs")
-    if name not in names:
+    if name not in RUNS:
         raise ValueError("half-written")
     try:
         rows = read_log(path)
@@ -232,22 +231,6 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 }
 """The figures by name. Each draws `losses` and, hollow, `published`; a ValueError says that `losses` has none of its
 runs."""
-
-
-def draw(folder: str | os.PathLike[str], out: str | os.PathLike[str], overlay: bool = True) -> list[Path]:
-    """Draw the figures of a folder of logs: `save` of what `load` reads.
-
-    Returns
-    -------
-    list of Path
-        The files written.
-
-    Raises
-    ------
-    OSError, ValueError
-        If `folder` cannot be read, `out` not be written, or no figure be drawn.
-    """
-    return save(load(folder), out, overlay)
 
 
 def save(losses: Losses, out: str | os.PathLike[str], overlay: bool = True) -> list[Path]:

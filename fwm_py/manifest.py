@@ -15,7 +15,6 @@ import os
 from pathlib import Path
 
 from fwm_py import __version__
-from fwm_py._core import build_info
 from fwm_py.logs import format_log, has_ended, log_name, read_log
 from fwm_py.retrieval import Settings, shown
 
@@ -158,8 +157,3 @@ class Manifest:
             else:
                 self.rows[name] = before
             raise
-
-
-def variant() -> str:
-    """The variant of the kernels in this process, as the manifest names it."""
-    return str(build_info()["variant"])

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from fwm_py._core import build_info
 from fwm_py.experiments import COMMANDS, Command, Rows, published_losses
 from fwm_py.jobs import WorkerKilled, run_all
 from fwm_py.logs import log_name
-from fwm_py.manifest import Manifest, variant
+from fwm_py.manifest import Manifest
 from fwm_py.retrieval import Settings, shown, train
 
 if TYPE_CHECKING:
@@ -187,8 +188,8 @@ def reproduce(
     Raises
     ------
     Refused
-        If the folder has logs that the manifest does not vouch for (neither `force` nor `adopt` helps), or another
-        sweep is writing into it. Nothing has been changed.
+        If the folder has logs that the manifest does not vouch for, and neither `force` nor `adopt` settles what becomes of
+        them, or another sweep is writing into it. Nothing has been trained, and no log changed.
     ValueError
         If the manifest cannot be read.
     OSError
@@ -254,4 +255,4 @@ def _train(settings: Settings) -> Outcome:
         rows = train(settings)
     except Exception as error:
         return Outcome([], 0.0, "", f"{type(error).__name__}: {error}")
-    return Outcome(rows, time.perf_counter() - started, variant(), "")
+    return Outcome(rows, time.perf_counter() - started, str(build_info()["variant"]), "")

@@ -12,15 +12,18 @@ import contextlib
 import csv
 import dataclasses
 import fnmatch
+import io
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from fwm_py.experiments import COMMANDS, CUT_OFF, published_losses
+from fwm_py.experiments import CUT_OFF, RUNS
 from fwm_py.jobs import WorkerKilled, run_all
 from fwm_py.logs import format_loss, log_name
+from fwm_py.manifest import write_file
 from fwm_py.retrieval import Model, Settings, shown, train
 from fwm_py.sweep import cost
 
@@ -28,9 +31,6 @@ TWINS = "twins.csv"
 """Name of the file of the bands, a CSV file with a line for each run."""
 
 HEADER = ["name", "n_keys", "twins", "low", "high", "nan", "losses"]
-
-RUNS: dict[str, Settings] = {log_name(settings): settings for command in COMMANDS for settings in command.runs}
-"""The published runs by the names of their logs."""
 
 # ---- bands ----
 
@@ -127,12 +127,11 @@ def _row(name: str, band: Band) -> list[str]:
 
 def _write_twins(path: str, bands: Mapping[str, Band]) -> None:
     """Write bands in the order of the commands; a program that is killed leaves the old file or the new one."""
-    temporary = path + ".new"
-    with open(temporary, "w", encoding="ascii", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADER)
-        writer.writerows(_row(name, bands[name]) for name in RUNS if name in bands)
-    os.replace(temporary, path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows(_row(name, bands[name]) for name in RUNS if name in bands)
+    write_file(Path(path), text.getvalue().encode("ascii"))
 
 
 # ---- twins ----

@@ -322,7 +322,7 @@ def test_deviations(losses, published):
 
 def test_files(folder, tmp_path):
     out = tmp_path / "new" / "figures"
-    paths = figures.draw(folder, out)
+    paths = figures.save(figures.load(folder), out)
     assert sorted(path.name for path in paths) == sorted(f"{name}.{kind}" for name in EXPECTED for kind in ("png", "svg"))
     assert sorted(out.iterdir()) == sorted(paths)
     first = {path: path.read_bytes() for path in paths}
@@ -330,7 +330,7 @@ def test_files(folder, tmp_path):
         assert data.startswith(b"\x89PNG\r\n\x1a\n" if path.suffix == ".png" else b"<?xml")
         if path.suffix == ".png":
             assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (1300, 800)
-    program = "import sys\nfrom fwm_py import figures\nfigures.draw(*sys.argv[1:])"
+    program = "import sys\nfrom fwm_py import figures\nfigures.save(figures.load(sys.argv[1]), sys.argv[2])"
     subprocess.run([sys.executable, "-c", program, folder, out], check=True)
     assert {path: path.read_bytes() for path in out.iterdir()} == first
 
@@ -349,7 +349,7 @@ def test_a_figure_is_replaced_as_a_whole(folder, tmp_path, monkeypatch, losses):
 def test_nothing_to_draw(tmp_path):
     (tmp_path / "logs").mkdir()
     with pytest.raises(ValueError, match="figures: got no whole log of a run that is drawn"):
-        figures.draw(tmp_path / "logs", tmp_path / "out")
+        figures.save(figures.load(tmp_path / "logs"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -357,7 +357,7 @@ def test_nothing_to_draw(tmp_path):
 def test_without_the_packages(module, folder, tmp_path):
     """The module can be imported, and the functions say what to install."""
     program = (f"import sys\nsys.modules[{module!r}] = None\nfrom fwm_py import figures\n"
-               f"try:\n    figures.draw(*sys.argv[1:])\nexcept ImportError as error:\n    print(error)")
+               f"try:\n    figures.save(figures.load(sys.argv[1]), sys.argv[2])\nexcept ImportError as error:\n    print(error)")
     done = subprocess.run([sys.executable, "-c", program, folder, tmp_path], check=True, capture_output=True, text=True)
     assert done.stdout == f"figures need {module}: pip install 'fwm_py[figures]'\n"
 

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import math
 import os
 import random
 import resource
@@ -16,7 +15,7 @@ import pytest
 
 from fwm_py import sweep
 from fwm_py.experiments import COMMANDS, published_losses
-from fwm_py.logs import has_ended, log_name, read_log
+from fwm_py.logs import has_ended, read_log
 from fwm_py.manifest import Manifest
 from fwm_py.retrieval import Settings, train
 from fwm_py.sweep import Refused, cost, reproduce, select
