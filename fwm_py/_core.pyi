@@ -6,6 +6,7 @@ import numpy.typing as npt
 
 _Real = npt.NDArray[np.floating[Any]]
 _Int64 = npt.NDArray[np.int64]
+_StateLike = npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike]
 _Sequences = tuple[_Int64, _Int64, _Int64, _Int64]
 
 class _MapRow(TypedDict):
@@ -21,6 +22,16 @@ class _RuleRow(TypedDict):
     uses_beta: bool
     summary: str
 
+class _KernelRow(TypedDict):
+    function: str
+    scalar_gate: bool
+    channel_gate: bool
+    strength: Literal["", "beta", "b, w"]
+    normalizes: bool
+    has_qk_norm: bool
+    clamps: bool
+    summary: str
+
 class _BuildInfo(TypedDict):
     variant: str
     variants: tuple[str, ...]
@@ -30,6 +41,7 @@ class _BuildInfo(TypedDict):
 
 MAPS: tuple[_MapRow, ...]
 RULES: tuple[_RuleRow, ...]
+KERNELS: tuple[_KernelRow, ...]
 
 def build_info() -> _BuildInfo: ...
 def set_num_threads(n: int, /) -> None: ...
@@ -47,6 +59,20 @@ def rule_backward(
     function: str, dy: npt.ArrayLike, keys: npt.ArrayLike, values: npt.ArrayLike, beta: npt.ArrayLike | None,
     query: npt.ArrayLike, n_values: int, /,
 ) -> tuple[_Real, _Real | None, _Real]: ...
+
+# None stands for what a rule does not have. States are arrays, or pairs of them with normalize.
+def memory_forward(
+    function: str, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike | None,
+    beta: npt.ArrayLike | None, b: npt.ArrayLike | None, w: npt.ArrayLike | None, initial_state: _StateLike | None,
+    scale: float | None, qk_norm: str | None, normalize: bool, eps: float, clamp_first: bool,
+    cu_seqlens: npt.ArrayLike | None, method: str, output_final_state: bool, out: _Real | tuple[_Real, Any] | None, /,
+) -> tuple[_Real, Any]: ...
+def memory_backward(
+    function: str, do: npt.ArrayLike, dfinal_state: _StateLike | None, q: npt.ArrayLike, k: npt.ArrayLike,
+    v: npt.ArrayLike, g: npt.ArrayLike | None, beta: npt.ArrayLike | None, b: npt.ArrayLike | None,
+    w: npt.ArrayLike | None, initial_state: _StateLike | None, scale: float | None, qk_norm: str | None,
+    normalize: bool, eps: float, clamp_first: bool, cu_seqlens: npt.ArrayLike | None, method: str, /,
+) -> tuple[_Real, _Real, _Real, Any, Any, Any, Any, Any]: ...
 def draw_omega(d: int, m: int, generator: Philox | MT19937, /) -> npt.NDArray[np.float32]: ...
 
 class Philox:

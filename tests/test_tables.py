@@ -9,6 +9,7 @@ import pytest
 
 import cases
 import oracle
+import oracle_kernels
 from fwm_py import _core, feature_maps, readouts
 from fwm_py.retrieval import Settings, train
 
@@ -49,6 +50,7 @@ def test_names_are_unique(module, row):
 def test_no_oracle_without_a_row():
     assert set(oracle.MAPS) == {row["name"] for row in _core.MAPS}
     assert set(oracle.RULES) == {row["name"] for row in _core.RULES}
+    assert set(oracle_kernels.RULES) == {row["function"] for row in _core.KERNELS}
 
 
 def test_nothing_public_without_a_row():

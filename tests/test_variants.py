@@ -1,6 +1,7 @@
 """The instruction sets: each variant in a process of its own, forced by FWM_PY_ISA, follows the baseline.
 
-As a program (`python tests/test_variants.py`) this file prints what a variant computes.
+As a program (`python tests/test_variants.py FILE`) this file prints what a variant computes, and writes the general
+kernels' results to an npz file.
 """
 
 import json
@@ -39,12 +40,47 @@ def first_losses():
     return results
 
 
+def kernel_results():
+    """Results and gradients of the general kernels, in both methods and precisions, by a name for each."""
+    from kernel_cases import KERNEL_CASES, METHODS, SIZES
+
+    results = {}
+    for case in KERNEL_CASES:
+        for sizes in SIZES[3:]:
+            for dtype in (np.float32, np.float64):
+                x = case.inputs(sizes, dtype=dtype)
+                for method in METHODS:
+                    of_call = case.forward(x, sizes, method=method)
+                    of_call |= {"d" + name: g for name, g in case.backward(x, sizes, method=method).items()}
+                    results |= {f"{case} {sizes} {method} {name} {array.dtype}": array for name, array in of_call.items()}
+    return results
+
+
 @pytest.fixture(scope="module")
-def results():
-    """What each variant that this processor can run computes, by its name."""
-    printed = {isa: run_python(__file__, isa=isa) for isa in fwm_py.build_info()["variants"]}
-    assert all(process.returncode == 0 for process in printed.values()), printed
-    return {isa: json.loads(process.stdout) for isa, process in printed.items()}
+def computed(tmp_path_factory):
+    """What each variant that this processor can run computes, by its name: losses, and the kernels' arrays."""
+    folder, computed = tmp_path_factory.mktemp("variants"), {}
+    for isa in fwm_py.build_info()["variants"]:
+        process = run_python(__file__, str(folder / f"{isa}.npz"), isa=isa)
+        assert process.returncode == 0, process.stderr
+        with np.load(folder / f"{isa}.npz") as arrays:
+            computed[isa] = json.loads(process.stdout), dict(arrays)
+    return computed
+
+
+@pytest.fixture(scope="module")
+def results(computed):
+    return {isa: losses for isa, (losses, _) in computed.items()}
+
+
+@pytest.mark.parametrize("isa", fwm_py.build_info()["variants"])
+def test_the_kernels_of_a_variant_follow_the_baseline(computed, isa):
+    arrays, expected = computed[isa][1], computed["baseline"][1]
+    assert arrays.keys() == expected.keys() and len(arrays) > 100
+    for name, wanted in expected.items():
+        assert arrays[name].dtype == wanted.dtype
+        largest, tolerance = max(np.abs(wanted).max(initial=0), 0.1), 1e-5 if wanted.dtype == np.float32 else 1e-12
+        assert np.abs(arrays[name] - wanted).max(initial=0) <= tolerance * largest, name
 
 
 @pytest.mark.parametrize("isa", fwm_py.build_info()["variants"])
@@ -80,3 +116,4 @@ def test_a_variant_that_the_processor_lacks_is_refused():
 
 if __name__ == "__main__":
     print(json.dumps(first_losses()))
+    np.savez(sys.argv[1], **kernel_results())

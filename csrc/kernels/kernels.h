@@ -24,6 +24,44 @@ typedef struct {
     const char *summary;
 } FwmRuleInfo;
 
+/* How the general memories are gated, how a write is scaled, and how keys and queries are normalised. */
+typedef enum { FWM_NO_GATE = 0, FWM_SCALAR_GATE = 1, FWM_CHANNEL_GATE = 2 } FwmGate;
+typedef enum { FWM_NO_STRENGTH, FWM_BETA, FWM_ERASE_AND_WRITE } FwmStrength;
+typedef enum { FWM_NO_NORM, FWM_L2_NORM, FWM_SUM_NORM } FwmNorm;
+
+typedef struct {
+    const char *function; /* in fwm_py.kernels */
+    bool scalar_gate, channel_gate; /* g is (B, T, HV), or (B, T, HV, K); with neither there is no g */
+    FwmStrength strength; /* nothing; beta (B, T, HV); b (B, T, HV, K) and w (B, T, HV, V) */
+    bool normalizes;      /* has normalize and eps, and the sum of keys as part of the state */
+    bool has_qk_norm;
+    bool clamps;          /* has clamp_first */
+    const char *summary;
+} FwmMemoryInfo;
+
+/* One call of a general memory: n_sequences, whose tokens stand one behind the other. Arrays are packed, of the copy's number
+ * type; offsets count tokens. HQ is H, or a multiple of HV; HV is a multiple of H. NULL where a call has no such array. */
+typedef struct {
+    size_t rule;                  /* row of the table */
+    FwmGate gate;
+    FwmNorm qk_norm;
+    bool normalize, clamp_first;
+    bool recurrent;               /* the plain recurrence in place of the fast form */
+    double scale, eps;
+    size_t n_sequences;
+    const int64_t *offsets;       /* n_sequences + 1, from 0 */
+    size_t HQ, H, HV, K, V;
+    const void *q, *k, *v;        /* (tokens, HQ, K), (tokens, H, K), (tokens, HV, V) */
+    const void *g;                /* (tokens, HV) or (tokens, HV, K) */
+    const void *beta, *b, *w;     /* (tokens, HV), (tokens, HV, K), (tokens, HV, V) */
+    const void *initial_state;    /* (n_sequences, HV, K, V) */
+    const void *initial_sum;      /* (n_sequences, H, K): of keys, if normalize */
+    void *o;                      /* (tokens, max(HQ, HV), V) */
+    void *final_state, *final_sum; /* may be the initial ones */
+    const void *dout, *dfinal_state, *dfinal_sum;
+    void *dq, *dk, *dv, *dg, *dbeta, *db, *dw, *dinitial_state, *dinitial_sum;
+} FwmMemory;
+
 typedef struct FwmModel FwmModel;
 typedef struct FwmBatch FwmBatch;
 typedef struct FwmEvaluation FwmEvaluation;
@@ -57,6 +95,15 @@ typedef struct {
     /* FAVOR+: normals (d x d blocks, one behind the other, as drawn) become omega (d x m). */
     size_t (*make_omega_scratch)(size_t d); /* bytes */
     void (*make_omega)(size_t d, size_t m, const float *normals, void *omega, void *scratch);
+
+    /* The general memories: every token of every head gets an output. scratch: bytes for this call. */
+    struct {
+        const FwmMemoryInfo *(*info)(size_t row); /* NULL behind the last row */
+        size_t (*forward_scratch)(const FwmMemory *, int threads);
+        size_t (*backward_scratch)(const FwmMemory *, int threads);
+        void (*forward)(const FwmMemory *, int threads, void *scratch);
+        void (*backward)(const FwmMemory *, int threads, void *scratch);
+    } memory;
 
     /* The model of the experiments (kernels/model/model.h). */
     struct {

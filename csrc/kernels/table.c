@@ -6,6 +6,7 @@
 #include "kernels/kernels.h"
 #include "kernels/maps/map.h"
 #include "kernels/maps/omega.h"
+#include "kernels/memory/memory.h"
 #include "kernels/model/model_entry.h"
 #include "kernels/readouts/readout.h"
 
@@ -197,6 +198,31 @@ static void make_omega(size_t d, size_t m, const float *normals, void *omega, vo
         orthogonal_block(d, normals + first * d, fwm_min(d, m - first), (real *)omega + first, m, scratch);
 }
 
+static const FwmMemoryInfo *memory_info(size_t row)
+{
+    return memory_rules[row] ? &memory_rules[row]->info : NULL;
+}
+
+static size_t memory_forward_scratch(const FwmMemory *m, int threads)
+{
+    return memory_rules[m->rule]->forward_scratch(m, threads);
+}
+
+static size_t memory_backward_scratch(const FwmMemory *m, int threads)
+{
+    return memory_rules[m->rule]->backward_scratch(m, threads);
+}
+
+static void memory_forward(const FwmMemory *m, int threads, void *scratch)
+{
+    memory_rules[m->rule]->forward(m, threads, scratch);
+}
+
+static void memory_backward(const FwmMemory *m, int threads, void *scratch)
+{
+    memory_rules[m->rule]->backward(m, threads, scratch);
+}
+
 #define fwm_kernels FWM_NAME(kernels)
 
 const FwmKernels fwm_kernels = {
@@ -215,6 +241,13 @@ const FwmKernels fwm_kernels = {
     .rule_backward = rule_backward,
     .make_omega_scratch = make_omega_scratch,
     .make_omega = make_omega,
+    .memory = {
+        .info = memory_info,
+        .forward_scratch = memory_forward_scratch,
+        .backward_scratch = memory_backward_scratch,
+        .forward = memory_forward,
+        .backward = memory_backward,
+    },
     .model = {
         .activations = model_activations,
         .scratch = model_scratch,

@@ -18,9 +18,22 @@ static const char *type_name(int type)
     return type == NPY_FLOAT ? "float32" : "float64";
 }
 
-PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const char *like)
+PyArrayObject *fwm_any_array(PyObject *given, const char *name)
 {
     PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(given);
+    if (!any && PyErr_ExceptionMatches(PyExc_ValueError))
+        PyErr_Format(PyExc_ValueError, "%s: got %.100s, expected an array, or lists of the same length", name, Py_TYPE(given)->tp_name);
+    return any;
+}
+
+PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const char *like)
+{
+    if (PyArray_CheckExact(given) && PyArray_ISCARRAY_RO((PyArrayObject *)given)) { /* as a rule there is nothing to do */
+        const int as_is = PyArray_TYPE((PyArrayObject *)given);
+        if (type ? as_is == type : as_is == NPY_FLOAT || as_is == NPY_DOUBLE)
+            return (PyArrayObject *)Py_NewRef(given);
+    }
+    PyArrayObject *any = fwm_any_array(given, name);
     if (!any)
         return NULL;
     const int got = PyArray_TYPE(any);
@@ -90,7 +103,7 @@ static void report_outside(PyArrayObject *array, const char *name, int is_unsign
 PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *letters, int rank, const npy_intp *shape, long long low,
                                long long high)
 {
-    PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(given);
+    PyArrayObject *any = fwm_any_array(given, name);
     if (!any)
         return NULL;
     const int is_unsigned = PyTypeNum_ISUNSIGNED(PyArray_TYPE(any));
@@ -149,6 +162,19 @@ Py_ssize_t fwm_find_rule(PyObject *name, const char *argument)
         if (strcmp(info->function, text) == 0 || strcmp(info->name, text) == 0)
             return (Py_ssize_t)row;
     PyErr_Format(PyExc_ValueError, "%s: got %R, expected the name of an update rule", argument, name);
+    return -1;
+}
+
+Py_ssize_t fwm_find_memory(PyObject *name, const char *argument)
+{
+    const char *text;
+    if (!is_text(name, argument, &text))
+        return -1;
+    const FwmMemoryInfo *info;
+    for (size_t row = 0; (info = fwm_kernels_f32()->memory.info(row)); row++)
+        if (strcmp(info->function, text) == 0)
+            return (Py_ssize_t)row;
+    PyErr_Format(PyExc_ValueError, "%s: got %R, expected the name of a function of fwm_py.kernels", argument, name);
     return -1;
 }
 

@@ -7,6 +7,9 @@
 
 #include "kernels/kernels.h"
 
+/* An array of any type, as NumPy makes one of what is given. */
+PyArrayObject *fwm_any_array(PyObject *given, const char *name);
+
 /* An array of float32 or float64; type 0 accepts both, else NPY_FLOAT or NPY_DOUBLE is asked for because `like` has it. */
 PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const char *like);
 
@@ -23,10 +26,11 @@ PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *le
 /* The kernels of an array's precision. */
 const FwmKernels *fwm_kernels_for(PyArrayObject *array);
 
-/* A row of the table of maps or rules by the name of its function or on the command line; -1 with an exception that names
- * `argument`. */
+/* A row of the table of maps or rules by the name of its function or on the command line, or of the general memories by the
+ * name of its function; -1 with an exception that names `argument`. */
 Py_ssize_t fwm_find_map(PyObject *name, const char *argument);
 Py_ssize_t fwm_find_rule(PyObject *name, const char *argument);
+Py_ssize_t fwm_find_memory(PyObject *name, const char *argument);
 
 /* bytes for each of `count` users, aligned; NULL with a MemoryError. Freed with free(). */
 void *fwm_scratch(size_t count, size_t bytes, size_t *stride);

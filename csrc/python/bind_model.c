@@ -7,6 +7,7 @@
 #define NO_IMPORT_ARRAY
 #include <numpy/arrayobject.h>
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "python/args.h"
@@ -21,10 +22,8 @@ typedef struct {
     PyObject_HEAD
     FwmModel model;
     int type; /* NPY_FLOAT or NPY_DOUBLE */
-    bool busy;
+    atomic_bool busy;
 } ModelObject;
-
-static PyTypeObject *model_type;
 
 /* ---- life ---- */
 
@@ -121,18 +120,23 @@ static void model_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+static void release(ModelObject *self)
+{
+    atomic_store(&self->busy, false);
+}
+
 /* Claims the model for a call and makes room for it; 0, or -1 with an exception. */
 static int claim(ModelObject *self)
 {
-    if (self->busy) {
+    if (atomic_exchange(&self->busy, true)) {
         PyErr_SetString(PyExc_RuntimeError, "this Model is in use by another thread");
         return -1;
     }
     if (fwm_model_reserve(&self->model) < 0) {
+        release(self);
         PyErr_NoMemory();
         return -1;
     }
-    self->busy = true;
     return 0;
 }
 
@@ -283,7 +287,7 @@ static PyObject *run_batch(PyObject *object, PyObject *args, const char *format,
             loss = model->kernels->model.step(model, &a.batch, lr);
         Py_END_ALLOW_THREADS
         out = purpose == GRADIENTS ? gradients(self) : PyFloat_FromDouble(loss);
-        self->busy = false;
+        release(self);
     }
     release_batch(&a);
     return out && purpose == GRADIENTS ? Py_BuildValue("(dN)", loss, out) : out;
@@ -318,7 +322,7 @@ static PyObject *model_read_out(PyObject *object, PyObject *args)
             Py_BEGIN_ALLOW_THREADS
             self->model.kernels->model.read_out(&self->model, &a.batch, PyArray_DATA((PyArrayObject *)y));
             Py_END_ALLOW_THREADS
-            self->busy = false;
+            release(self);
         } else {
             Py_CLEAR(y);
         }
@@ -353,7 +357,7 @@ static PyObject *model_evaluate(PyObject *object, PyObject *given)
         Py_BEGIN_ALLOW_THREADS
         status = fwm_evaluate(&self->model, stream, &loss);
         Py_END_ALLOW_THREADS
-        self->busy = false;
+        release(self);
         if (status < 0)
             PyErr_NoMemory();
     }
@@ -404,10 +408,12 @@ PyObject *fwm_py_train(PyObject *Py_UNUSED(module), PyObject *args)
     Callbacks callbacks = {0};
     double lr;
     long long max_steps;
-    if (!PyArg_ParseTuple(args, "O!OdOOO:train", model_type, &object, &given, &lr, &given_steps, &callbacks.on_evaluation,
+    if (!PyArg_ParseTuple(args, "OOdOOO:train", &object, &given, &lr, &given_steps, &callbacks.on_evaluation,
                           &callbacks.on_progress) ||
         fwm_integer_argument(given_steps, "max_steps", 0, 1LL << 62, &max_steps) < 0)
         return NULL;
+    if (Py_TYPE(object)->tp_dealloc != model_dealloc) /* no class can be derived from Model */
+        return PyErr_Format(PyExc_TypeError, "model: got %.100s, expected a Model", Py_TYPE(object)->tp_name);
     if (!(lr > 0 && lr <= 1e300))
         return PyErr_Format(PyExc_ValueError, "lr: expected a finite number above 0");
     ModelObject *self = (ModelObject *)object;
@@ -422,7 +428,7 @@ PyObject *fwm_py_train(PyObject *Py_UNUSED(module), PyObject *args)
     callbacks.state = PyEval_SaveThread();
     const FwmTrainStatus status = fwm_train(&self->model, stream, lr, (uint64_t)max_steps, &table);
     PyEval_RestoreThread(callbacks.state);
-    self->busy = false;
+    release(self);
     fwm_random_release(given);
     if (status == FWM_TRAIN_NO_MEMORY)
         PyErr_NoMemory();
@@ -458,7 +464,6 @@ int fwm_add_model_type(PyObject *module)
     PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
     if (!type)
         return -1;
-    model_type = (PyTypeObject *)type;
     const int status = PyModule_AddObjectRef(module, "Model", type);
     Py_DECREF(type);
     return status;

@@ -138,11 +138,12 @@ static PyObject *mt19937_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 static PyObject *source_normal(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     long long n, highest = source_of(self)->kind == FWM_PHILOX ? HIGHEST_WORD : HIGHEST_LENGTH;
-    if (only_integer(args, kwargs, "O:normal", "n", 0, highest, &n) < 0 || fwm_check_idle(self) < 0)
+    if (only_integer(args, kwargs, "O:normal", "n", 0, highest, &n) < 0 || fwm_random_claim(self) < 0)
         return NULL;
     PyObject *out = new_vector((npy_intp)n, NPY_FLOAT32);
     if (out != NULL)
         fwm_next_normal_block(source_of(self), (size_t)n, data_of(out));
+    fwm_random_release(self);
     return out;
 }
 
@@ -164,14 +165,13 @@ static FwmMT19937 *bits_of(PyObject *self)
 static PyObject *mt19937_uint32(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     long long n;
-    if (only_integer(args, kwargs, "O:uint32", "n", 0, HIGHEST_LENGTH, &n) < 0 || fwm_check_idle(self) < 0)
+    if (only_integer(args, kwargs, "O:uint32", "n", 0, HIGHEST_LENGTH, &n) < 0 || fwm_random_claim(self) < 0)
         return NULL;
     PyObject *out = new_vector((npy_intp)n, NPY_UINT32);
-    if (out == NULL)
-        return NULL;
-    uint32_t *words = data_of(out);
-    for (long long i = 0; i < n; i++)
+    uint32_t *words = out != NULL ? data_of(out) : NULL;
+    for (long long i = 0; out != NULL && i < n; i++)
         words[i] = fwm_mt19937_next(bits_of(self));
+    fwm_random_release(self);
     return out;
 }
 
@@ -184,26 +184,30 @@ static PyObject *mt19937_uniform(PyObject *self, PyObject *args, PyObject *kwarg
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO:uniform", names, &given_n, &given_low,
                                      &given_high) ||
         fwm_integer_argument(given_n, "n", 0, HIGHEST_LENGTH, &n) < 0 ||
-        finite_argument(given_low, "low", &low) < 0 || finite_argument(given_high, "high", &high) < 0 ||
-        fwm_check_idle(self) < 0)
+        finite_argument(given_low, "low", &low) < 0 || finite_argument(given_high, "high", &high) < 0)
         return NULL;
     if (low > high || !isfinite(high - low)) {
         PyErr_SetString(PyExc_ValueError, low > high ? "low must not be above high"
                                                      : "low and high must differ by a finite float32");
         return NULL;
     }
+    if (fwm_random_claim(self) < 0)
+        return NULL;
     PyObject *out = new_vector((npy_intp)n, NPY_FLOAT32);
     if (out != NULL)
         fwm_torch_uniform(&source_of(self)->torch_cpu, (size_t)n, low, high, data_of(out));
+    fwm_random_release(self);
     return out;
 }
 
 static PyObject *mt19937_bounded(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     long long max;
-    if (only_integer(args, kwargs, "O:bounded", "max", 0, HIGHEST_WORD, &max) < 0 || fwm_check_idle(self) < 0)
+    if (only_integer(args, kwargs, "O:bounded", "max", 0, HIGHEST_WORD, &max) < 0 || fwm_random_claim(self) < 0)
         return NULL;
-    return PyLong_FromUnsignedLong(fwm_numpy_bounded(bits_of(self), (uint32_t)max));
+    const uint32_t drawn = fwm_numpy_bounded(bits_of(self), (uint32_t)max);
+    fwm_random_release(self);
+    return PyLong_FromUnsignedLong(drawn);
 }
 
 /* choice(n, size, replace) as int64; a permutation is the choice of all n without replacement. */
@@ -214,11 +218,15 @@ static PyObject *choice(PyObject *self, uint32_t n, Py_ssize_t size, bool replac
     if (out == NULL)
         return NULL;
     int32_t *drawn = PyMem_Malloc(((size_t)size + n_scratch) * sizeof *drawn);
-    if (drawn == NULL) {
+    if (drawn == NULL)
+        PyErr_NoMemory();
+    if (drawn == NULL || fwm_random_claim(self) < 0) {
+        PyMem_Free(drawn);
         Py_DECREF(out);
-        return PyErr_NoMemory();
+        return NULL;
     }
     fwm_numpy_choice(bits_of(self), n, (size_t)size, replace, drawn, drawn + size);
+    fwm_random_release(self);
     int64_t *wide = data_of(out);
     for (Py_ssize_t i = 0; i < size; i++)
         wide[i] = drawn[i];
@@ -229,8 +237,7 @@ static PyObject *choice(PyObject *self, uint32_t n, Py_ssize_t size, bool replac
 static PyObject *mt19937_permutation(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     long long n;
-    if (only_integer(args, kwargs, "O:permutation", "n", 0, HIGHEST_POPULATION, &n) < 0 ||
-        fwm_check_idle(self) < 0)
+    if (only_integer(args, kwargs, "O:permutation", "n", 0, HIGHEST_POPULATION, &n) < 0)
         return NULL;
     return choice(self, (uint32_t)n, (Py_ssize_t)n, false);
 }
@@ -243,8 +250,7 @@ static PyObject *mt19937_choice(PyObject *self, PyObject *args, PyObject *kwargs
     long long n, size;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOp:choice", names, &given_n, &given_size, &replace) ||
         fwm_integer_argument(given_n, "n", 1, HIGHEST_POPULATION, &n) < 0 ||
-        fwm_integer_argument(given_size, "size", 0, replace ? HIGHEST_LENGTH : n, &size) < 0 ||
-        fwm_check_idle(self) < 0)
+        fwm_integer_argument(given_size, "size", 0, replace ? HIGHEST_LENGTH : n, &size) < 0)
         return NULL;
     return choice(self, (uint32_t)n, (Py_ssize_t)size, replace);
 }
@@ -368,23 +374,15 @@ FwmBlockSource *fwm_block_source_of(PyObject *object)
     return NULL;
 }
 
-int fwm_check_idle(PyObject *object)
+int fwm_random_claim(PyObject *object)
 {
-    if (!((FwmRandomObject *)object)->busy)
+    if (!atomic_exchange(&((FwmRandomObject *)object)->busy, true))
         return 0;
     PyErr_Format(PyExc_RuntimeError, "this %.100s is in use by another thread", Py_TYPE(object)->tp_name);
     return -1;
 }
 
-int fwm_random_claim(PyObject *object)
-{
-    if (fwm_check_idle(object) < 0)
-        return -1;
-    ((FwmRandomObject *)object)->busy = true;
-    return 0;
-}
-
 void fwm_random_release(PyObject *object)
 {
-    ((FwmRandomObject *)object)->busy = false;
+    atomic_store(&((FwmRandomObject *)object)->busy, false);
 }

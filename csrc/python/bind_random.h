@@ -3,6 +3,8 @@
 #ifndef FWM_PYTHON_BIND_RANDOM_H
 #define FWM_PYTHON_BIND_RANDOM_H
 
+#include <stdatomic.h>
+
 #include "random/omega_draws.h"
 #include "retrieval/stream.h"
 
@@ -18,9 +20,8 @@ FwmStream *fwm_stream_of(PyObject *object);
  * others. */
 FwmBlockSource *fwm_block_source_of(PyObject *object);
 
-/* Whoever uses the inside of a Stream, Philox or MT19937 without the GIL claims the object first: until
- * it is released its methods, and a second claim, raise RuntimeError. 0, or -1 with that exception. Call
- * both with the GIL held. */
+/* Whoever uses the inside of a Stream, Philox or MT19937 claims the object first, its own methods too:
+ * until it is released a second claim raises RuntimeError. 0, or -1 with that exception. */
 int fwm_random_claim(PyObject *object);
 void fwm_random_release(PyObject *object);
 
@@ -33,7 +34,7 @@ void fwm_random_release(PyObject *object);
 /* How every object of these types begins. None can be subclassed, so tp_dealloc tells them apart. */
 typedef struct {
     PyObject_HEAD
-    bool busy;          /* claimed */
+    atomic_bool busy;   /* claimed */
 } FwmRandomObject;
 
 int fwm_add_type(PyObject *module, PyType_Spec *spec);
@@ -43,8 +44,5 @@ int fwm_add_stream_type(PyObject *module);
  * range. */
 int fwm_integer_argument(PyObject *given, const char *name, long long lowest, long long highest,
                          long long *value);
-
-/* 0, or -1 with a RuntimeError if the object is claimed. */
-int fwm_check_idle(PyObject *object);
 
 #endif

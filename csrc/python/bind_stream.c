@@ -124,13 +124,14 @@ static PyObject *evaluation_of(FwmStream *stream)
 
 static PyObject *draw_from_stream(PyObject *self, PyObject *(*draw)(FwmStream *))
 {
-    if (fwm_check_idle(self) < 0)
+    if (fwm_random_claim(self) < 0)
         return NULL;
     FwmStream *stream = &((StreamObject *)self)->stream;
     FwmMT19937 before = stream->bits;
     PyObject *drawn = draw(stream);
     if (drawn == NULL)
         stream->bits = before;
+    fwm_random_release(self);
     return drawn;
 }
 

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "python/bind_maps.h"
+#include "python/bind_memory.h"
 #include "python/bind_model.h"
 #include "python/bind_random.h"
 #include "python/bind_readouts.h"
@@ -135,7 +136,10 @@ static int execute(PyObject *module)
         return -1;
     }
     fwm_threads_start();
-    return add_maps(module) < 0 || add_rules(module) < 0 || fwm_add_random_types(module) < 0 || fwm_add_model_type(module) < 0 ? -1 : 0;
+    return add_maps(module) < 0 || add_rules(module) < 0 || fwm_add_memory_table(module) < 0 || fwm_add_random_types(module) < 0 ||
+                   fwm_add_model_type(module) < 0
+               ? -1
+               : 0;
 }
 
 static PyMethodDef functions[] = {
@@ -147,12 +151,17 @@ static PyMethodDef functions[] = {
     {"draw_omega", fwm_py_draw_omega, METH_VARARGS, NULL},
     {"rule_forward", fwm_py_rule_forward, METH_VARARGS, NULL},
     {"rule_backward", fwm_py_rule_backward, METH_VARARGS, NULL},
+    {"memory_forward", (PyCFunction)(void (*)(void))fwm_py_memory_forward, METH_FASTCALL, NULL},
+    {"memory_backward", (PyCFunction)(void (*)(void))fwm_py_memory_backward, METH_FASTCALL, NULL},
     {"train", fwm_py_train, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, execute},
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* what threads share is atomic, or claimed by one of them (bind_random.h) */
+#endif
     {0, NULL},
 };
 

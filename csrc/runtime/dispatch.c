@@ -2,6 +2,7 @@
  * that the processor lacks is never chosen. */
 #include "runtime/dispatch.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -54,7 +55,7 @@ static const Variant variants[] = {
 };
 #define N_VARIANTS (sizeof variants / sizeof variants[0])
 
-static const Variant *chosen = &variants[0];
+static const Variant *_Atomic chosen = &variants[0];
 
 static void list_usable(char *out, size_t size)
 {
@@ -80,17 +81,17 @@ const char *fwm_choose_variant(const char *name, char *message, size_t message_s
         return NULL;
     }
     chosen = found;
-    return chosen->name;
+    return found->name;
 }
 
 const FwmKernels *fwm_kernels_f32(void)
 {
-    return chosen->f32;
+    return atomic_load_explicit(&chosen, memory_order_relaxed)->f32;
 }
 
 const FwmKernels *fwm_kernels_f64(void)
 {
-    return chosen->f64;
+    return atomic_load_explicit(&chosen, memory_order_relaxed)->f64;
 }
 
 const char *fwm_usable_variant(size_t i)

@@ -4,6 +4,7 @@
 #endif
 #include "runtime/threads.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #ifdef __linux__
 #include <sched.h>
@@ -13,12 +14,12 @@
 #include <pthread.h>
 #endif
 
-static int num_threads = 1;
+static atomic_int num_threads = 1;
 
 #ifdef _OPENMP
 /* libgomp hangs in a child that was forked after a parallel region: its threads did not come along. Such a child works on
  * one thread. */
-static int after_fork = 0;
+static atomic_int after_fork = 0;
 
 static void in_child(void)
 {
@@ -45,9 +46,9 @@ void fwm_threads_start(void)
 {
     num_threads = default_threads();
 #ifdef _OPENMP
-    static int registered = 0;
-    if (!registered)
-        registered = pthread_atfork(NULL, NULL, in_child) == 0;
+    static atomic_flag registered = ATOMIC_FLAG_INIT;
+    if (!atomic_flag_test_and_set(&registered) && pthread_atfork(NULL, NULL, in_child) != 0)
+        atomic_flag_clear(&registered);
 #endif
 }
 

@@ -136,6 +136,32 @@ static inline real sum(size_t n, const real *x)
     return vec_sum(s0 + s1);
 }
 
+/* y = x, rows of any length: a call of memcpy costs more than a short row. */
+static inline void copy(size_t n, const real *restrict x, real *restrict y)
+{
+    size_t i = 0;
+    for (; i + FWM_LANES <= n; i += FWM_LANES)
+        vec_store(y + i, vec_load(x + i));
+    for (; i < n; i++)
+        y[i] = x[i];
+}
+
+/* x (ld numbers) = from (n numbers, NULL for none), padded with zeros */
+static inline void load_row(size_t n, size_t ld, const real *restrict from, real *restrict x)
+{
+    const size_t there = from ? n : 0;
+    copy(there, from, x);
+    for (size_t i = there; i < ld; i++)
+        x[i] = 0;
+}
+
+/* out = a x, which may be the same row */
+static inline void scale(size_t n, real a, const real *x, real *out)
+{
+    for (size_t i = 0; i < n; i += FWM_LANES)
+        vec_store(out + i, a * vec_load(x + i));
+}
+
 /* y += a x */
 static inline void add_scaled(size_t n, real a, const real *restrict x, real *restrict y)
 {

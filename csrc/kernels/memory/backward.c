@@ -1,0 +1,316 @@
+/* The family, backward. Everything is made again from the inputs: a first pass leaves the state before each segment of chunks
+ * (a checkpoint); then, segment by segment from the last, the state before each chunk and the values written in it, and, chunk by
+ * chunk from the last, the gradients (slab_backward.c, chunk_backward.c).
+ *
+ * The columns' shares of a chunk's gradients are added up slab by slab, and the value heads of a key head add to its dk and dq in
+ * order, whichever thread made them: the bits do not depend on the number of threads. With as many key heads as threads, a task is
+ * a key head. With fewer, heads run one after the other, and the threads share the slabs and the chunks of a segment. */
+#include <string.h>
+
+#include "kernels/memory/family.h"
+#include "kernels/memory/recurrent.h"
+#include "kernels/memory/slab.h"
+#include "runtime/subnormals.h"
+#include "runtime/threads.h"
+
+#define SHORTEST_SEGMENT 8                    /* chunks: their states fit the second-level cache */
+#define CHECKPOINT_BYTES ((size_t)12 << 20) /* of a head; with more, segments get longer */
+
+typedef struct {
+    const FwmMemory *m;
+    ChunkShape shape, writing; /* with the queries, and without */
+    size_t slabs, slab_size;   /* numbers of a slab */
+    size_t longest, segment;   /* chunks of the longest sequence, of a segment */
+    int outer, inner;          /* threads over key heads, and threads within a head */
+    size_t parts;              /* chunks whose gradients are kept by slab: 1, or a segment if threads share it */
+    char *scratch;
+    size_t stride;
+} Backward;
+
+typedef struct {
+    real *checkpoints; /* segments x slabs x slab_size */
+    real *z0;          /* (longest + 1) x ld: the sum of keys before each chunk, with normalize */
+    Chunk *chunks;     /* a segment */
+    real *S0, *N;      /* (a segment + 1) x slabs x slab_size; a segment x slabs x C x W */
+    real *dS;          /* slabs x slab_size */
+    real *dz;          /* ld */
+    ChunkGradients *shares, *sums; /* parts x slabs, parts */
+    char *thread_scratch;
+    size_t thread_stride;
+} Memory;
+
+/* One head on its way: what the loops over its slabs and chunks share. */
+typedef struct {
+    const Backward *f;
+    const Head *h;
+    const Memory *w;
+    size_t chunk0, count; /* of the segment */
+} Pass;
+
+static size_t largest(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static ChunkGradients *take_all_gradients(const Backward *f, size_t n, bool there, uintptr_t *next)
+{
+    ChunkGradients *all = take(next, n * sizeof *all);
+    for (size_t i = 0; i < n; i++) {
+        const ChunkGradients one = take_gradients(&f->shape, next);
+        if (there)
+            all[i] = one;
+    }
+    return all;
+}
+
+static Memory take_memory(const Backward *f, uintptr_t *next)
+{
+    const bool there = *next != 0;
+    const size_t slab = f->slab_size * sizeof(real), segments = fwm_tiles(f->longest, f->segment), ld = f->shape.ld;
+    Memory w;
+    w.checkpoints = take(next, segments * f->slabs * slab);
+    w.z0 = take(next, f->shape.normalize ? (f->longest + 1) * ld * sizeof(real) : 0);
+    w.chunks = take(next, f->segment * sizeof(Chunk));
+    for (size_t i = 0; i < f->segment; i++) {
+        const Chunk c = take_chunk(&f->shape, next);
+        if (there)
+            w.chunks[i] = c;
+    }
+    w.S0 = take(next, (f->segment + 1) * f->slabs * slab);
+    w.N = take(next, f->segment * f->slabs * C * W * sizeof(real));
+    w.dS = take(next, f->slabs * slab);
+    w.dz = take(next, ld * sizeof(real));
+    w.shares = take_all_gradients(f, f->parts * f->slabs, there, next);
+    w.sums = take_all_gradients(f, f->parts, there, next);
+    w.thread_stride = largest(chunk_scratch(&f->shape), largest(slab_scratch(&f->shape), slab_backward_scratch(&f->shape)));
+    w.thread_stride = (w.thread_stride + 63) / 64 * 64;
+    w.thread_scratch = take(next, w.thread_stride * (size_t)f->inner);
+    return w;
+}
+
+static void *scratch_of(const Pass *p, int thread)
+{
+    return p->w->thread_scratch + (size_t)thread * p->w->thread_stride;
+}
+
+static real *slab_in(const Pass *p, real *slabs, size_t index, size_t slab)
+{
+    return slabs + (index * p->f->slabs + slab) * p->f->slab_size;
+}
+
+/* The chunk without its queries. */
+static Chunk without_queries(const Pass *p, size_t i)
+{
+    Chunk c = p->w->chunks[i];
+    c.shape = p->f->writing;
+    return c;
+}
+
+static void prepare_task(void *context, size_t i, int thread)
+{
+    const Pass *p = context;
+    if (p->f->shape.normalize)
+        p->w->chunks[i].z0 = p->w->z0 + (p->chunk0 + i) * p->f->shape.ld;
+    (void)thread;
+    prepare_chunk(p->h, (p->chunk0 + i) * C, &p->w->chunks[i]);
+    prepare_chunk_backward(&p->w->chunks[i]);
+}
+
+static void prepare_writing_task(void *context, size_t i, int thread)
+{
+    const Pass *p = context;
+    Chunk c = without_queries(p, i);
+    (void)thread;
+    prepare_chunk(p->h, (p->chunk0 + i) * C, &c);
+    p->w->chunks[i].n = c.n;
+}
+
+/* A slab over a segment: from the checkpoint before it to the one behind. */
+static void checkpoint_task(void *context, size_t slab, int thread)
+{
+    const Pass *p = context;
+    const size_t segment = p->chunk0 / p->f->segment;
+    const Slab columns = slab_of(p->h->V, slab);
+    const real *before = slab_in(p, p->w->checkpoints, segment, slab);
+    real *S = slab_in(p, p->w->checkpoints, segment + 1, slab), *N = p->w->N + slab * C * W;
+    for (size_t i = 0; i < p->count; i++) {
+        const Chunk c = without_queries(p, i);
+        write_chunk(p->h, (p->chunk0 + i) * C, &c, &columns, i ? S : before, S, N, scratch_of(p, thread));
+    }
+}
+
+/* The states before the segment's chunks, and what is written in them. */
+static void states_task(void *context, size_t slab, int thread)
+{
+    const Pass *p = context;
+    const Slab columns = slab_of(p->h->V, slab);
+    memcpy(slab_in(p, p->w->S0, 0, slab), slab_in(p, p->w->checkpoints, p->chunk0 / p->f->segment, slab),
+           p->f->slab_size * sizeof(real));
+    for (size_t i = 0; i < p->count; i++) {
+        const Chunk c = without_queries(p, i);
+        write_chunk(p->h, (p->chunk0 + i) * C, &c, &columns, slab_in(p, p->w->S0, i, slab), slab_in(p, p->w->S0, i + 1, slab),
+                    p->w->N + (i * p->f->slabs + slab) * C * W, scratch_of(p, thread));
+    }
+}
+
+static void slab_chunk(const Pass *p, size_t i, size_t slab, int thread)
+{
+    const size_t slabs = p->f->slabs;
+    const Slab columns = slab_of(p->h->V, slab);
+    write_chunk_backward(p->h, (p->chunk0 + i) * C, &p->w->chunks[i], &columns, slab_in(p, p->w->S0, i, slab),
+                         p->w->N + (i * slabs + slab) * C * W, p->w->dS + slab * p->f->slab_size,
+                         &p->w->shares[i % p->f->parts * slabs + slab], scratch_of(p, thread));
+}
+
+/* A slab over the segment, from its end. */
+static void slab_task(void *context, size_t slab, int thread)
+{
+    const Pass *p = context;
+    for (size_t i = p->count; i-- > 0;)
+        slab_chunk(p, i, slab, thread);
+}
+
+static void finish_task(void *context, size_t i, int thread)
+{
+    const Pass *p = context;
+    const size_t slabs = p->f->slabs;
+    ChunkGradients *shares = p->w->shares + i % p->f->parts * slabs, *total = &shares[0];
+    for (size_t slab = 1; slab < slabs; slab++)
+        add_gradients(&p->f->shape, &shares[slab], total);
+    finish_chunk(p->h, (p->chunk0 + i) * C, &p->w->chunks[i], total, p->w->dz, scratch_of(p, thread));
+}
+
+static void last_task(void *context, size_t i, int thread)
+{
+    const Pass *p = context;
+    finish_task(context, p->count - 1 - i, thread);
+}
+
+/* The gradients of a segment: chunk by chunk, while its numbers are in the cache, or shared among threads. */
+static void segment_backward(Pass *p)
+{
+    const int inner = p->f->inner;
+    fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, prepare_task, p);
+    fwm_parallel_for(inner, p->f->slabs, states_task, p);
+    if (inner > 1) {
+        fwm_parallel_for(inner, p->f->slabs, slab_task, p);
+        fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, last_task, p);
+        return;
+    }
+    for (size_t i = p->count; i-- > 0;) {
+        for (size_t slab = 0; slab < p->f->slabs; slab++)
+            slab_chunk(p, i, slab, 0);
+        finish_task(p, i, 0);
+    }
+}
+
+/* The sums of keys before all chunks. */
+static void sum_keys(const Head *h, const Backward *f, const Memory *w)
+{
+    const size_t ld = f->shape.ld;
+    load_row(h->K, ld, h->initial_sum, w->z0);
+    for (size_t t = 0; t < h->T; t++) {
+        const real *k = token(h->k, t);
+        real *z = w->z0 + t / C * ld;
+        if (t % C == 0)
+            memcpy(z + ld, z, ld * sizeof(real));
+        for (size_t i = 0; i < h->K; i++)
+            z[ld + i] += k[i];
+    }
+}
+
+static void backward_head(const Backward *f, const Head *h, const Memory *w)
+{
+    const size_t chunks = fwm_tiles(h->T, C), segments = fwm_tiles(chunks, f->segment), K = h->K, V = h->V;
+    Pass p = {.f = f, .h = h, .w = w};
+    for (size_t slab = 0; slab < f->slabs; slab++) {
+        const Slab columns = slab_of(V, slab);
+        load_slab(&columns, K, V, h->initial_state, slab_in(&p, w->checkpoints, 0, slab));
+        load_slab(&columns, K, V, h->dfinal_state, slab_in(&p, w->dS, 0, slab));
+    }
+    load_row(K, f->shape.ld, h->dfinal_sum, w->dz);
+    if (f->shape.normalize)
+        sum_keys(h, f, w);
+    p.count = f->segment;
+    for (p.chunk0 = 0; p.chunk0 + f->segment < segments * f->segment; p.chunk0 += f->segment) {
+        fwm_parallel_for(f->inner, p.count, prepare_writing_task, &p);
+        fwm_parallel_for(f->inner, f->slabs, checkpoint_task, &p);
+    }
+    for (size_t segment = segments; segment-- > 0;) {
+        p.chunk0 = segment * f->segment;
+        p.count = fwm_min(f->segment, chunks - p.chunk0);
+        segment_backward(&p);
+    }
+    for (size_t slab = 0; slab < f->slabs && h->dinitial_state; slab++) {
+        const Slab columns = slab_of(V, slab);
+        store_slab(&columns, K, V, slab_in(&p, w->dS, 0, slab), h->dinitial_state);
+    }
+    if (h->dinitial_sum)
+        give(K, w->dz, h->first_of_key, h->dinitial_sum);
+}
+
+/* Rows behind K are read as padding, and nobody writes them. */
+static void clear_padding(const Backward *f, const Memory *w)
+{
+    const size_t K = f->shape.K, rows = f->shape.ld - K, M = f->shape.readers * C;
+    for (size_t i = 0; i < f->parts * f->slabs; i++) {
+        memset(w->shares[i].dx0 + K * M, 0, rows * M * sizeof(real));
+        memset(w->shares[i].dk1 + K * C, 0, rows * C * sizeof(real));
+        memset(w->shares[i].ddecay + K, 0, rows * sizeof(real));
+    }
+}
+
+/* The value heads of a key head, one after the other. */
+static void key_head_task(void *context, size_t index, int thread)
+{
+    const Backward *f = context;
+    const FwmMemory *m = f->m;
+    const size_t group = m->HV / m->H, first = index % m->H * group;
+    const FwmSubnormals mode = fwm_subnormals(true);
+    uintptr_t next = (uintptr_t)(f->scratch + (size_t)thread * f->stride);
+    const Memory w = take_memory(f, &next);
+    clear_padding(f, &w);
+    for (size_t hv = first; hv < first + group; hv++) {
+        const Head h = head_of(m, index / m->H, hv);
+        backward_head(f, &h, &w);
+    }
+    fwm_restore_subnormals(mode);
+}
+
+static Backward backward_of(const FwmMemory *m, int threads, void *scratch)
+{
+    Backward f = {.m = m, .shape = chunk_shape(m, true), .writing = chunk_shape(m, false), .scratch = scratch};
+    f.slabs = slabs_of(m->V);
+    f.slab_size = f.shape.ld * W;
+    f.longest = fwm_tiles(longest_sequence(m), C);
+    f.segment = SHORTEST_SEGMENT;
+    const size_t most = largest(2, CHECKPOINT_BYTES / (f.slabs * f.slab_size * sizeof(real)));
+    while (fwm_tiles(f.longest, f.segment) > most)
+        f.segment *= 2;
+    const bool share = m->n_sequences * m->H < (size_t)threads;
+    f.outer = share ? 1 : threads;
+    f.inner = share ? threads : 1;
+    f.parts = share ? f.segment : 1;
+    uintptr_t next = 0;
+    take_memory(&f, &next);
+    f.stride = next;
+    return f;
+}
+
+size_t family_backward_scratch(const FwmMemory *m, int threads)
+{
+    if (recurrent_serves(m))
+        return recurrent_backward_scratch(m, threads);
+    const Backward f = backward_of(m, threads, NULL);
+    return f.stride * (size_t)f.outer;
+}
+
+void family_backward(const FwmMemory *m, int threads, void *scratch)
+{
+    if (recurrent_serves(m)) {
+        recurrent_backward(m, threads, scratch);
+        return;
+    }
+    Backward f = backward_of(m, threads, scratch);
+    fwm_parallel_for(f.outer, m->n_sequences * m->H, key_head_task, &f);
+}

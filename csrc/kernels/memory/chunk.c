@@ -1,0 +1,197 @@
+/* What of a chunk needs no state: see chunk.h. */
+#include "kernels/memory/chunk.h"
+
+#include <string.h>
+
+#include "kernels/base/gemm.h"
+#include "kernels/base/transpose.h"
+#include "kernels/memory/tokens.h"
+
+ChunkShape chunk_shape(const FwmMemory *m, bool reads)
+{
+    const bool erases = erases_of(m);
+    return (ChunkShape){
+        .gate = m->gate, .erases = erases, .reads = reads, .normalize = m->normalize, .K = m->K, .ld = fwm_padded(m->K),
+        .readers = (size_t)erases + (reads ? queries_per_state(m) : 0),
+    };
+}
+
+static real *take_numbers(uintptr_t *next, size_t numbers)
+{
+    return take(next, numbers * sizeof(real));
+}
+
+Chunk take_chunk(const ChunkShape *s, uintptr_t *next)
+{
+    const size_t M = s->readers * C, ld = s->ld;
+    Chunk c = {.shape = *s, .k = take_numbers(next, C * ld), .x = take_numbers(next, M * ld)};
+    const bool gated = s->gate != FWM_NO_GATE;
+    c.k1 = gated ? take_numbers(next, C * ld) : c.k;
+    c.x0 = gated ? take_numbers(next, M * ld) : c.x;
+    c.k1_t = take_numbers(next, C * ld);
+    c.x0_t = take_numbers(next, M * ld);
+    c.a = take_numbers(next, s->gate == FWM_CHANNEL_GATE ? C * ld : C);
+    c.decays = take_numbers(next, C * C);
+    c.decay = take_numbers(next, ld);
+    c.scores = take_numbers(next, M * C);
+    c.z0 = take_numbers(next, ld);
+    c.reciprocal = take_numbers(next, M);
+    return c;
+}
+
+ChunkGradients take_gradients(const ChunkShape *s, uintptr_t *next)
+{
+    const size_t M = s->readers * C;
+    return (ChunkGradients){
+        .dx0 = take_numbers(next, s->ld * M), .dk1 = take_numbers(next, s->ld * C), .dscores = take_numbers(next, M * C),
+        .ddecay = take_numbers(next, s->ld), .dbeta = take_numbers(next, C),
+    };
+}
+
+static void multiply_row(size_t ld, const real *x, const real *y, real *out)
+{
+    for (size_t i = 0; i < ld; i += FWM_LANES)
+        vec_store(out + i, vec_load(x + i) * vec_load(y + i));
+}
+
+/* Keys, erase keys, queries and gates; what lies behind the last token reads and writes nothing, and its gate is 1. */
+static void load_tokens(const Head *h, size_t t0, Chunk *c)
+{
+    const size_t ld = c->shape.ld, block = C * ld, per_gate = c->shape.gate == FWM_CHANNEL_GATE ? ld : 1;
+    real *queries = c->x + c->shape.erases * block;
+    for (size_t t = 0; t < c->n; t++) {
+        load_token(h, t0 + t, ld, c->k + t * ld, c->x + t * ld, c->shape.reads ? queries + t * ld : NULL, block);
+        if (c->shape.gate != FWM_NO_GATE)
+            load_gate(h, t0 + t, ld, c->a + t * per_gate);
+    }
+    memset(c->a + c->n * per_gate, 0, (C - c->n) * per_gate * sizeof(real));
+    if (c->shape.gate != FWM_NO_GATE)
+        exponentials(C * per_gate, c->a);
+    if (c->n == C)
+        return;
+    const size_t from = c->n * ld, rest = (block - from) * sizeof(real);
+    memset(c->k + from, 0, rest);
+    for (size_t r = 0; r < c->shape.readers; r++)
+        memset(c->x + r * block + from, 0, rest);
+}
+
+/* Scores as products of whole blocks, X K^T, times the decays; what lies in the future is left out, not multiplied by 0: a NaN
+ * there must not come back. */
+static void scores_of_blocks(Chunk *c)
+{
+    const size_t ld = c->shape.ld, K = c->shape.K, M = c->shape.readers * C;
+    transpose(C, ld, c->k, ld, c->k1_t, C);
+    gemm(M, C, K, rows_of(c->x, ld), c->k1_t, C, 0, NULL, c->scores, C);
+    for (size_t m = 0; m < M; m++) {
+        const size_t t = m % C, seen = t + (m >= C || !c->shape.erases);
+        real *row = c->scores + m * C;
+        for (size_t s = 0; s < C; s++)
+            row[s] = s >= seen ? 0 : c->shape.gate == FWM_SCALAR_GATE ? row[s] * c->decays[t * C + s] : row[s];
+    }
+}
+
+static void prepare_scalar(Chunk *c)
+{
+    const size_t ld = c->shape.ld;
+    memset(c->decays, 0, C * C * sizeof(real)); /* what lies in the future meets the zeros of dscores */
+    for (size_t s = 0; s < C; s++) {
+        real product = 1;
+        for (size_t t = s; t < C; t++)
+            c->decays[t * C + s] = product = t > s ? product * c->a[t] : 1;
+        scale(ld, product, c->k + s * ld, c->k1 + s * ld);
+    }
+    real product = 1;
+    for (size_t t = 0; t < C; t++) {
+        product *= c->a[t];
+        for (size_t r = 0; r < c->shape.readers; r++)
+            scale(ld, product, c->x + (r * C + t) * ld, c->x0 + (r * C + t) * ld);
+    }
+    for (size_t i = 0; i < ld; i++)
+        c->decay[i] = product;
+    scores_of_blocks(c);
+    for (size_t i = 0; i < ld; i++)
+        multiply_row(C, c->decays + (C - 1) * C, c->k1_t + i * C, c->k1_t + i * C);
+}
+
+/* key *= a, and the products of two readers with it. */
+static inline void decay_and_read(size_t ld, const real *a, real *key, const real *x, const real *y, real *with_x, real *with_y)
+{
+    vec s0 = {0}, s1 = {0}, r0 = {0}, r1 = {0};
+    size_t i = 0;
+    for (; i + 2 * FWM_LANES <= ld; i += 2 * FWM_LANES) {
+        const vec k0 = vec_load(a + i) * vec_load(key + i), k1 = vec_load(a + i + FWM_LANES) * vec_load(key + i + FWM_LANES);
+        vec_store(key + i, k0);
+        vec_store(key + i + FWM_LANES, k1);
+        s0 += vec_load(x + i) * k0;
+        r0 += vec_load(y + i) * k0;
+        s1 += vec_load(x + i + FWM_LANES) * k1;
+        r1 += vec_load(y + i + FWM_LANES) * k1;
+    }
+    for (; i < ld; i += FWM_LANES) {
+        const vec k0 = vec_load(a + i) * vec_load(key + i);
+        vec_store(key + i, k0);
+        s0 += vec_load(x + i) * k0;
+        r0 += vec_load(y + i) * k0;
+    }
+    *with_x = vec_sum(s0 + s1);
+    *with_y = vec_sum(r0 + r1);
+}
+
+/* A channel gate stands inside the products, so each key is carried from token to token. */
+static void prepare_channels(Chunk *c)
+{
+    const size_t ld = c->shape.ld, readers = c->shape.readers, n = c->n;
+    memset(c->scores, 0, readers * C * C * sizeof(real));
+    memcpy(c->k1, c->k, C * ld * sizeof(real));
+    for (size_t s = 0; s < n; s++) {
+        real *key = c->k1 + s * ld;
+        for (size_t r = c->shape.erases; r < readers; r++)
+            c->scores[(r * C + s) * C + s] = dot(ld, c->x + (r * C + s) * ld, key);
+        for (size_t t = s + 1; t < n; t++) {
+            real *scores = c->scores + t * C + s, *x = c->x + t * ld;
+            if (readers == 2) {
+                decay_and_read(ld, c->a + t * ld, key, x, x + C * ld, scores, scores + C * C);
+                continue;
+            }
+            multiply_row(ld, c->a + t * ld, key, key);
+            for (size_t r = 0; r < readers; r++)
+                scores[r * C * C] = dot(ld, x + r * C * ld, key);
+        }
+    }
+    for (size_t i = 0; i < ld; i++)
+        c->decay[i] = 1;
+    for (size_t t = 0; t < C; t++) {
+        multiply_row(ld, c->a + t * ld, c->decay, c->decay);
+        for (size_t r = 0; r < readers; r++)
+            multiply_row(ld, c->decay, c->x + (r * C + t) * ld, c->x0 + (r * C + t) * ld);
+    }
+    transpose(C, ld, c->k1, ld, c->k1_t, C);
+}
+
+/* What the queries read is divided by x_t . z_t + eps, z_t = z0 + k_0 + .. + k_t: the sum of the scores is x_t . (z_t - z0). */
+static void denominators(const Head *h, Chunk *c)
+{
+    const size_t ld = c->shape.ld;
+    for (size_t m = c->shape.erases * C; m < c->shape.readers * C; m++)
+        c->reciprocal[m] = 1 / (dot(ld, c->x + m * ld, c->z0) + sum(C, c->scores + m * C) + (real)h->m->eps);
+}
+
+void prepare_chunk(const Head *h, size_t t0, Chunk *c)
+{
+    c->n = fwm_min(C, h->T - t0);
+    load_tokens(h, t0, c);
+    if (c->shape.gate == FWM_CHANNEL_GATE)
+        prepare_channels(c);
+    else if (c->shape.gate == FWM_SCALAR_GATE)
+        prepare_scalar(c);
+    else
+        scores_of_blocks(c);
+    if (c->shape.normalize && c->shape.reads)
+        denominators(h, c);
+}
+
+void prepare_chunk_backward(Chunk *c)
+{
+    const size_t M = c->shape.readers * C;
+    transpose(M, c->shape.ld, c->x0, c->shape.ld, c->x0_t, M);
+}

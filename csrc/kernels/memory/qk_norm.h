@@ -1,0 +1,42 @@
+/* The normalisation of keys and queries inside the kernels, row by row, in place:
+ *
+ *     l2:  y = x / sqrt(|x|^2 + 1e-6)        dx = (dy - (dy . y) y) / sqrt(|x|^2 + 1e-6)
+ *     sum: y = x / sum(x)                    dx = (dy - dy . y) / sum(x), the scalar taken from every component
+ *
+ * Nothing is saved but the inputs. */
+#ifndef FWM_KERNELS_MEMORY_QK_NORM_H
+#define FWM_KERNELS_MEMORY_QK_NORM_H
+
+#include "kernels/base/vector.h"
+#include "kernels/base/vmath.h"
+#include "kernels/kernels.h"
+
+/* What a row is multiplied by. */
+static inline real qk_norm_factor(FwmNorm norm, size_t ld, const real *x)
+{
+    return norm == FWM_L2_NORM ? 1 / FWM_SQRT(dot(ld, x, x) + (real)1e-6) : norm == FWM_SUM_NORM ? 1 / sum(ld, x) : 1;
+}
+
+/* x: n rows of K numbers, padded with zeros to ld */
+static inline void qk_norm_forward(FwmNorm norm, size_t n, size_t K, size_t ld, real *x)
+{
+    for (size_t t = 0; norm != FWM_NO_NORM && t < n; t++, x += ld) {
+        const real factor = qk_norm_factor(norm, ld, x);
+        for (size_t i = 0; i < K; i++)
+            x[i] *= factor;
+    }
+}
+
+/* dx of one row, in place of dy; x as it was given, padded with zeros. What stands in dy behind K is ignored. */
+static inline void qk_norm_backward(FwmNorm norm, size_t K, size_t ld, const real *x, real *dx)
+{
+    if (norm == FWM_NO_NORM)
+        return;
+    for (size_t i = K; i < ld; i++)
+        dx[i] = 0;
+    const real factor = qk_norm_factor(norm, ld, x), along = factor * dot(ld, dx, x);
+    for (size_t i = 0; i < K; i++)
+        dx[i] = (dx[i] - along * (norm == FWM_L2_NORM ? factor * x[i] : 1)) * factor;
+}
+
+#endif

@@ -1,0 +1,173 @@
+/* The plain recurrence, forward: token by token,
+ *
+ *     S = diag(a) S,   n = u - S^T e,   S += k n^T,   o = S^T q,                  a = exp(g), q scaled
+ *
+ * computed as o = (diag(a) S)^T q + (k . q) n, so that S is read once for both products and once for the write. */
+#include "kernels/memory/recurrent.h"
+
+#include <string.h>
+
+#include "kernels/base/vector.h"
+#include "kernels/base/workspace.h"
+#include "kernels/memory/slab.h"
+#include "kernels/memory/tokens.h"
+#include "runtime/subnormals.h"
+#include "runtime/threads.h"
+
+enum { NV = W / FWM_LANES };
+
+typedef struct {
+    const FwmMemory *m;
+    size_t ld;
+    bool erases;
+    char *scratch;
+    size_t stride;
+} Recurrence;
+
+typedef struct {
+    real *k, *e, *q, *a; /* ld, ld, R x ld, ld: of the token */
+    real *z;             /* ld: the sum of keys */
+    real *reciprocal;    /* R: of the denominators; 1 without normalize */
+    real *u, *o;         /* W */
+    real *slab;          /* K x W: columns that are not whole vectors */
+    real *state;         /* K x V, where the caller keeps no final state */
+} Memory;
+
+bool recurrent_serves(const FwmMemory *m)
+{
+    return m->recurrent || longest_sequence(m) <= 1;
+}
+
+static Memory take_memory(const Recurrence *f, uintptr_t *next)
+{
+    const FwmMemory *m = f->m;
+    const size_t row = f->ld * sizeof(real);
+    return (Memory){
+        .k = take(next, row), .e = take(next, row), .q = take(next, row * queries_per_state(m)), .a = take(next, row),
+        .z = take(next, row), .reciprocal = take(next, queries_per_state(m) * sizeof(real)),
+        .u = take(next, W * sizeof(real)), .o = take(next, W * sizeof(real)),
+        .slab = take(next, m->K * W * sizeof(real)), .state = take(next, m->final_state ? 0 : m->K * m->V * sizeof(real)),
+    };
+}
+
+/* er = (a S)^T e and o = (a S)^T q on W columns; rows of S lie ld apart. */
+static inline void read_columns(size_t K, const real *S, size_t ld, const real *a, const real *e, const real *q, vec *er, vec *o)
+{
+    for (size_t i = 0; i < K; i++, S += ld)
+        for (size_t v = 0; v < NV; v++) {
+            const vec s = a[i] * vec_load(S + v * FWM_LANES);
+            er[v] += e[i] * s;
+            o[v] += q[i] * s;
+        }
+}
+
+static inline void write_columns(size_t K, const real *S, size_t ld, const real *a, const real *k, const vec *n, real *out,
+                                 size_t ld_out)
+{
+    for (size_t i = 0; i < K; i++, S += ld, out += ld_out)
+        for (size_t v = 0; v < NV; v++)
+            vec_store(out + v * FWM_LANES, a[i] * vec_load(S + v * FWM_LANES) + k[i] * n[v]);
+}
+
+/* One token on W columns: S -> out, which may be the same; o (rows of o_stride, n columns each) is what the queries read. */
+static void step(const Head *h, const Memory *w, size_t ld, const real *S, size_t ld_S, real *out, size_t ld_out, size_t n, real *o)
+{
+    const size_t R = h->R;
+    vec er[NV] = {{0}}, read[NV] = {{0}}, written[NV];
+    read_columns(h->K, S, ld_S, w->a, w->e, w->q, er, read);
+    for (size_t v = 0; v < NV; v++)
+        written[v] = vec_load(w->u + v * FWM_LANES) - er[v];
+    for (size_t r = 0; r < R; r++) {
+        if (r > 0) {
+            memset(read, 0, sizeof read);
+            read_columns(h->K, S, ld_S, w->a, w->e, w->q + r * ld, er, read);
+        }
+        const real own = dot(ld, w->k, w->q + r * ld);
+        for (size_t v = 0; v < NV; v++)
+            vec_store(w->o + v * FWM_LANES, w->reciprocal[r] * (read[v] + own * written[v]));
+        memcpy(o + r * h->V, w->o, n * sizeof(real));
+    }
+    write_columns(h->K, S, ld_S, w->a, w->k, written, out, ld_out);
+}
+
+/* The token's rows; without a gate a is 1, without erasing e is 0. */
+static void load_rows(const Head *h, const Recurrence *f, size_t t, const Memory *w)
+{
+    load_token(h, t, f->ld, w->k, w->e, w->q, f->ld);
+    if (f->m->gate == FWM_NO_GATE)
+        return;
+    load_gate(h, t, f->ld, w->a);
+    for (size_t i = 1; f->m->gate == FWM_SCALAR_GATE && i < f->ld; i++)
+        w->a[i] = w->a[0];
+    exponentials(f->ld, w->a);
+}
+
+static void start(const Head *h, const Recurrence *f, const Memory *w)
+{
+    memset(w->e, 0, f->ld * sizeof(real));
+    for (size_t i = 0; i < f->ld; i++)
+        w->a[i] = 1;
+    load_row(h->K, f->ld, h->initial_sum, w->z);
+}
+
+/* Token t on all columns: state before -> out. */
+static void step_token(const Head *h, const Recurrence *f, size_t t, const Memory *w, const real *before, real *out)
+{
+    const size_t K = h->K, V = h->V;
+    load_rows(h, f, t, w);
+    if (f->m->normalize)
+        add(f->ld, w->k, w->z);
+    for (size_t r = 0; r < h->R; r++)
+        w->reciprocal[r] = f->m->normalize ? 1 / (dot(f->ld, w->q + r * f->ld, w->z) + (real)f->m->eps) : 1;
+    for (size_t p = 0; p < slabs_of(V); p++) {
+        const Slab slab = slab_of(V, p);
+        real *o = token(h->o, t) + slab.j0;
+        load_value(h, t, slab.j0, slab.n, w->u);
+        memset(w->u + slab.n, 0, (W - slab.n) * sizeof(real));
+        if (slab.n == W && before) {
+            step(h, w, f->ld, before + slab.j0, V, out + slab.j0, V, W, o);
+            continue;
+        }
+        load_slab(&slab, K, V, before, w->slab);
+        step(h, w, f->ld, w->slab, W, w->slab, W, slab.n, o);
+        store_slab(&slab, K, V, w->slab, out);
+    }
+}
+
+static void forward_task(void *context, size_t index, int thread)
+{
+    const Recurrence *f = context;
+    const Head h = head_of(f->m, index / f->m->HV, index % f->m->HV);
+    const FwmSubnormals mode = fwm_subnormals(true);
+    uintptr_t next = (uintptr_t)(f->scratch + (size_t)thread * f->stride);
+    const Memory w = take_memory(f, &next);
+    real *out = h.final_state ? h.final_state : w.state;
+    start(&h, f, &w);
+    for (size_t t = 0; t < h.T; t++)
+        step_token(&h, f, t, &w, t > 0 ? out : h.initial_state, out);
+    if (h.T == 0 && h.final_state && h.initial_state)
+        memmove(h.final_state, h.initial_state, h.K * h.V * sizeof(real));
+    else if (h.T == 0 && h.final_state)
+        memset(h.final_state, 0, h.K * h.V * sizeof(real));
+    fwm_restore_subnormals(mode);
+}
+
+static Recurrence recurrence_of(const FwmMemory *m, void *scratch)
+{
+    Recurrence f = {.m = m, .ld = fwm_padded(m->K), .erases = erases_of(m), .scratch = scratch};
+    uintptr_t next = 0;
+    take_memory(&f, &next);
+    f.stride = next;
+    return f;
+}
+
+size_t recurrent_forward_scratch(const FwmMemory *m, int threads)
+{
+    return recurrence_of(m, NULL).stride * (size_t)threads;
+}
+
+void recurrent_forward(const FwmMemory *m, int threads, void *scratch)
+{
+    Recurrence f = recurrence_of(m, scratch);
+    fwm_parallel_for(threads, m->n_sequences * m->HV, forward_task, &f);
+}

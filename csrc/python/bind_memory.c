@@ -1,0 +1,189 @@
+/* fwm_py.kernels: memory_forward, memory_backward. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
+#define NO_IMPORT_ARRAY
+#include <numpy/arrayobject.h>
+
+#include <stdlib.h>
+
+#include "python/args.h"
+#include "python/bind_memory.h"
+#include "python/memory_args.h"
+#include "runtime/dispatch.h"
+#include "runtime/threads.h"
+
+typedef struct {
+    size_t (*scratch)(const FwmMemory *, int threads);
+    void (*run)(const FwmMemory *, int threads, void *scratch);
+} Direction;
+
+/* Without tokens there is work for the states only, and without sequences none. */
+static int run(FwmMemoryCall *c, Direction direction)
+{
+    const FwmMemory *m = &c->m;
+    const int threads = fwm_num_threads();
+    const bool has_states = m->initial_state || m->final_state || m->dfinal_state;
+    size_t unused;
+    if (c->n_sequences == 0 || (c->T == 0 && !has_states))
+        return 0;
+    if (fwm_memory_offsets(c) < 0)
+        return -1;
+    void *scratch = fwm_scratch(1, direction.scratch(m, threads), &unused);
+    if (!scratch)
+        return -1;
+    Py_BEGIN_ALLOW_THREADS
+    direction.run(m, threads, scratch);
+    Py_END_ALLOW_THREADS
+    free(scratch);
+    return 0;
+}
+
+static PyArrayObject *new_array(const FwmMemoryCall *c, int rank, const npy_intp *shape)
+{
+    return (PyArrayObject *)PyArray_SimpleNew(rank, shape, c->type);
+}
+
+static int check_count(const char *name, Py_ssize_t got, Py_ssize_t expected)
+{
+    if (got == expected)
+        return 0;
+    PyErr_Format(PyExc_TypeError, "%s: got %zd arguments, expected %zd", name, got, expected);
+    return -1;
+}
+
+/* ---- forward ---- */
+
+/* Arrays for what out has not given. */
+static int make_outputs(FwmMemoryCall *c, bool output_final_state)
+{
+    npy_intp o[4], state[4], sum[3];
+    fwm_memory_shapes(c, o, state, sum);
+    if (!c->o && !(c->o = new_array(c, 4, o)))
+        return -1;
+    if (output_final_state && !c->state) {
+        c->state = new_array(c, 4, state);
+        c->sum = c->state && c->m.normalize ? new_array(c, 3, sum) : NULL;
+        if (!c->state || (c->m.normalize && !c->sum))
+            return -1;
+    }
+    c->m.o = PyArray_DATA(c->o);
+    c->m.final_state = c->state ? PyArray_DATA(c->state) : NULL;
+    c->m.final_sum = c->sum ? PyArray_DATA(c->sum) : NULL;
+    return 0;
+}
+
+/* (o, final_state), the latter None, S or (S, z). */
+static PyObject *outputs(const FwmMemoryCall *c)
+{
+    if (!c->sum)
+        return PyTuple_Pack(2, c->o, c->state ? (PyObject *)c->state : Py_None);
+    PyObject *pair = PyTuple_Pack(2, c->state, c->sum);
+    PyObject *out = pair ? PyTuple_Pack(2, c->o, pair) : NULL;
+    Py_XDECREF(pair);
+    return out;
+}
+
+/* args: function, the common ones, output_final_state, out. */
+PyObject *fwm_py_memory_forward(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
+{
+    FwmMemoryCall c = {0};
+    PyObject *out = NULL;
+    if (check_count("memory_forward", n_args, N_COMMON_ARGS + 3) < 0)
+        return NULL;
+    PyObject *const output_final_state = args[N_COMMON_ARGS + 1];
+    if (!PyBool_Check(output_final_state))
+        return PyErr_Format(PyExc_TypeError, "output_final_state: got %.100s, expected True or False", Py_TYPE(output_final_state)->tp_name);
+    if (fwm_read_memory(&c, args[0], args + 1) == 0 && fwm_read_memory_out(&c, args[N_COMMON_ARGS + 2]) == 0 &&
+        make_outputs(&c, output_final_state == Py_True) == 0 &&
+        run(&c, (Direction){c.kernels->memory.forward_scratch, c.kernels->memory.forward}) == 0)
+        out = outputs(&c);
+    fwm_release_memory(&c);
+    return out;
+}
+
+/* ---- backward ---- */
+
+/* A gradient for every input there is. */
+static int make_gradients(FwmMemoryCall *c, PyArrayObject *gradients[N_GRADIENTS])
+{
+    FwmMemory *m = &c->m;
+    void **const pointers[] = {&m->dq, &m->dk, &m->dv, &m->dg, &m->dbeta, &m->db, &m->dw, &m->dinitial_state, &m->dinitial_sum};
+    for (int i = 0; i < N_GRADIENTS; i++) {
+        if (!c->inputs[i])
+            continue;
+        gradients[i] = new_array(c, PyArray_NDIM(c->inputs[i]), PyArray_DIMS(c->inputs[i]));
+        if (!gradients[i])
+            return -1;
+        *pointers[i] = PyArray_DATA(gradients[i]);
+    }
+    return 0;
+}
+
+/* (dq, dk, dv, dg, dbeta, db, dw, dinitial_state), None where there is no such input; the last may be a pair. */
+static PyObject *gradient_tuple(PyArrayObject *const gradients[N_GRADIENTS])
+{
+    PyObject *tuple = PyTuple_New(IN_STATE + 1);
+    for (int i = 0; tuple && i <= IN_STATE; i++)
+        PyTuple_SET_ITEM(tuple, i, Py_NewRef(gradients[i] ? (PyObject *)gradients[i] : Py_None));
+    if (tuple && gradients[IN_SUM]) {
+        PyObject *pair = PyTuple_Pack(2, gradients[IN_STATE], gradients[IN_SUM]);
+        if (pair) {
+            Py_DECREF(gradients[IN_STATE]);
+            PyTuple_SET_ITEM(tuple, IN_STATE, pair);
+        } else {
+            Py_CLEAR(tuple);
+        }
+    }
+    return tuple;
+}
+
+/* args: function, do, dfinal_state, the common ones. */
+PyObject *fwm_py_memory_backward(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
+{
+    FwmMemoryCall c = {0};
+    PyArrayObject *gradients[N_GRADIENTS] = {NULL};
+    PyObject *out = NULL;
+    if (check_count("memory_backward", n_args, N_COMMON_ARGS + 3) < 0)
+        return NULL;
+    if (fwm_read_memory(&c, args[0], args + 3) == 0 && fwm_read_memory_gradients(&c, args[1], args[2]) == 0 &&
+        make_gradients(&c, gradients) == 0 &&
+        run(&c, (Direction){c.kernels->memory.backward_scratch, c.kernels->memory.backward}) == 0)
+        out = gradient_tuple(gradients);
+    for (int i = 0; i < N_GRADIENTS; i++)
+        Py_XDECREF(gradients[i]);
+    fwm_release_memory(&c);
+    return out;
+}
+
+/* ---- the table ---- */
+
+static PyObject *row_of(const FwmMemoryInfo *info)
+{
+    static const char *const strengths[] = {[FWM_NO_STRENGTH] = "", [FWM_BETA] = "beta", [FWM_ERASE_AND_WRITE] = "b, w"};
+    const bool flags[] = {info->scalar_gate, info->channel_gate, info->normalizes, info->has_qk_norm, info->clamps};
+    PyObject *f[5];
+    for (int i = 0; i < 5; i++)
+        f[i] = flags[i] ? Py_True : Py_False;
+    return Py_BuildValue("{s:s,s:O,s:O,s:s,s:O,s:O,s:O,s:s}", "function", info->function, "scalar_gate", f[0], "channel_gate", f[1],
+                         "strength", strengths[info->strength], "normalizes", f[2], "has_qk_norm", f[3], "clamps", f[4], "summary",
+                         info->summary);
+}
+
+int fwm_add_memory_table(PyObject *module)
+{
+    PyObject *list = PyList_New(0);
+    int status = list ? 0 : -1;
+    const FwmMemoryInfo *info;
+    for (size_t i = 0; status == 0 && (info = fwm_kernels_f32()->memory.info(i)); i++) {
+        PyObject *row = row_of(info);
+        status = row ? PyList_Append(list, row) : -1;
+        Py_XDECREF(row);
+    }
+    PyObject *tuple = status == 0 ? PyList_AsTuple(list) : NULL;
+    status = tuple ? PyModule_AddObjectRef(module, "KERNELS", tuple) : -1;
+    Py_XDECREF(tuple);
+    Py_XDECREF(list);
+    return status;
+}

@@ -1,0 +1,348 @@
+/* Arguments of the general memories: checked, converted once, and put into the struct that the kernels take. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
+#define NO_IMPORT_ARRAY
+#include <numpy/arrayobject.h>
+
+#include <math.h>
+
+#include "python/args.h"
+#include "python/memory_args.h"
+#include "runtime/dispatch.h"
+
+/* A state, or a token of all heads, of more numbers is beyond all memory; products of sizes stay far from overflow. */
+#define MOST_NUMBERS ((npy_intp)1 << 40)
+
+/* ---- options ---- */
+
+static int read_flag(PyObject *given, const char *name, bool *value)
+{
+    if (!PyBool_Check(given)) {
+        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected True or False", name, Py_TYPE(given)->tp_name);
+        return -1;
+    }
+    *value = given == Py_True;
+    return 0;
+}
+
+/* A number that is finite in the precision of the call. */
+static int read_number(const FwmMemoryCall *c, PyObject *given, const char *name, double *value)
+{
+    *value = PyFloat_AsDouble(given);
+    if (*value == -1.0 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected a number", name, Py_TYPE(given)->tp_name);
+        else if (PyErr_ExceptionMatches(PyExc_OverflowError))
+            PyErr_Format(PyExc_ValueError, "%s: got an integer beyond all floats, expected a finite number", name);
+        return -1;
+    }
+    if (isfinite(c->type == NPY_FLOAT ? (double)(float)*value : *value))
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected a number that is finite in %s", name, given,
+                 c->type == NPY_FLOAT ? "float32" : "float64");
+    return -1;
+}
+
+/* The index of the word, of two; -1 with an exception that says what was expected. */
+static int read_word(PyObject *given, const char *name, const char *const words[2], const char *expected)
+{
+    if (!PyUnicode_Check(given)) {
+        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", name, Py_TYPE(given)->tp_name, expected);
+        return -1;
+    }
+    for (int i = 0; i < 2; i++)
+        if (PyUnicode_CompareWithASCIIString(given, words[i]) == 0)
+            return i;
+    PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected %s", name, given, expected);
+    return -1;
+}
+
+static int read_options(FwmMemoryCall *c, PyObject *const *args)
+{
+    static const char *const norms[] = {"l2", "sum"}, *const methods[] = {"chunked", "recurrent"};
+    FwmMemory *m = &c->m;
+    if (args[ARG_QK_NORM] != Py_None) {
+        const int norm = read_word(args[ARG_QK_NORM], "qk_norm", norms, "None, 'l2' or 'sum'");
+        if (norm < 0)
+            return -1;
+        m->qk_norm = norm == 0 ? FWM_L2_NORM : FWM_SUM_NORM;
+    }
+    const int method = read_word(args[ARG_METHOD], "method", methods, "'chunked' or 'recurrent'");
+    if (method < 0 || read_flag(args[ARG_CLAMP_FIRST], "clamp_first", &m->clamp_first) < 0 ||
+        read_number(c, args[ARG_EPS], "eps", &m->eps) < 0)
+        return -1;
+    m->recurrent = method == 1;
+    m->scale = m->normalize ? 1 : 1 / sqrt((double)c->K);
+    return args[ARG_SCALE] == Py_None ? 0 : read_number(c, args[ARG_SCALE], "scale", &m->scale);
+}
+
+/* ---- arrays ---- */
+
+/* An array of any shape. */
+static PyArrayObject *take_array(FwmMemoryCall *c, FwmMemoryInput which, PyObject *given, const char *name)
+{
+    PyArrayObject *array = fwm_real_array(given, name, c->type, "q");
+    c->inputs[which] = array;
+    c->came[which] = PyArray_Check(given) ? (PyArrayObject *)given : array;
+    return array;
+}
+
+static int read_array(FwmMemoryCall *c, FwmMemoryInput which, PyObject *given, const char *name, const char *letters, int rank,
+                      const npy_intp *shape)
+{
+    PyArrayObject *array = take_array(c, which, given, name);
+    return array ? fwm_check_shape(array, name, letters, rank, shape) : -1;
+}
+
+static int check_not_empty(PyArrayObject *array, const char *name)
+{
+    if (PyArray_DIM(array, 2) > 0 && PyArray_DIM(array, 3) > 0)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s: got %zd heads of %zd, expected at least one of each", name, PyArray_DIM(array, 2),
+                 PyArray_DIM(array, 3));
+    return -1;
+}
+
+static int check_heads(FwmMemoryCall *c)
+{
+    if (c->HV % c->H) {
+        PyErr_Format(PyExc_ValueError, "v: got %zd heads, expected a multiple of the %zd of k", c->HV, c->H);
+        return -1;
+    }
+    if (c->HQ != c->H && c->HQ % c->HV) {
+        PyErr_Format(PyExc_ValueError, "q: got %zd heads, expected the %zd of k, or a multiple of the %zd of v", c->HQ, c->H, c->HV);
+        return -1;
+    }
+    c->heads = c->HQ > c->HV ? c->HQ : c->HV;
+    if (c->K > MOST_NUMBERS / c->V || c->heads > MOST_NUMBERS / c->K || c->heads > MOST_NUMBERS / c->V) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+/* q, k and v give all sizes. */
+static int read_qkv(FwmMemoryCall *c, PyObject *const *args)
+{
+    npy_intp shape[] = {-1, -1, -1, -1};
+    if (read_array(c, IN_Q, args[ARG_Q], "q", "(B, T, HQ, K)", 4, shape) < 0 || check_not_empty(c->inputs[IN_Q], "q") < 0)
+        return -1;
+    const npy_intp *q = PyArray_DIMS(c->inputs[IN_Q]);
+    c->type = PyArray_TYPE(c->inputs[IN_Q]);
+    c->kernels = fwm_kernels_for(c->inputs[IN_Q]);
+    c->B = shape[0] = q[0], c->T = shape[1] = q[1], c->HQ = q[2], c->K = shape[3] = q[3];
+    if (read_array(c, IN_K, args[ARG_K], "k", "(B, T, H, K)", 4, shape) < 0 || check_not_empty(c->inputs[IN_K], "k") < 0)
+        return -1;
+    c->H = PyArray_DIM(c->inputs[IN_K], 2);
+    shape[3] = -1;
+    if (read_array(c, IN_V, args[ARG_V], "v", "(B, T, HV, V)", 4, shape) < 0 || check_not_empty(c->inputs[IN_V], "v") < 0)
+        return -1;
+    c->HV = PyArray_DIM(c->inputs[IN_V], 2), c->V = PyArray_DIM(c->inputs[IN_V], 3);
+    return check_heads(c);
+}
+
+/* g: a number or a vector a token and head; its rank says which, if the rule has both. */
+static int read_gate(FwmMemoryCall *c, PyObject *given)
+{
+    const npy_intp shape[] = {c->B, c->T, c->HV, c->K};
+    const FwmMemoryInfo *info = c->info;
+    if (!info->scalar_gate && !info->channel_gate)
+        return 0;
+    PyArrayObject *g = take_array(c, IN_G, given, "g");
+    if (!g)
+        return -1;
+    const bool both = info->scalar_gate && info->channel_gate, scalar = both ? PyArray_NDIM(g) == 3 : info->scalar_gate;
+    c->m.gate = scalar ? FWM_SCALAR_GATE : FWM_CHANNEL_GATE;
+    return fwm_check_shape(g, "g", both ? "(B, T, HV) or (B, T, HV, K)" : scalar ? "(B, T, HV)" : "(B, T, HV, K)", scalar ? 3 : 4, shape);
+}
+
+static int read_strengths(FwmMemoryCall *c, PyObject *const *args)
+{
+    const npy_intp keys[] = {c->B, c->T, c->HV, c->K}, values[] = {c->B, c->T, c->HV, c->V};
+    switch (c->info->strength) {
+    case FWM_NO_STRENGTH:
+        return 0;
+    case FWM_BETA:
+        return read_array(c, IN_BETA, args[ARG_BETA], "beta", "(B, T, HV)", 3, keys);
+    default:
+        return read_array(c, IN_B, args[ARG_B], "b", "(B, T, HV, K)", 4, keys) < 0
+                   ? -1
+                   : read_array(c, IN_W, args[ARG_W], "w", "(B, T, HV, V)", 4, values);
+    }
+}
+
+void fwm_memory_shapes(const FwmMemoryCall *c, npy_intp o[4], npy_intp state[4], npy_intp sum[3])
+{
+    o[0] = c->B, o[1] = c->T, o[2] = c->heads, o[3] = c->V;
+    state[0] = sum[0] = c->n_sequences;
+    state[1] = c->HV, state[2] = c->K, state[3] = c->V;
+    sum[1] = c->H, sum[2] = c->K;
+}
+
+static const char *state_letters(const FwmMemoryCall *c)
+{
+    return c->offsets ? "(n, HV, K, V)" : "(B, HV, K, V)";
+}
+
+static const char *sum_letters(const FwmMemoryCall *c)
+{
+    return c->offsets ? "(n, H, K)" : "(B, H, K)";
+}
+
+int fwm_check_pair(PyObject *given, const char *name, const char *expected)
+{
+    if (!PyTuple_Check(given)) {
+        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", name, Py_TYPE(given)->tp_name, expected);
+        return -1;
+    }
+    if (PyTuple_GET_SIZE(given) != 2) {
+        PyErr_Format(PyExc_ValueError, "%s: got a tuple of %zd, expected %s", name, PyTuple_GET_SIZE(given), expected);
+        return -1;
+    }
+    return 0;
+}
+
+/* None, a state, or with normalize a pair of a state and a sum of keys. names: of it, and of the two. */
+static int read_state(FwmMemoryCall *c, FwmMemoryInput which, PyObject *given, const char *const names[3])
+{
+    npy_intp o[4], state[4], sum[3];
+    fwm_memory_shapes(c, o, state, sum);
+    if (given == Py_None)
+        return 0;
+    if (!c->m.normalize)
+        return read_array(c, which, given, names[0], state_letters(c), 4, state);
+    if (fwm_check_pair(given, names[0], "a tuple (S, z) where normalize is True") < 0 ||
+        read_array(c, which, PyTuple_GET_ITEM(given, 0), names[1], state_letters(c), 4, state) < 0)
+        return -1;
+    return read_array(c, which + 1, PyTuple_GET_ITEM(given, 1), names[2], sum_letters(c), 3, sum);
+}
+
+/* ---- sequences ---- */
+
+/* Room for n + 1 offsets. */
+static int make_offsets(FwmMemoryCall *c, npy_intp n)
+{
+    c->offsets = n < FEW_OFFSETS ? c->few_offsets : PyMem_New(int64_t, n + 1);
+    if (!c->offsets) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    c->m.offsets = c->offsets;
+    return 0;
+}
+
+int fwm_memory_offsets(FwmMemoryCall *c)
+{
+    if (c->offsets)
+        return 0;
+    if (make_offsets(c, c->B) < 0)
+        return -1;
+    for (npy_intp b = 0; b <= c->B; b++)
+        c->offsets[b] = b * c->T;
+    return 0;
+}
+
+static int copy_offsets(FwmMemoryCall *c, PyArrayObject *given, int is_unsigned)
+{
+    const int64_t *in = PyArray_DATA(given);
+    const npy_intp n = c->n_sequences;
+    if (make_offsets(c, n) < 0)
+        return -1;
+    for (npy_intp i = 0; i <= n; i++) {
+        const int64_t at = c->offsets[i] = in[i];
+        if (at >= (i ? c->offsets[i - 1] : 0) && at <= (i ? c->T : 0) && (i < n || at == c->T))
+            continue;
+        PyErr_Format(PyExc_ValueError, is_unsigned ? "cu_seqlens[%zd]: got %llu, expected non-decreasing numbers from 0 to T, here %zd"
+                                                   : "cu_seqlens[%zd]: got %lld, expected non-decreasing numbers from 0 to T, here %zd",
+                     i, (long long)at, c->T); /* an unsigned number beyond int64 has become negative */
+        return -1;
+    }
+    return 0;
+}
+
+/* Where packed sequences begin and end, of any integer type. */
+static int read_sequences(FwmMemoryCall *c, PyObject *given)
+{
+    c->n_sequences = c->B;
+    if (given == Py_None)
+        return 0;
+    PyArrayObject *any = fwm_any_array(given, "cu_seqlens"), *wide = NULL;
+    int status = -1;
+    if (!any)
+        return -1;
+    if (!PyTypeNum_ISINTEGER(PyArray_TYPE(any))) {
+        PyErr_Format(PyExc_TypeError, "cu_seqlens: got %S, expected integers", (PyObject *)PyArray_DESCR(any));
+    } else if (PyArray_NDIM(any) != 1 || PyArray_SIZE(any) < 1) {
+        PyErr_Format(PyExc_ValueError, "cu_seqlens: got %d axes and %zd numbers, expected shape (n + 1,)", PyArray_NDIM(any),
+                     PyArray_SIZE(any));
+    } else if (c->B != 1) {
+        PyErr_Format(PyExc_ValueError, "cu_seqlens: got B = %zd, expected 1 where sequences are packed", c->B);
+    } else {
+        c->n_sequences = PyArray_SIZE(any) - 1;
+        wide = (PyArrayObject *)PyArray_FromArray(any, PyArray_DescrFromType(NPY_INT64), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
+        status = wide ? copy_offsets(c, wide, PyTypeNum_ISUNSIGNED(PyArray_TYPE(any))) : -1;
+    }
+    Py_XDECREF(wide);
+    Py_DECREF(any);
+    return status;
+}
+
+/* ---- the whole call ---- */
+
+static void *data_of(PyArrayObject *array)
+{
+    return array ? PyArray_DATA(array) : NULL;
+}
+
+static void fill(FwmMemoryCall *c)
+{
+    FwmMemory *m = &c->m;
+    m->n_sequences = (size_t)c->n_sequences;
+    m->HQ = (size_t)c->HQ, m->H = (size_t)c->H, m->HV = (size_t)c->HV, m->K = (size_t)c->K, m->V = (size_t)c->V;
+    const void **const arrays[] = {&m->q, &m->k, &m->v, &m->g, &m->beta, &m->b, &m->w, &m->initial_state, &m->initial_sum};
+    for (int i = 0; i < N_GRADIENTS; i++)
+        *arrays[i] = data_of(c->inputs[i]);
+}
+
+int fwm_read_memory(FwmMemoryCall *c, PyObject *function, PyObject *const *args)
+{
+    static const char *const names[] = {"initial_state", "initial_state[0]", "initial_state[1]"};
+    const Py_ssize_t row = fwm_find_memory(function, "function");
+    if (row < 0)
+        return -1;
+    c->m.rule = (size_t)row;
+    c->info = fwm_kernels_f32()->memory.info(c->m.rule);
+    if (read_flag(args[ARG_NORMALIZE], "normalize", &c->m.normalize) < 0 || read_qkv(c, args) < 0 ||
+        read_gate(c, args[ARG_G]) < 0 || read_strengths(c, args) < 0 || read_sequences(c, args[ARG_CU_SEQLENS]) < 0 ||
+        read_state(c, IN_STATE, args[ARG_INITIAL_STATE], names) < 0 || read_options(c, args) < 0)
+        return -1;
+    fill(c);
+    return 0;
+}
+
+int fwm_read_memory_gradients(FwmMemoryCall *c, PyObject *dout, PyObject *dfinal_state)
+{
+    static const char *const names[] = {"dfinal_state", "dfinal_state[0]", "dfinal_state[1]"};
+    npy_intp o[4], state[4], sum[3];
+    fwm_memory_shapes(c, o, state, sum);
+    if (read_array(c, IN_DO, dout, "do", c->HQ > c->HV ? "(B, T, HQ, V)" : "(B, T, HV, V)", 4, o) < 0 ||
+        read_state(c, IN_DSTATE, dfinal_state, names) < 0)
+        return -1;
+    c->m.dout = data_of(c->inputs[IN_DO]);
+    c->m.dfinal_state = data_of(c->inputs[IN_DSTATE]);
+    c->m.dfinal_sum = data_of(c->inputs[IN_DSUM]);
+    return 0;
+}
+
+void fwm_release_memory(FwmMemoryCall *c)
+{
+    for (int i = 0; i < N_INPUTS; i++)
+        Py_XDECREF(c->inputs[i]);
+    Py_XDECREF(c->o);
+    Py_XDECREF(c->state);
+    Py_XDECREF(c->sum);
+    if (c->offsets != c->few_offsets)
+        PyMem_Free(c->offsets);
+}

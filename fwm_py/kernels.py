@@ -1,0 +1,383 @@
+"""General memories: causal, many heads, an output for every token, states in and out.
+
+Each head holds a state S (K x V), a memory that keys write values into and queries read. For every token a rule gates
+the state, writes into it, and the query reads it: o_t = scale S_t^T q_t, after the write of token t. Every rule is a
+pair of functions: `<name>(...)` and `<name>_backward(do, ...)`, the gradients of sum(do * o) + sum(dfinal_state *
+final_state) with respect to every input of numbers. Below, an equation is that of one value head; k and q are those of
+its key and query head.
+
+Common to all of them, for B sequences of T tokens, keys of size K and values of size V:
+
+q : array (B, T, HQ, K), float32 or float64
+    Queries. HQ is H, or a multiple of HV: then several query heads read one state.
+k : array (B, T, H, K), of q's dtype
+    Keys. Key head h serves the value heads h HV/H .. (h + 1) HV/H - 1.
+v : array (B, T, HV, V), of q's dtype
+    Values. HV is a multiple of H; each value head has a state.
+g : array (B, T, HV) or (B, T, HV, K), of q's dtype
+    Gates as natural logarithms: the state, or each of its K rows, is multiplied by exp(g). At most 0 as a rule.
+beta : array (B, T, HV), of q's dtype
+    Write strengths: 0 writes nothing, 1 replaces what a key of norm 1 holds. Up to 2 makes sense.
+scale : float, optional
+    Multiplies the queries, K**-0.5 if not given.
+qk_norm : None, "l2" or "sum"
+    Keys and queries are taken as they are, as x / sqrt(|x|^2 + 1e-6), or as x / sum(x), which is the delta rule's own
+    for positive features.
+initial_state : array (n, HV, K, V), of q's dtype, optional
+    Where the states start: n is B, or the number of packed sequences. Zeros if not given.
+output_final_state : bool
+    Return the states after the last token, too.
+cu_seqlens : array (n + 1,), any integer dtype, optional
+    Packs n sequences into one row (B must be 1): sequence i is the tokens cu_seqlens[i] .. cu_seqlens[i + 1] - 1.
+    Non-decreasing, from 0 to T; a sequence without tokens keeps its state.
+method : "chunked" or "recurrent"
+    The fast form, or token by token as the equation stands. The numbers are the same but for rounding.
+out : array o, or tuple (o, state), optional
+    Arrays to write into, which are returned: of the results' shape and dtype, C-contiguous, and sharing no memory with
+    an input or with each other; only state may be the array given as initial_state (decoding in place). With a state
+    in out it is returned whatever output_final_state says.
+do : array (B, T, max(HQ, HV), V), of q's dtype
+    Gradient with respect to o.
+dfinal_state : array, of the state's shape and dtype, optional
+    Gradient with respect to the final state. Zeros if not given.
+
+Every forward function returns (o, final_state): o (B, T, max(HQ, HV), V) and final_state (n, HV, K, V), or None unless
+it was asked for. Every backward function returns a named tuple of gradients with the shapes of the inputs;
+dinitial_state is None where no initial_state was given. It computes again what it needs of the forward.
+
+Results have q's dtype and do not depend on the number of threads, to the bit. Empty B or T give an empty o, and states
+as they were. Values that are not finite propagate. Inputs are never changed, unless one is named in out. Several Python
+threads may call at once; they run side by side.
+
+Errors: TypeError for an argument of another type or dtype than said here; ValueError for shapes that do not fit, no
+heads, K = 0 or V = 0, numbers of heads that do not divide, a scale or eps that is not finite, words other than those
+listed, bad cu_seqlens, and an out that cannot be written to or overlaps; MemoryError.
+
+With one token a call and `out=(o, state)`, `initial_state=state`, these functions decode:
+
+>>> o, state = gated_delta_rule(q, k, v, g, beta, output_final_state=True)                    # of a prompt
+>>> gated_delta_rule(q1, k1, v1, g1, beta1, initial_state=state, out=(o1, state))             # the next token
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fwm_py import _core
+
+__all__ = [
+    "DeltaRuleGradients", "GatedDeltaRule2Gradients", "GatedDeltaRuleGradients", "GatedLinearAttentionGradients",
+    "LinearAttentionGradients", "delta_rule", "delta_rule_backward", "fast_weight_memory",
+    "fast_weight_memory_backward", "gated_delta_rule", "gated_delta_rule_2", "gated_delta_rule_2_backward",
+    "gated_delta_rule_backward", "gated_linear_attention", "gated_linear_attention_backward", "kimi_delta_rule",
+    "kimi_delta_rule_backward", "linear_attention", "linear_attention_backward",
+]
+
+Real = npt.NDArray[np.floating[Any]]
+Out = Real | tuple[Real, Real]
+Norm = Literal["l2", "sum"]
+Method = Literal["chunked", "recurrent"]
+
+# linear_attention's state: S, or with normalize (S, z).
+SumStateLike = npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike]
+SumState = Real | tuple[Real, Real]
+SumOut = Real | tuple[Real, SumState]
+
+
+class LinearAttentionGradients(NamedTuple):
+    """dq (B, T, HQ, K), dk (B, T, H, K), dv (B, T, HV, V); dinitial_state (n, HV, K, V), a pair with dz (n, H, K) if
+    normalize, or None."""
+
+    dq: Real
+    dk: Real
+    dv: Real
+    dinitial_state: SumState | None
+
+
+class GatedLinearAttentionGradients(NamedTuple):
+    """dq (B, T, HQ, K), dk (B, T, H, K), dv (B, T, HV, V), dg of g's shape; dinitial_state (n, HV, K, V) or None."""
+
+    dq: Real
+    dk: Real
+    dv: Real
+    dg: Real
+    dinitial_state: Real | None
+
+
+class DeltaRuleGradients(NamedTuple):
+    """dq (B, T, HQ, K), dk (B, T, H, K), dv (B, T, HV, V), dbeta (B, T, HV); dinitial_state (n, HV, K, V) or None."""
+
+    dq: Real
+    dk: Real
+    dv: Real
+    dbeta: Real
+    dinitial_state: Real | None
+
+
+class GatedDeltaRuleGradients(NamedTuple):
+    """dq (B, T, HQ, K), dk (B, T, H, K), dv (B, T, HV, V), dg of g's shape, dbeta (B, T, HV); dinitial_state
+    (n, HV, K, V) or None."""
+
+    dq: Real
+    dk: Real
+    dv: Real
+    dg: Real
+    dbeta: Real
+    dinitial_state: Real | None
+
+
+class GatedDeltaRule2Gradients(NamedTuple):
+    """dq (B, T, HQ, K), dk (B, T, H, K), dv (B, T, HV, V), dg (B, T, HV, K), db (B, T, HV, K), dw (B, T, HV, V);
+    dinitial_state (n, HV, K, V) or None."""
+
+    dq: Real
+    dk: Real
+    dv: Real
+    dg: Real
+    db: Real
+    dw: Real
+    dinitial_state: Real | None
+
+
+def linear_attention(
+    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, scale: float | None = None, normalize: bool = False,
+    eps: float = 1e-6, initial_state: SumStateLike | None = None, output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", out: SumOut | None = None,
+) -> tuple[Real, SumState | None]:
+    """Linear attention: every association is added.
+
+    S <- S + k_t v_t^T; o_t = scale S^T q_t.
+
+    Parameters
+    ----------
+    normalize : bool
+        Divide by the sum of the weights: z <- z + k_t, o_t = scale S^T q_t / (scale z . q_t + eps). For positive
+        features (`fwm_py.feature_maps`). States are then pairs (S, z), z (n, H, K): initial_state, final_state, the
+        state in out, dfinal_state and dinitial_state. scale is 1 if not given.
+    eps : float
+        Keeps the division from 0.
+
+    References
+    ----------
+    Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236.
+    """
+    return _core.memory_forward(
+        "linear_attention", q, k, v, None, None, None, None, initial_state, scale, None, normalize, eps, True,
+        cu_seqlens, method, output_final_state, out)
+
+
+def linear_attention_backward(
+    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, scale: float | None = None,
+    normalize: bool = False, eps: float = 1e-6, initial_state: SumStateLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", dfinal_state: SumStateLike | None = None,
+) -> LinearAttentionGradients:
+    """Gradients of `linear_attention`, which says what normalize and eps are."""
+    dq, dk, dv, _, _, _, _, dinitial_state = _core.memory_backward(
+        "linear_attention", do, dfinal_state, q, k, v, None, None, None, None, initial_state, scale, None, normalize,
+        eps, True, cu_seqlens, method)
+    return LinearAttentionGradients(dq, dk, dv, dinitial_state)
+
+
+def gated_linear_attention(
+    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, *, scale: float | None = None,
+    initial_state: npt.ArrayLike | None = None, output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", out: Out | None = None,
+) -> tuple[Real, Real | None]:
+    """Linear attention that forgets: the state fades by a number or, row by row, by a vector.
+
+    S <- diag(exp(g_t)) S + k_t v_t^T; o_t = scale S^T q_t. The rank of g decides: with (B, T, HV) a head has one gate
+    (a constant in RetNet, computed from the token in Mamba-2), with (B, T, HV, K) one for each key channel (GLA).
+
+    References
+    ----------
+    Sun et al. 2023, Retentive network, arXiv 2307.08621; Dao, Gu 2024, Mamba-2, arXiv 2405.21060; Yang, Wang, Shen,
+    Panda, Kim 2023, Gated linear attention, arXiv 2312.06635.
+    """
+    return _core.memory_forward(
+        "gated_linear_attention", q, k, v, g, None, None, None, initial_state, scale, None, False, 0.0, True,
+        cu_seqlens, method, output_final_state, out)
+
+
+def gated_linear_attention_backward(
+    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, *,
+    scale: float | None = None, initial_state: npt.ArrayLike | None = None, cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked", dfinal_state: npt.ArrayLike | None = None,
+) -> GatedLinearAttentionGradients:
+    """Gradients of `gated_linear_attention`."""
+    dq, dk, dv, dg, _, _, _, dinitial_state = _core.memory_backward(
+        "gated_linear_attention", do, dfinal_state, q, k, v, g, None, None, None, initial_state, scale, None, False,
+        0.0, True, cu_seqlens, method)
+    return GatedLinearAttentionGradients(dq, dk, dv, dg, dinitial_state)
+
+
+def delta_rule(
+    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, beta: npt.ArrayLike, *, scale: float | None = None,
+    qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None, output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", out: Out | None = None,
+) -> tuple[Real, Real | None]:
+    """The delta rule: each write corrects what the memory holds for its key.
+
+    S <- S + beta_t k_t (v_t - S^T k_t)^T; o_t = scale S^T q_t.
+
+    References
+    ----------
+    Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174; Yang, Wang, Zhang, Shen, Kim 2024, arXiv 2406.06484.
+    """
+    return _core.memory_forward(
+        "delta_rule", q, k, v, None, beta, None, None, initial_state, scale, qk_norm, False, 0.0, True, cu_seqlens,
+        method, output_final_state, out)
+
+
+def delta_rule_backward(
+    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, beta: npt.ArrayLike, *,
+    scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", dfinal_state: npt.ArrayLike | None = None,
+) -> DeltaRuleGradients:
+    """Gradients of `delta_rule`."""
+    dq, dk, dv, _, dbeta, _, _, dinitial_state = _core.memory_backward(
+        "delta_rule", do, dfinal_state, q, k, v, None, beta, None, None, initial_state, scale, qk_norm, False, 0.0,
+        True, cu_seqlens, method)
+    return DeltaRuleGradients(dq, dk, dv, dbeta, dinitial_state)
+
+
+def gated_delta_rule(
+    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, beta: npt.ArrayLike, *,
+    scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
+    output_final_state: bool = False, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
+    out: Out | None = None,
+) -> tuple[Real, Real | None]:
+    """The delta rule on a state that fades by one number a head, g (B, T, HV): Gated DeltaNet.
+
+    S <- exp(g_t) S; S <- S + beta_t k_t (v_t - S^T k_t)^T; o_t = scale S^T q_t.
+
+    References
+    ----------
+    Yang, Kautz, Hatamizadeh 2024, arXiv 2412.06464.
+    """
+    return _core.memory_forward(
+        "gated_delta_rule", q, k, v, g, beta, None, None, initial_state, scale, qk_norm, False, 0.0, True, cu_seqlens,
+        method, output_final_state, out)
+
+
+def gated_delta_rule_backward(
+    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, beta: npt.ArrayLike, *,
+    scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", dfinal_state: npt.ArrayLike | None = None,
+) -> GatedDeltaRuleGradients:
+    """Gradients of `gated_delta_rule`."""
+    dq, dk, dv, dg, dbeta, _, _, dinitial_state = _core.memory_backward(
+        "gated_delta_rule", do, dfinal_state, q, k, v, g, beta, None, None, initial_state, scale, qk_norm, False, 0.0,
+        True, cu_seqlens, method)
+    return GatedDeltaRuleGradients(dq, dk, dv, dg, dbeta, dinitial_state)
+
+
+def kimi_delta_rule(
+    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, beta: npt.ArrayLike, *,
+    scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
+    output_final_state: bool = False, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
+    out: Out | None = None,
+) -> tuple[Real, Real | None]:
+    """The delta rule on a state that fades key channel by key channel, g (B, T, HV, K): Kimi Delta Attention.
+
+    S <- diag(exp(g_t)) S; S <- S + beta_t k_t (v_t - S^T k_t)^T; o_t = scale S^T q_t.
+
+    References
+    ----------
+    Kimi Team 2025, arXiv 2510.26692.
+    """
+    return _core.memory_forward(
+        "kimi_delta_rule", q, k, v, g, beta, None, None, initial_state, scale, qk_norm, False, 0.0, True, cu_seqlens,
+        method, output_final_state, out)
+
+
+def kimi_delta_rule_backward(
+    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, beta: npt.ArrayLike, *,
+    scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", dfinal_state: npt.ArrayLike | None = None,
+) -> GatedDeltaRuleGradients:
+    """Gradients of `kimi_delta_rule`."""
+    dq, dk, dv, dg, dbeta, _, _, dinitial_state = _core.memory_backward(
+        "kimi_delta_rule", do, dfinal_state, q, k, v, g, beta, None, None, initial_state, scale, qk_norm, False, 0.0,
+        True, cu_seqlens, method)
+    return GatedDeltaRuleGradients(dq, dk, dv, dg, dbeta, dinitial_state)
+
+
+def gated_delta_rule_2(
+    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, b: npt.ArrayLike, w: npt.ArrayLike, *,
+    scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
+    output_final_state: bool = False, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
+    out: Out | None = None,
+) -> tuple[Real, Real | None]:
+    """A delta rule that erases and writes with strengths of their own, channel by channel: Gated DeltaNet-2.
+
+    S <- diag(exp(g_t)) S; S <- S + k_t (w_t * v_t - S^T (b_t * k_t))^T; o_t = scale S^T q_t, with g (B, T, HV, K).
+    Where all of b_t and w_t are beta_t it is `kimi_delta_rule`.
+
+    Parameters
+    ----------
+    b : array (B, T, HV, K)
+        How much of each key channel is erased.
+    w : array (B, T, HV, V)
+        How much of each value channel is written.
+
+    References
+    ----------
+    Hatamizadeh, Choi, Kautz 2026, arXiv 2605.22791.
+    """
+    return _core.memory_forward(
+        "gated_delta_rule_2", q, k, v, g, None, b, w, initial_state, scale, qk_norm, False, 0.0, True, cu_seqlens,
+        method, output_final_state, out)
+
+
+def gated_delta_rule_2_backward(
+    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, b: npt.ArrayLike,
+    w: npt.ArrayLike, *, scale: float | None = None, qk_norm: Norm | None = None,
+    initial_state: npt.ArrayLike | None = None, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
+    dfinal_state: npt.ArrayLike | None = None,
+) -> GatedDeltaRule2Gradients:
+    """Gradients of `gated_delta_rule_2`, which says what b and w are."""
+    dq, dk, dv, dg, _, db, dw, dinitial_state = _core.memory_backward(
+        "gated_delta_rule_2", do, dfinal_state, q, k, v, g, None, b, w, initial_state, scale, qk_norm, False, 0.0,
+        True, cu_seqlens, method)
+    return GatedDeltaRule2Gradients(dq, dk, dv, dg, db, dw, dinitial_state)
+
+
+def fast_weight_memory(
+    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, beta: npt.ArrayLike, *, scale: float | None = None,
+    qk_norm: Norm | None = None, clamp_first: bool = True, initial_state: npt.ArrayLike | None = None,
+    output_final_state: bool = False, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
+    out: Out | None = None,
+) -> tuple[Real, Real | None]:
+    """The fast weight memory: delta writes into a memory of bounded norm.
+
+    S <- S + beta_t k_t (v_t - S^T k_t)^T; S <- S / max(1, |S|) with the Frobenius norm, through which the gradient
+    flows; o_t = scale S^T q_t.
+
+    Parameters
+    ----------
+    clamp_first : bool
+        Bound the norm after the first write of a sequence, too; False leaves that write as it is, as the paper does.
+
+    References
+    ----------
+    Schlag, Munkhdalai, Schmidhuber 2021, arXiv 2011.07831.
+    """
+    return _core.memory_forward(
+        "fast_weight_memory", q, k, v, None, beta, None, None, initial_state, scale, qk_norm, False, 0.0, clamp_first,
+        cu_seqlens, method, output_final_state, out)
+
+
+def fast_weight_memory_backward(
+    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, beta: npt.ArrayLike, *,
+    scale: float | None = None, qk_norm: Norm | None = None, clamp_first: bool = True,
+    initial_state: npt.ArrayLike | None = None, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
+    dfinal_state: npt.ArrayLike | None = None,
+) -> DeltaRuleGradients:
+    """Gradients of `fast_weight_memory`, which says what clamp_first is."""
+    dq, dk, dv, _, dbeta, _, _, dinitial_state = _core.memory_backward(
+        "fast_weight_memory", do, dfinal_state, q, k, v, None, beta, None, None, initial_state, scale, qk_norm, False,
+        0.0, clamp_first, cu_seqlens, method)
+    return DeltaRuleGradients(dq, dk, dv, dbeta, dinitial_state)
