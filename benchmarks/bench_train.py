@@ -268,14 +268,6 @@ def compare_memory(threads):
 
 # ---- command line -----------------------------------------------------------------------------------------------
 
-def cpu_model():
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
@@ -287,7 +279,7 @@ def main():
     mode.add_argument("--memory", action="store_true", help="peak memory of the published runs' first 200 steps")
     args = parser.parse_args()
     build = fwm_py.build_info()
-    print(f"{cpu_model()}; Python {platform.python_version()}, PyTorch {torch.__version__}, "
+    print(f"{roofline.cpu_model()}; Python {platform.python_version()}, PyTorch {torch.__version__}, "
           f"fwm_py {fwm_py.__version__} ({build['variant']}, gcc {build['compiler']}).")
     if args.memory:
         compare_memory(args.threads)

@@ -13,6 +13,7 @@ The counts are lower bounds that leave out whatever an implementation might avoi
   by Adam (parameter and two moments read and written); gradients and all that belongs to one sequence are supposed
   to stay in a core's cache.
 """
+import platform
 import sys
 import time
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ QR_FLOP = 8 / 3  # Householder QR and forming Q, times d^3
 
 
 # ---- the machine ------------------------------------------------------------------------------------------------
+
+def cpu_model():
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
 
 def best_rate(amount, call, seconds=0.3):
     """`amount` by the shortest time of a call, over as many calls as fit into about `seconds`."""
