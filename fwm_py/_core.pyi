@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,20 @@ def memory_backward(
     w: npt.ArrayLike | None, initial_state: _StateLike | None, scale: float | None, qk_norm: str | None,
     normalize: bool, eps: float, clamp_first: bool, cu_seqlens: npt.ArrayLike | None, method: str, /,
 ) -> tuple[_Real, _Real, _Real, Any, Any, Any, Any, Any]: ...
+@overload
+def attention_forward(
+    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, causal: bool, scale: float | None, return_lse: Literal[False],
+    out: _Real | None, /,
+) -> _Real: ...
+@overload
+def attention_forward(
+    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, causal: bool, scale: float | None, return_lse: bool,
+    out: _Real | None, /,
+) -> _Real | tuple[_Real, _Real]: ...
+def attention_backward(
+    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, causal: bool, scale: float | None,
+    o: npt.ArrayLike | None, lse: npt.ArrayLike | None, /,
+) -> tuple[_Real, _Real, _Real]: ...
 def draw_omega(d: int, m: int, generator: Philox | MT19937, /) -> npt.NDArray[np.float32]: ...
 
 class Philox:

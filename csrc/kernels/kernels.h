@@ -62,6 +62,18 @@ typedef struct {
     void *dq, *dk, *dv, *dg, *dbeta, *db, *dw, *dinitial_state, *dinitial_sum;
 } FwmMemory;
 
+/* One call of softmax attention: a query of token t sees all S keys, or, if causal (S >= T), keys 0 .. S - T + t. Arrays are
+ * packed, of the copy's number type. HQ is a multiple of H: query head hq reads key head hq / (HQ / H). No size is 0. */
+typedef struct {
+    bool causal;
+    double scale;
+    size_t B, T, S, HQ, H, K, V;
+    const void *q, *k, *v;        /* (B, T, HQ, K), (B, S, H, K), (B, S, H, V) */
+    void *o, *lse;                /* (B, T, HQ, V), (B, T, HQ); forward: lse or NULL; backward: what it wrote, or both NULL */
+    const void *dout;             /* (B, T, HQ, V) */
+    void *dq, *dk, *dv;           /* zeros before the call */
+} FwmAttention;
+
 typedef struct FwmModel FwmModel;
 typedef struct FwmBatch FwmBatch;
 typedef struct FwmEvaluation FwmEvaluation;
@@ -104,6 +116,14 @@ typedef struct {
         void (*forward)(const FwmMemory *, int threads, void *scratch);
         void (*backward)(const FwmMemory *, int threads, void *scratch);
     } memory;
+
+    /* Softmax attention in tiles. scratch: bytes for this call. */
+    struct {
+        size_t (*forward_scratch)(const FwmAttention *, int threads);
+        size_t (*backward_scratch)(const FwmAttention *, int threads);
+        void (*forward)(const FwmAttention *, int threads, void *scratch);
+        void (*backward)(const FwmAttention *, int threads, void *scratch);
+    } attention;
 
     /* The model of the experiments (kernels/model/model.h). */
     struct {

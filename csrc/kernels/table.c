@@ -1,6 +1,7 @@
 /* The table of this copy of the kernels, and the plain-array forms of maps and rules that Python calls. */
 #include <string.h>
 
+#include "kernels/attention/softmax_attention.h"
 #include "kernels/base/gemm.h"
 #include "kernels/base/transpose.h"
 #include "kernels/kernels.h"
@@ -247,6 +248,12 @@ const FwmKernels fwm_kernels = {
         .backward_scratch = memory_backward_scratch,
         .forward = memory_forward,
         .backward = memory_backward,
+    },
+    .attention = {
+        .forward_scratch = attention_forward_scratch,
+        .backward_scratch = attention_backward_scratch,
+        .forward = attention_forward,
+        .backward = attention_backward,
     },
     .model = {
         .activations = model_activations,

@@ -5,6 +5,7 @@
 #define NO_IMPORT_ARRAY
 #include <numpy/arrayobject.h>
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -124,6 +125,33 @@ PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *le
     Py_XDECREF(wide);
     Py_DECREF(any);
     return out;
+}
+
+int fwm_flag(PyObject *given, const char *name, bool *value)
+{
+    if (!PyBool_Check(given)) {
+        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected True or False", name, Py_TYPE(given)->tp_name);
+        return -1;
+    }
+    *value = given == Py_True;
+    return 0;
+}
+
+int fwm_finite_number(PyObject *given, const char *name, int type, double *value)
+{
+    *value = PyFloat_AsDouble(given);
+    if (*value == -1.0 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected a number", name, Py_TYPE(given)->tp_name);
+        else if (PyErr_ExceptionMatches(PyExc_OverflowError))
+            PyErr_Format(PyExc_ValueError, "%s: got an integer beyond all floats, expected a finite number", name);
+        return -1;
+    }
+    if (isfinite(type == NPY_FLOAT ? (double)(float)*value : *value))
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected a number that is finite in %s", name, given,
+                 type == NPY_FLOAT ? "float32" : "float64");
+    return -1;
 }
 
 const FwmKernels *fwm_kernels_for(PyArrayObject *array)

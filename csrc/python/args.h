@@ -23,6 +23,16 @@ int fwm_check_shape(PyArrayObject *array, const char *name, const char *letters,
 PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *letters, int rank, const npy_intp *shape,
                                long long low, long long high);
 
+/* An array that can be written as it stands: of this type and shape, in native byte order, C-contiguous, aligned. */
+PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *letters, int rank, const npy_intp *shape);
+
+/* 0, or -1 with an exception if `out`, which is contiguous, shares memory with `other`. */
+int fwm_check_apart(PyArrayObject *out, const char *name, PyArrayObject *other, const char *other_name);
+
+/* True or False, and a number that is finite in the precision of an array of this type. */
+int fwm_flag(PyObject *given, const char *name, bool *value);
+int fwm_finite_number(PyObject *given, const char *name, int type, double *value);
+
 /* The kernels of an array's precision. */
 const FwmKernels *fwm_kernels_for(PyArrayObject *array);
 

@@ -17,34 +17,6 @@
 
 /* ---- options ---- */
 
-static int read_flag(PyObject *given, const char *name, bool *value)
-{
-    if (!PyBool_Check(given)) {
-        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected True or False", name, Py_TYPE(given)->tp_name);
-        return -1;
-    }
-    *value = given == Py_True;
-    return 0;
-}
-
-/* A number that is finite in the precision of the call. */
-static int read_number(const FwmMemoryCall *c, PyObject *given, const char *name, double *value)
-{
-    *value = PyFloat_AsDouble(given);
-    if (*value == -1.0 && PyErr_Occurred()) {
-        if (PyErr_ExceptionMatches(PyExc_TypeError))
-            PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected a number", name, Py_TYPE(given)->tp_name);
-        else if (PyErr_ExceptionMatches(PyExc_OverflowError))
-            PyErr_Format(PyExc_ValueError, "%s: got an integer beyond all floats, expected a finite number", name);
-        return -1;
-    }
-    if (isfinite(c->type == NPY_FLOAT ? (double)(float)*value : *value))
-        return 0;
-    PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected a number that is finite in %s", name, given,
-                 c->type == NPY_FLOAT ? "float32" : "float64");
-    return -1;
-}
-
 /* The index of the word, of two; -1 with an exception that says what was expected. */
 static int read_word(PyObject *given, const char *name, const char *const words[2], const char *expected)
 {
@@ -70,12 +42,12 @@ static int read_options(FwmMemoryCall *c, PyObject *const *args)
         m->qk_norm = norm == 0 ? FWM_L2_NORM : FWM_SUM_NORM;
     }
     const int method = read_word(args[ARG_METHOD], "method", methods, "'chunked' or 'recurrent'");
-    if (method < 0 || read_flag(args[ARG_CLAMP_FIRST], "clamp_first", &m->clamp_first) < 0 ||
-        read_number(c, args[ARG_EPS], "eps", &m->eps) < 0)
+    if (method < 0 || fwm_flag(args[ARG_CLAMP_FIRST], "clamp_first", &m->clamp_first) < 0 ||
+        fwm_finite_number(args[ARG_EPS], "eps", c->type, &m->eps) < 0)
         return -1;
     m->recurrent = method == 1;
     m->scale = m->normalize ? 1 : 1 / sqrt((double)c->K);
-    return args[ARG_SCALE] == Py_None ? 0 : read_number(c, args[ARG_SCALE], "scale", &m->scale);
+    return args[ARG_SCALE] == Py_None ? 0 : fwm_finite_number(args[ARG_SCALE], "scale", c->type, &m->scale);
 }
 
 /* ---- arrays ---- */
@@ -314,7 +286,7 @@ int fwm_read_memory(FwmMemoryCall *c, PyObject *function, PyObject *const *args)
         return -1;
     c->m.rule = (size_t)row;
     c->info = fwm_kernels_f32()->memory.info(c->m.rule);
-    if (read_flag(args[ARG_NORMALIZE], "normalize", &c->m.normalize) < 0 || read_qkv(c, args) < 0 ||
+    if (fwm_flag(args[ARG_NORMALIZE], "normalize", &c->m.normalize) < 0 || read_qkv(c, args) < 0 ||
         read_gate(c, args[ARG_G]) < 0 || read_strengths(c, args) < 0 || read_sequences(c, args[ARG_CU_SEQLENS]) < 0 ||
         read_state(c, IN_STATE, args[ARG_INITIAL_STATE], names) < 0 || read_options(c, args) < 0)
         return -1;

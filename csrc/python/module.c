@@ -7,6 +7,7 @@
 
 #include <stdlib.h>
 
+#include "python/bind_attention.h"
 #include "python/bind_maps.h"
 #include "python/bind_memory.h"
 #include "python/bind_model.h"
@@ -153,6 +154,8 @@ static PyMethodDef functions[] = {
     {"rule_backward", fwm_py_rule_backward, METH_VARARGS, NULL},
     {"memory_forward", (PyCFunction)(void (*)(void))fwm_py_memory_forward, METH_FASTCALL, NULL},
     {"memory_backward", (PyCFunction)(void (*)(void))fwm_py_memory_backward, METH_FASTCALL, NULL},
+    {"attention_forward", fwm_py_attention_forward, METH_VARARGS, NULL},
+    {"attention_backward", fwm_py_attention_backward, METH_VARARGS, NULL},
     {"train", fwm_py_train, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

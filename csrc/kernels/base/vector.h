@@ -36,11 +36,23 @@ static inline vec vec_select(vec_mask mask, vec where_set, vec elsewhere)
 #if defined(__AVX512F__) && FWM_VECTOR_BYTES == 64
 #include <immintrin.h>
 #if FWM_REAL_IS_DOUBLE
-#define FWM_X86_CLIP(which, x) ((vec)_mm512_##which##_pd(_mm512_setzero_pd(), (__m512d)(x)))
+#define FWM_X86(which, x, y) ((vec)_mm512_##which##_pd((__m512d)(x), (__m512d)(y)))
+#define FWM_X86_CLIP(which, x) FWM_X86(which, _mm512_setzero_pd(), x)
 #else
-#define FWM_X86_CLIP(which, x) ((vec)_mm512_##which##_ps(_mm512_setzero_ps(), (__m512)(x)))
+#define FWM_X86(which, x, y) ((vec)_mm512_##which##_ps((__m512)(x), (__m512)(y)))
+#define FWM_X86_CLIP(which, x) FWM_X86(which, _mm512_setzero_ps(), x)
 #endif
 #endif
+
+/* x where x > y, else y: where one of them is NaN, y. */
+static inline vec vec_max(vec x, vec y)
+{
+#ifdef FWM_X86
+    return FWM_X86(max, x, y);
+#else
+    return vec_select(x > y, x, y);
+#endif
+}
 
 static inline vec vec_positive(vec x)
 {

@@ -1,0 +1,69 @@
+/* Arrays to write into: what they must be, and that they share no memory with what is read. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
+#define NO_IMPORT_ARRAY
+#include <numpy/arrayobject.h>
+
+#include "python/args.h"
+
+PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *letters, int rank, const npy_intp *shape)
+{
+    const char *expected = type == NPY_FLOAT ? "float32" : "float64";
+    if (!PyArray_Check(given))
+        return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected an array", name, Py_TYPE(given)->tp_name);
+    PyArrayObject *array = (PyArrayObject *)given;
+    if (PyArray_TYPE(array) != type || !PyArray_ISNOTSWAPPED(array))
+        return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s in native byte order, as q has", name,
+                                             (PyObject *)PyArray_DESCR(array), expected);
+    if (fwm_check_shape(array, name, letters, rank, shape) < 0)
+        return NULL;
+    const char *got = !PyArray_ISWRITEABLE(array)      ? "a read-only array"
+                      : !PyArray_ISALIGNED(array)      ? "an unaligned array"
+                      : !PyArray_IS_C_CONTIGUOUS(array) ? "an array that is not C-contiguous"
+                                                       : NULL;
+    if (got)
+        return (PyArrayObject *)PyErr_Format(PyExc_ValueError, "%s: got %s, expected one to write to, C-contiguous and aligned", name, got);
+    return (PyArrayObject *)Py_NewRef(given);
+}
+
+/* The first byte, and the byte behind the last. */
+static void bounds(PyArrayObject *array, uintptr_t *low, uintptr_t *high)
+{
+    *low = *high = (uintptr_t)PyArray_DATA(array);
+    for (int i = 0; i < PyArray_NDIM(array); i++) {
+        const npy_intp reach = (PyArray_DIM(array, i) - 1) * PyArray_STRIDE(array, i);
+        if (reach < 0)
+            *low += (uintptr_t)reach;
+        else
+            *high += (uintptr_t)reach;
+    }
+    *high += (uintptr_t)PyArray_ITEMSIZE(array);
+}
+
+/* Whether numpy.shares_memory says so; -1 with an exception. */
+static int shares_memory(PyArrayObject *a, PyArrayObject *b)
+{
+    PyObject *numpy = PyImport_ImportModule("numpy");
+    PyObject *answer = numpy ? PyObject_CallMethod(numpy, "shares_memory", "OO", a, b) : NULL;
+    const int shares = answer ? PyObject_IsTrue(answer) : -1;
+    Py_XDECREF(answer);
+    Py_XDECREF(numpy);
+    return shares;
+}
+
+int fwm_check_apart(PyArrayObject *out, const char *name, PyArrayObject *other, const char *other_name)
+{
+    uintptr_t low, high, other_low, other_high;
+    if (PyArray_SIZE(out) == 0 || PyArray_SIZE(other) == 0)
+        return 0;
+    bounds(out, &low, &high);
+    bounds(other, &other_low, &other_high);
+    if (high <= other_low || other_high <= low)
+        return 0;
+    const int shares = PyArray_ISONESEGMENT(other) ? 1 : shares_memory(out, other);
+    if (shares > 0)
+        PyErr_Format(PyExc_ValueError, "%s: got memory of %s, expected memory of its own", name, other_name);
+    return shares == 0 ? 0 : -1;
+}
