@@ -4,7 +4,7 @@ A side is made from a piece of work and its inputs (arrays as fwm_py takes them)
 when it is made. Calling it does the work, and nothing else is timed; `arrays` then gives the results by name, in our
 layout again: o, final_state when one token is decoded, dq, dk, ... with the backward.
 
-    Ours              fwm_py.kernels
+    Ours              fwm_py
     Transformers      the PyTorch functions of its modelling files, gradients by autograd; repeats key heads inside
     OnnxRuntime       the operator com.microsoft.LinearAttention, its inputs and outputs bound; it has no backward
     TorchAttention    torch.nn.functional.scaled_dot_product_attention, gradients by autograd
@@ -19,12 +19,11 @@ import torch
 from onnx import TensorProto, helper
 
 import fwm_py
-from fwm_py import kernels
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a function of fwm_py.kernels takes behind q, k and v, and under what name others have it."""
+    """What a function of fwm_py takes behind q, k and v, and under what name others have it."""
 
     inputs: tuple = ()
     channel_gate: bool = False  # g is (B, T, HV, K)
@@ -120,8 +119,8 @@ class Ours:
     def __init__(self, work, inputs, backward, threads):
         fwm_py.set_num_threads(threads)
         self.work, self.with_backward = work, backward
-        self.forward = getattr(kernels, work.function)
-        self.backward = getattr(kernels, work.function + "_backward")
+        self.forward = getattr(fwm_py, work.function)
+        self.backward = getattr(fwm_py, work.function + "_backward")
         self.inputs, self.do = [inputs[name] for name in work.names()], inputs["do"]
         self.options, self.results = {}, {}
         if work.rule.qk_norm:

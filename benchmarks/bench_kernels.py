@@ -21,11 +21,12 @@ erase, 4 K V for sums, 2 (K + V) a pair of tokens for softmax attention; with th
 attention: 3.5 times). Product rate: torch.matmul of two 2048 x 2048 matrices with the same threads.
 
 Memory: what the peak of the resident memory during a first call is above that before, less the results' bytes, in a
-process of its own (Linux).
+process of its own (Linux with glibc), to about 1 MB.
 
 Leave the machine alone meanwhile: beside a busy core PyTorch's one token takes 60 ms instead of half a one.
 """
 import argparse
+import ctypes
 import dataclasses
 import functools
 import json
@@ -161,14 +162,20 @@ def resident(entry):
 
 
 def peak_bytes(work, backward, kind, threads):
-    """Peak memory of a first call beyond inputs and results."""
+    """Peak memory of a first call beyond inputs and results.
+
+    Memory that was freed goes back to the system first, or results would go where something else has been resident.
+    """
     small = dataclasses.replace(work, T=min(work.T, 64))
     kind(small, small.draw(), backward, threads)()  # libraries and threads are there
-    side = kind(work, work.draw(), backward, threads)
+    inputs = work.draw()
+    ctypes.CDLL(None).malloc_trim(0)
+    side = kind(work, inputs, backward, threads)
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
     before = resident("VmRSS")
     side()
-    return max(0, resident("VmHWM") - before - sum(array.nbytes for array in side.arrays().values()))
+    return resident("VmHWM") - before - sum(array.nbytes for array in side.arrays().values())
 
 
 def alternatives_row(work, backward, threads, repeats):
@@ -223,17 +230,20 @@ def print_table(title, header, lines):
     print(f"\n{title}\n", *(line.strip() for line in capture.get().splitlines() if line.strip()), sep="\n", flush=True)
 
 
+def megabytes(n_bytes):
+    return "" if n_bytes is None else f"{n_bytes / 1e6:.1f}"
+
+
 def alternatives_lines(name, work, direction, row):
     """One for each of the others; what is ours stands in the first."""
-    seconds, ours = row["seconds"], row["seconds"]["ours"]
+    seconds, ours, memory = row["seconds"], row["seconds"]["ours"], row["memory"]
     rate = row["flop"] / statistics.median(ours)
     first = [f"{name}, {shape(work)}, {direction}", ms(ours), f"{rate / 1e9:.0f}",
-             f"{100 * rate / row['product_rate']:.0f} %", f"{row['memory']['ours'] / 1e6:.1f}"]
+             f"{100 * rate / row['product_rate']:.0f} %", megabytes(memory.get("ours"))]
     for other in list(seconds)[1:]:
-        memory = row["memory"].get(other)
         error = row["errors"][other]
-        yield [*first, other, ms(seconds[other]), ratio(seconds[other], ours),
-               "" if memory is None else f"{memory / 1e6:.1f}", f"{error:.0e}" if error else ""]
+        yield [*first, other, ms(seconds[other]), ratio(seconds[other], ours), megabytes(memory.get(other)),
+               f"{error:.0e}" if error else ""]
         first = [""] * len(first)
 
 
@@ -241,7 +251,7 @@ def pairs_line(name, works, direction, threads, row):
     base, changed = row["seconds"]["base"], row["seconds"]["changed"]
     tokens = works[0].T / works[1].T
     shapes = [f"g {work.g:g}, {shape(work)}" for work in works]
-    memory = [f"{row['memory'][side] / threads / 1e6:.1f}" for side in ("base", "changed")]
+    memory = [megabytes(row["memory"][side] / threads) for side in ("base", "changed")]
     return [f"{name}, {direction}", shapes[0], ms(base), shapes[1], ms(changed), ratio(changed, base, tokens), *memory]
 
 
@@ -295,8 +305,8 @@ class Runner:
             work = self.size(work)
             for direction in passes if self.wanted(name) else ():
                 row = self.measure("alternatives", name, direction, alternatives_row, work)
-                row["memory"] = {kind.name: self.memory(work, direction, kind)
-                                 for kind in sides(work, PASSES[direction]) if kind is not alternatives.Copy}
+                row["memory"] = {} if work.decodes else {
+                    kind.name: self.memory(work, direction, kind) for kind in sides(work, PASSES[direction])}
                 lines += alternatives_lines(name, work, direction, row)
         print_table("Times and ratios of alternating calls; memory beyond inputs and results.",
                     ["work", "ours, ms", "GFLOP/s", "of the product rate", "ours, MB", "against", "theirs, ms",

@@ -1,7 +1,7 @@
 """Softmax attention, causal or not, with many heads: forward and gradient, in tiles.
 
-No matrix of all queries against all keys is ever made: memory beyond inputs and results does not grow with B, H or S,
-and with T only by two numbers a query in the backward.
+No matrix of all queries against all keys is ever made: beyond inputs and results a call takes a few megabytes for each
+thread, in the backward two numbers a query, and with one token and a cache about a hundredth of the cache.
 
 Common to both functions, for B sequences, T queries, S keys, HQ query heads and H key heads:
 
@@ -20,8 +20,8 @@ gradients of zero. Values that are not finite propagate to the queries that see 
 nothing. Results are the same to the bit for every number of threads. Inside a call, numbers below the smallest normal
 one may count as 0.
 
-Errors: TypeError for a dtype that is not as above; ValueError for shapes that do not fit, K, V, H or HQ = 0, no keys for
-some queries, or a scale that is not finite; MemoryError. The message begins with the argument's name.
+Errors: TypeError for a dtype that is not as above; ValueError for shapes that do not fit, K, V, H or HQ = 0, no keys
+for some queries, or a scale that is not finite in q's dtype; MemoryError. The message begins with the argument's name.
 
 Sources: Vaswani et al. 2017, arXiv 1706.03762; the softmax in tiles: Milakov, Gimelshein 2018, arXiv 1805.02867; Dao et
 al. 2022, arXiv 2205.14135.

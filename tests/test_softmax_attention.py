@@ -56,15 +56,16 @@ def assert_close(got, expected, tolerance):
 
 # --- what is computed ----------------------------------------------------------------------------------------------
 
-# (B, T, S, HQ, H, K, V): vectors' widths and tiles' edges crossed by one, grouped heads, a cache, blocks of tokens crossed.
+# (B, T, S, HQ, H, K, V): vectors' widths and tiles' edges crossed by one, grouped heads, a cache, several blocks.
 SIZES = [
-    (1, 1, 1, 1, 1, 1, 1), (2, 2, 2, 1, 1, 3, 2), (1, 15, 15, 2, 2, 16, 15), (2, 16, 16, 2, 1, 17, 33), (1, 17, 17, 3, 3, 40, 8),
-    (1, 31, 31, 1, 1, 4, 5), (1, 32, 32, 1, 1, 4, 5), (1, 33, 33, 1, 1, 4, 5), (1, 63, 63, 2, 2, 8, 8), (1, 64, 64, 2, 2, 8, 8),
-    (2, 65, 65, 2, 2, 8, 8), (1, 127, 127, 2, 1, 24, 20), (1, 129, 129, 2, 1, 24, 20), (1, 20, 20, 16, 2, 8, 8),
-    (2, 37, 37, 8, 1, 5, 9), (1, 1, 200, 4, 2, 16, 16), (2, 1, 1300, 3, 3, 20, 33), (3, 1, 65, 8, 1, 64, 64), (1, 3, 70, 2, 2, 16, 16), (1, 65, 129, 3, 1, 10, 7),
+    (1, 1, 1, 1, 1, 1, 1), (2, 2, 2, 1, 1, 3, 2), (1, 15, 15, 2, 2, 16, 15), (2, 16, 16, 2, 1, 17, 33),
+    (1, 17, 17, 3, 3, 40, 8), (1, 31, 31, 1, 1, 4, 5), (1, 32, 32, 1, 1, 4, 5), (1, 33, 33, 1, 1, 4, 5),
+    (1, 63, 63, 2, 2, 8, 8), (1, 64, 64, 2, 2, 8, 8), (2, 65, 65, 2, 2, 8, 8), (1, 127, 127, 2, 1, 24, 20),
+    (1, 129, 129, 2, 1, 24, 20), (1, 20, 20, 16, 2, 8, 8), (2, 37, 37, 8, 1, 5, 9), (1, 1, 200, 4, 2, 16, 16),
+    (2, 1, 1300, 3, 3, 20, 33), (3, 1, 65, 8, 1, 64, 64), (1, 3, 70, 2, 2, 16, 16), (1, 65, 129, 3, 1, 10, 7),
     (1, 100, 333, 2, 2, 16, 24), (1, 255, 257, 1, 1, 16, 16), (1, 300, 300, 1, 1, 64, 64), (1, 600, 650, 1, 1, 7, 7),
 ]
-OTHER_SIZES = [(1, 70, 50, 2, 2, 8, 8), (2, 300, 1, 4, 2, 8, 8), (1, 5, 300, 4, 1, 17, 3)]  # not causal: S may be below T
+OTHER_SIZES = [(1, 70, 50, 2, 2, 8, 8), (2, 300, 1, 4, 2, 8, 8), (1, 5, 300, 4, 1, 17, 3)]  # not causal only
 ANY = [(size, True) for size in SIZES] + [(size, False) for size in SIZES[::4] + OTHER_SIZES]
 
 
@@ -75,7 +76,8 @@ def test_forward_and_gradient_are_the_equations(size, causal):
     for got, expected in zip((o, lse), oracle(*qkv, causal=causal), strict=True):
         assert got.dtype == np.float64 and got.flags.c_contiguous
         assert_close(got, expected, 1e-12)
-    for got, expected in zip(softmax_attention_backward(do, *qkv, causal=causal), oracle_backward(do, *qkv, causal), strict=True):
+    expected_gradients = oracle_backward(do, *qkv, causal)
+    for got, expected in zip(softmax_attention_backward(do, *qkv, causal=causal), expected_gradients, strict=True):
         assert got.dtype == np.float64 and got.flags.c_contiguous
         assert_close(got, expected, 1e-11)
 
@@ -84,12 +86,14 @@ def test_forward_and_gradient_are_the_equations(size, causal):
 def test_scale(scale):
     do, *qkv = inputs(2, 40, 50, 4, 2, 8, 8)
     assert_close(softmax_attention(*qkv, scale=scale), oracle(*qkv, scale=scale)[0], 1e-12)
-    for got, expected in zip(softmax_attention_backward(do, *qkv, scale=scale), oracle_backward(do, *qkv, scale=scale), strict=True):
+    expected_gradients = oracle_backward(do, *qkv, scale=scale)
+    for got, expected in zip(softmax_attention_backward(do, *qkv, scale=scale), expected_gradients, strict=True):
         assert_close(got, expected, 1e-11)
 
 
 @pytest.mark.parametrize("size, causal", [
-    ((1, 5, 5, 1, 1, 3, 2), True), ((2, 7, 9, 4, 2, 3, 4), True), ((1, 6, 4, 2, 1, 4, 3), False), ((1, 34, 40, 2, 2, 2, 2), True),
+    ((1, 5, 5, 1, 1, 3, 2), True), ((2, 7, 9, 4, 2, 3, 4), True), ((1, 6, 4, 2, 1, 4, 3), False),
+    ((1, 34, 40, 2, 2, 2, 2), True),
 ], ids=str)
 def test_gradient_by_central_differences(size, causal):
     do, *qkv = inputs(*size)
@@ -117,7 +121,8 @@ def test_gradient_with_and_without_what_the_forward_gave(dtype):
     for size in SIZES[::3]:
         do, *qkv = inputs(*size, dtype)
         o, lse = softmax_attention(*qkv, return_lse=True)
-        for again, kept in zip(softmax_attention_backward(do, *qkv), softmax_attention_backward(do, *qkv, o=o, lse=lse), strict=True):
+        gradients = softmax_attention_backward(do, *qkv), softmax_attention_backward(do, *qkv, o=o, lse=lse)
+        for again, kept in zip(*gradients, strict=True):
             np.testing.assert_array_equal(again, kept)
 
 
@@ -172,12 +177,13 @@ def test_large_scores(dtype, tolerance, order):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_small_weights(dtype):
     """One key of score 0 and one of score x <= 0: o = w / (1 + w), w = exp(x), down to where weights end."""
-    x = np.concatenate([np.linspace(np.log(np.finfo(dtype).tiny) + 1, 0, 9973), -np.logspace(-12, 0, 999)]).astype(dtype)
+    lowest = np.log(np.finfo(dtype).tiny) + 1
+    x = np.concatenate([np.linspace(lowest, 0, 9973), -np.logspace(-12, 0, 999)]).astype(dtype)
     k = np.stack([np.zeros_like(x), x], axis=1)[..., None, None]
     v = np.broadcast_to(np.array([0, 1], dtype)[:, None, None], k.shape)
     o = softmax_attention(np.ones((x.size, 1, 1, 1), dtype), k, v, scale=1)[:, 0, 0, 0]
     w = np.exp(x.astype(np.longdouble))
-    # log2(e), and the score times it, are rounded, by half an ulp each: a relative error of the weight of |x| ulp at most
+    # log2(e), and the score times it, are rounded, by half an ulp each: an error of the weight of |x| ulp at most
     assert (np.abs(o / (w / (1 + w)) - 1) <= (1.25 + np.abs(x)) * np.finfo(dtype).eps).all()
 
 
@@ -239,8 +245,9 @@ def everything(do, q, k, v, **options):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("size", [(1, 1100, 1200, 1, 1, 16, 16), (2, 300, 300, 6, 2, 20, 24), (1, 600, 600, 20, 20, 8, 8),
-                                  (2, 1, 2500, 4, 2, 16, 16)], ids=str)
+@pytest.mark.parametrize("size", [
+    (1, 1100, 1200, 1, 1, 16, 16), (2, 300, 300, 6, 2, 20, 24), (1, 600, 600, 20, 20, 8, 8), (2, 1, 2500, 4, 2, 16, 16),
+], ids=str)
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_same_bits_for_every_number_of_threads(size, causal, dtype):
     arrays, results = inputs(*size, dtype), []
@@ -282,8 +289,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts kilobytes on Linux")
 def test_memory_does_not_grow_with_the_square_of_the_length():
-    kilobytes = int(subprocess.run([sys.executable, "-c", MEMORY.format(T=8192)], capture_output=True, text=True, check=True).stdout)
-    assert kilobytes < 20_000  # o, dq, dk and dv are 2 MB; a matrix of weights would be 268 MB
+    run = subprocess.run([sys.executable, "-c", MEMORY.format(T=8192)], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 20_000  # o, dq, dk and dv are 2 MB; a matrix of weights would be 268 MB
 
 
 # --- arrays of every make, and out ---------------------------------------------------------------------------------
@@ -316,7 +323,9 @@ def test_out(dtype):
     assert o is out and lse.shape == (2, 30, 4)
 
 
-@pytest.mark.parametrize("B, T, S, causal", [(0, 5, 5, True), (2, 0, 5, True), (2, 0, 0, True), (2, 0, 0, False), (0, 3, 0, False)])
+@pytest.mark.parametrize("B, T, S, causal", [
+    (0, 5, 5, True), (2, 0, 5, True), (2, 0, 0, True), (2, 0, 0, False), (0, 3, 0, False),
+])
 def test_empty(B, T, S, causal):
     do, *qkv = inputs(B, T, S, 4, 2, 3, 5)
     if (B, S) == (0, 0):  # no sequence, but one without keys all the same
@@ -335,10 +344,11 @@ GOOD["o"], GOOD["lse"] = softmax_attention(GOOD["q"], GOOD["k"], GOOD["v"], retu
 
 
 def bad_arguments():
-    """(the argument that is named, what is given instead, exception); with what is given, other arguments may change."""
+    """(the argument that the message names, what is given instead of good arguments, exception)"""
     for name, good in GOOD.items():
         refused = [given for given in (None, "text", object()) if given is not None or name not in ("o", "lse")]
-        for given in refused + [good.astype(t) for t in (np.int64, bool, np.float16, np.complex128, object, str, "M8[s]")]:
+        refused += [good.astype(t) for t in (np.int64, bool, np.float16, np.complex128, object, str, "M8[s]")]
+        for given in refused:
             yield name, {name: given}, TypeError
         for given in (np.zeros(()), good[None], good[0]):
             yield name, {name: given}, ValueError
@@ -374,10 +384,17 @@ def test_bad_arguments(name, instead, exception):
         assert_refused(lambda: softmax_attention(**forward), name, exception)
 
 
+def test_scales_beyond_float32():
+    q = np.ones((1, 2, 1, 3), np.float32)
+    assert_refused(lambda: softmax_attention(q, q, q, scale=1e39), "scale", ValueError)
+    assert np.isfinite(softmax_attention(*[q.astype(np.float64)] * 3, scale=1e39)).all()
+
+
 def bad_outs():
     good = GOOD["o"]
     swapped = cases.swapped_bytes(good)
-    yield from ((given, TypeError) for given in ("text", 1, good.tolist(), good.astype(np.float32), good.astype(int), swapped))
+    yield from ((given, TypeError) for given in (
+        "text", 1, good.tolist(), good.astype(np.float32), good.astype(int), swapped))
     yield from ((given, ValueError) for given in (good[0], good[..., :-1].copy(), good[None], cases.strided(good),
                                                   cases.backwards(good), cases.read_only(good), cases.unaligned(good),
                                                   cases.column_major(good)))

@@ -141,16 +141,15 @@ static void add_seen(const Head *head, size_t first_key, size_t keys, const Scra
     const size_t ld = rows->lanes, ld_k = fwm_padded(head->a->K), ld_v = fwm_padded(head->a->V);
     for (size_t j = 0; j < keys; j++) {
         const size_t blind = fwm_min(blind_lanes(head, first_key + j, rows->first, ld), rows->count);
-        gemm(1, ld_v, rows->count - blind, rows_of(s->p + j * ld + blind, ld), rows->dout + blind * ld_v, ld_v, 1, t->dv + j * ld_v,
-             t->dv + j * ld_v, ld_v);
-        gemm(1, ld_k, rows->count - blind, rows_of(s->ds + j * ld + blind, ld), rows->q + blind * ld_k, ld_k, 1, t->dk + j * ld_k,
-             t->dk + j * ld_k, ld_k);
+        real *dv = t->dv + j * ld_v, *dk = t->dk + j * ld_k;
+        gemm(1, ld_v, rows->count - blind, rows_of(s->p + j * ld + blind, ld), rows->dout + blind * ld_v, ld_v, 1, dv, dv, ld_v);
+        gemm(1, ld_k, rows->count - blind, rows_of(s->ds + j * ld + blind, ld), rows->q + blind * ld_k, ld_k, 1, dk, dk, ld_k);
     }
     for (size_t i = 0; i < rows->count; i++) {
         const size_t sees = seen(head, rows->first + i);
+        real *dq = rows->dq + i * ld_k;
         if (sees > first_key)
-            gemm(1, ld_k, fwm_min(sees - first_key, keys), transposed(s->ds + i, ld), t->k, ld_k, 1, rows->dq + i * ld_k,
-                 rows->dq + i * ld_k, ld_k);
+            gemm(1, ld_k, fwm_min(sees - first_key, keys), transposed(s->ds + i, ld), t->k, ld_k, 1, dq, dq, ld_k);
     }
 }
 
@@ -170,7 +169,8 @@ static void meet(const Head *head, size_t offset, size_t keys, const Scratch *s)
     if (is_cut) {
         clear_unseen(head, first_key, keys, rows, s->p);
         clear_unseen(head, first_key, keys, rows, s->ds);
-        if (!all_finite(rows->count * ld_k, rows->q) || !all_finite(rows->count * ld_v, rows->dout) || !all_finite(keys * ld_k, t.k)) {
+        if (!all_finite(rows->count * ld_k, rows->q) || !all_finite(rows->count * ld_v, rows->dout) ||
+            !all_finite(keys * ld_k, t.k)) {
             add_seen(head, first_key, keys, s, &t);
             return;
         }

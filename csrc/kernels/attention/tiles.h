@@ -63,8 +63,8 @@ static inline void copy_numbers(size_t n, const real *in, real *out)
 typedef size_t (*IndexOf)(const Head *head, size_t i);
 
 /* `count` rows or keys from `start` on, of this width, become the rows of a tile (rows of ld, padded with zeros); and back. */
-static inline void load_tile(const Head *head, IndexOf index, size_t start, size_t count, const void *array, size_t width, real *tile,
-                             size_t ld)
+static inline void load_tile(const Head *head, IndexOf index, size_t start, size_t count, const void *array, size_t width,
+                             real *tile, size_t ld)
 {
     for (size_t i = 0; i < count; i++) {
         copy_numbers(width, (const real *)array + index(head, start + i) * width, tile + i * ld);
@@ -73,8 +73,8 @@ static inline void load_tile(const Head *head, IndexOf index, size_t start, size
     }
 }
 
-static inline void store_tile(const Head *head, IndexOf index, size_t start, size_t count, const real *tile, size_t ld, void *array,
-                              size_t width)
+static inline void store_tile(const Head *head, IndexOf index, size_t start, size_t count, const real *tile, size_t ld,
+                              void *array, size_t width)
 {
     for (size_t i = 0; i < count; i++)
         copy_numbers(width, tile + i * ld, (real *)array + index(head, start + i) * width);

@@ -33,6 +33,7 @@ typedef struct {
     Chunk *chunks;     /* a segment */
     real *S0, *N;      /* (a segment + 1) x slabs x slab_size; a segment x slabs x C x W */
     real *dS;          /* slabs x slab_size */
+    real *v, *dout, *dv; /* a segment x C x V, R V, V: if threads do not share it */
     real *dz;          /* ld */
     ChunkGradients *shares, *sums; /* parts x slabs, parts */
     char *thread_scratch;
@@ -45,6 +46,7 @@ typedef struct {
     const Head *h;
     const Memory *w;
     size_t chunk0, count; /* of the segment */
+    Head here;            /* the head from there on */
 } Pass;
 
 static size_t largest(size_t a, size_t b)
@@ -79,6 +81,10 @@ static Memory take_memory(const Backward *f, uintptr_t *next)
     w.S0 = take(next, (f->segment + 1) * f->slabs * slab);
     w.N = take(next, f->segment * f->slabs * C * W * sizeof(real));
     w.dS = take(next, f->slabs * slab);
+    const size_t values = f->inner > 1 ? 0 : f->segment * C * f->m->V * sizeof(real);
+    w.v = take(next, values);
+    w.dout = take(next, values * queries_per_state(f->m));
+    w.dv = take(next, values);
     w.dz = take(next, ld * sizeof(real));
     w.shares = take_all_gradients(f, f->parts * f->slabs, there, next);
     w.sums = take_all_gradients(f, f->parts, there, next);
@@ -112,7 +118,7 @@ static void prepare_task(void *context, size_t i, int thread)
     if (p->f->shape.normalize)
         p->w->chunks[i].z0 = p->w->z0 + (p->chunk0 + i) * p->f->shape.ld;
     (void)thread;
-    prepare_chunk(p->h, (p->chunk0 + i) * C, &p->w->chunks[i]);
+    prepare_chunk(&p->here, i * C, &p->w->chunks[i]);
     prepare_chunk_backward(&p->w->chunks[i]);
 }
 
@@ -121,7 +127,7 @@ static void prepare_writing_task(void *context, size_t i, int thread)
     const Pass *p = context;
     Chunk c = without_queries(p, i);
     (void)thread;
-    prepare_chunk(p->h, (p->chunk0 + i) * C, &c);
+    prepare_chunk(&p->here, i * C, &c);
     p->w->chunks[i].n = c.n;
 }
 
@@ -135,7 +141,7 @@ static void checkpoint_task(void *context, size_t slab, int thread)
     real *S = slab_in(p, p->w->checkpoints, segment + 1, slab), *N = p->w->N + slab * C * W;
     for (size_t i = 0; i < p->count; i++) {
         const Chunk c = without_queries(p, i);
-        write_chunk(p->h, (p->chunk0 + i) * C, &c, &columns, i ? S : before, S, N, scratch_of(p, thread));
+        write_chunk(&p->here, i * C, &c, &columns, i ? S : before, S, N, scratch_of(p, thread));
     }
 }
 
@@ -148,7 +154,7 @@ static void states_task(void *context, size_t slab, int thread)
            p->f->slab_size * sizeof(real));
     for (size_t i = 0; i < p->count; i++) {
         const Chunk c = without_queries(p, i);
-        write_chunk(p->h, (p->chunk0 + i) * C, &c, &columns, slab_in(p, p->w->S0, i, slab), slab_in(p, p->w->S0, i + 1, slab),
+        write_chunk(&p->here, i * C, &c, &columns, slab_in(p, p->w->S0, i, slab), slab_in(p, p->w->S0, i + 1, slab),
                     p->w->N + (i * p->f->slabs + slab) * C * W, scratch_of(p, thread));
     }
 }
@@ -157,7 +163,7 @@ static void slab_chunk(const Pass *p, size_t i, size_t slab, int thread)
 {
     const size_t slabs = p->f->slabs;
     const Slab columns = slab_of(p->h->V, slab);
-    write_chunk_backward(p->h, (p->chunk0 + i) * C, &p->w->chunks[i], &columns, slab_in(p, p->w->S0, i, slab),
+    write_chunk_backward(&p->here, i * C, &p->w->chunks[i], &columns, slab_in(p, p->w->S0, i, slab),
                          p->w->N + (i * slabs + slab) * C * W, p->w->dS + slab * p->f->slab_size,
                          &p->w->shares[i % p->f->parts * slabs + slab], scratch_of(p, thread));
 }
@@ -177,13 +183,38 @@ static void finish_task(void *context, size_t i, int thread)
     ChunkGradients *shares = p->w->shares + i % p->f->parts * slabs, *total = &shares[0];
     for (size_t slab = 1; slab < slabs; slab++)
         add_gradients(&p->f->shape, &shares[slab], total);
-    finish_chunk(p->h, (p->chunk0 + i) * C, &p->w->chunks[i], total, p->w->dz, scratch_of(p, thread));
+    finish_chunk(&p->here, i * C, &p->w->chunks[i], total, p->w->dz, scratch_of(p, thread));
 }
 
 static void last_task(void *context, size_t i, int thread)
 {
     const Pass *p = context;
     finish_task(context, p->count - 1 - i, thread);
+}
+
+/* Where the segment's tokens are. Rows of values are fetched whole, and gradients of values brought away, as in forward.c. */
+static void begin_segment(Pass *p, bool with_gradients)
+{
+    const size_t t0 = p->chunk0 * C, V = p->h->V, R = p->h->R, tokens = fwm_min(p->count * C, p->h->T - t0);
+    p->here = head_from(p->h, t0);
+    if (p->f->inner > 1)
+        return;
+    const Tokens v = p->here.v, dout = p->here.dout;
+    p->here.v = (Tokens){p->w->v, V};
+    copy_rows(tokens, 0, V, v, p->here.v);
+    if (!with_gradients)
+        return;
+    p->here.dout = (Tokens){p->w->dout, R * V};
+    p->here.dv = (Tokens){p->w->dv, V};
+    copy_rows(tokens, 0, R * V, dout, p->here.dout);
+}
+
+static void end_segment(const Pass *p)
+{
+    const size_t t0 = p->chunk0 * C;
+    const Head there = head_from(p->h, t0);
+    if (p->f->inner == 1)
+        copy_rows(fwm_min(p->count * C, p->h->T - t0), 0, p->h->V, p->here.dv, there.dv);
 }
 
 /* The gradients of a segment: chunk by chunk, while its numbers are in the cache, or shared among threads. */
@@ -233,13 +264,16 @@ static void backward_head(const Backward *f, const Head *h, const Memory *w)
         sum_keys(h, f, w);
     p.count = f->segment;
     for (p.chunk0 = 0; p.chunk0 + f->segment < segments * f->segment; p.chunk0 += f->segment) {
+        begin_segment(&p, false);
         fwm_parallel_for(f->inner, p.count, prepare_writing_task, &p);
         fwm_parallel_for(f->inner, f->slabs, checkpoint_task, &p);
     }
     for (size_t segment = segments; segment-- > 0;) {
         p.chunk0 = segment * f->segment;
         p.count = fwm_min(f->segment, chunks - p.chunk0);
+        begin_segment(&p, true);
         segment_backward(&p);
+        end_segment(&p);
     }
     for (size_t slab = 0; slab < f->slabs && h->dinitial_state; slab++) {
         const Slab columns = slab_of(V, slab);

@@ -14,6 +14,7 @@ typedef struct {
     Chunk chunks[CHUNKS];
     real *state; /* slabs x ld x W */
     real *N;     /* C x W */
+    real *v, *o; /* CHUNKS C x V, CHUNKS C x R V: of the chunks at hand */
     void *slab_scratch;
 } Memory;
 
@@ -32,6 +33,8 @@ static Memory take_memory(const Forward *f, uintptr_t *next)
         w.chunks[i] = take_chunk(&f->shape, next);
     w.state = take(next, f->slabs * f->shape.ld * W * sizeof(real));
     w.N = take(next, C * W * sizeof(real));
+    w.v = take(next, CHUNKS * C * f->m->V * sizeof(real));
+    w.o = take(next, CHUNKS * C * queries_per_state(f->m) * f->m->V * sizeof(real));
     w.slab_scratch = take(next, slab_scratch(&f->shape));
     return w;
 }
@@ -43,13 +46,13 @@ static void add_keys(const Chunk *c, real *z0)
         add(c->shape.ld, c->k + t * c->shape.ld, z0);
 }
 
-/* Chunks from token t0 on; returns how many. */
+/* The chunks of a head from its token t0 on, which h begins with; returns how many. */
 static size_t prepare(const Forward *f, const Head *h, size_t t0, Memory *w)
 {
     size_t count = 0;
-    for (; count < CHUNKS && t0 < h->T; count++, t0 += C) {
+    for (; count < CHUNKS && count * C < h->T; count++) {
         Chunk *c = &w->chunks[count];
-        if (f->shape.normalize && t0 > 0) {
+        if (f->shape.normalize && t0 + count > 0) {
             const Chunk *before = &w->chunks[(count + CHUNKS - 1) % CHUNKS];
             if (c != before)
                 memcpy(c->z0, before->z0, f->shape.ld * sizeof(real));
@@ -57,9 +60,30 @@ static size_t prepare(const Forward *f, const Head *h, size_t t0, Memory *w)
         } else if (f->shape.normalize) {
             load_row(h->K, f->shape.ld, h->initial_sum, c->z0);
         }
-        prepare_chunk(h, t0, c);
+        prepare_chunk(h, count * C, c);
     }
     return count;
+}
+
+/* The chunks from token t0 on, on slabs first .. last - 1. The tokens of one head lie far apart: values are fetched, and outputs
+ * brought away, a whole row at a time, for stores that miss the caches would hold up those of the state. */
+static void run_chunks(const Forward *f, const Head *h, size_t t0, size_t first, size_t last, Memory *w)
+{
+    const size_t V = h->V, j0 = first * W, columns = fwm_min(V, last * W) - j0, tokens = fwm_min(CHUNKS * C, h->T - t0);
+    const Head there = head_from(h, t0);
+    Head here = there;
+    const size_t count = prepare(f, &here, t0, w);
+    here.v = (Tokens){w->v, V};
+    here.o = (Tokens){w->o, h->R * V};
+    copy_rows(tokens, j0, columns, there.v, here.v);
+    for (size_t p = first; p < last; p++) {
+        const Slab slab = slab_of(V, p);
+        real *S = w->state + p * f->shape.ld * W;
+        for (size_t i = 0; i < count; i++)
+            write_chunk(&here, i * C, &w->chunks[i], &slab, S, S, w->N, w->slab_scratch);
+    }
+    for (size_t r = 0; r < h->R; r++)
+        copy_rows(tokens, r * V + j0, columns, here.o, there.o);
 }
 
 static void forward_task(void *context, size_t index, int thread)
@@ -76,15 +100,8 @@ static void forward_task(void *context, size_t index, int thread)
         const Slab slab = slab_of(V, p);
         load_slab(&slab, K, V, h.initial_state, w.state + p * f->shape.ld * W);
     }
-    for (size_t t0 = 0; t0 < h.T; t0 += CHUNKS * C) {
-        const size_t count = prepare(f, &h, t0, &w);
-        for (size_t p = first; p < last; p++) {
-            const Slab slab = slab_of(V, p);
-            real *S = w.state + p * f->shape.ld * W;
-            for (size_t i = 0; i < count; i++)
-                write_chunk(&h, t0 + i * C, &w.chunks[i], &slab, S, S, w.N, w.slab_scratch);
-        }
-    }
+    for (size_t t0 = 0; t0 < h.T; t0 += CHUNKS * C)
+        run_chunks(f, &h, t0, first, last, &w);
     for (size_t p = first; p < last && h.final_state; p++) {
         const Slab slab = slab_of(V, p);
         store_slab(&slab, K, V, w.state + p * f->shape.ld * W, h.final_state);

@@ -88,4 +88,24 @@ static inline Head head_of(const FwmMemory *m, size_t sequence, size_t hv)
     };
 }
 
+/* The head from token t on; states are those of the whole. */
+static inline Head head_from(const Head *h, size_t t)
+{
+    Head rest = *h;
+    Tokens *const all[] = {&rest.q, &rest.k, &rest.v, &rest.g, &rest.beta, &rest.b, &rest.w, &rest.o, &rest.dout,
+                           &rest.dq, &rest.dk, &rest.dv, &rest.dg, &rest.dbeta, &rest.db, &rest.dw};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        if (all[i]->data)
+            all[i]->data += t * all[i]->stride;
+    rest.T -= t;
+    return rest;
+}
+
+/* Columns j0 .. of n rows of numbers, from one place to another. */
+static inline void copy_rows(size_t n, size_t j0, size_t columns, Tokens from, Tokens to)
+{
+    for (size_t t = 0; t < n; t++)
+        copy(columns, token(from, t) + j0, token(to, t) + j0);
+}
+
 #endif
