@@ -112,3 +112,19 @@ def test_a_forked_child_works():
 def test_the_backward_keeps_states_of_one_head(case, method):
     """The states of all heads, one for every 16 tokens, would take 33 MB."""
     assert float(run_python(MEMORY, str(KERNEL_CASES.index(case)), method)) < 12
+
+
+def test_threads_that_share_a_head_flush_subnormals_alike():
+    """The threads are there before the call, in the caller's mode, and gradients near the smallest number come to each."""
+    random = np.random.default_rng(0)
+    q, k, v, do = (random.standard_normal((1, 200, 1, 64)).astype(np.float32) for _ in range(4))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    g, beta = (-6 * random.random(q.shape)).astype(np.float32), random.random((1, 200, 1)).astype(np.float32)
+    results = []
+    for threads in (1, 2, 3):
+        fwm_py.set_num_threads(threads)
+        ones = np.ones((1, 40, 8, 16), np.float32)
+        fwm_py.delta_rule(ones, ones, ones, ones[..., 0])
+        gradients = fwm_py.kimi_delta_rule_backward(do * np.float32(1e-36), q, k, v, g, beta)
+        results.append([a.tobytes() for a in gradients[:5]])
+    assert results[0] == results[1] == results[2]

@@ -87,7 +87,7 @@ static void join_parts(const Decoding *d, size_t index, real *row)
     for (size_t i = 0; i < a->V; i++)
         row[i] *= 1 / total;
     if (d->o)
-        copy_numbers(a->V, row, d->o + index * a->V);
+        copy(a->V, row, d->o + index * a->V);
     if (d->lse)
         d->lse[index] = (real)(reference * LN_2 + log(total));
     if (d->delta)

@@ -51,15 +51,6 @@ static inline size_t key_index(const Head *head, size_t key)
     return (head->b * head->a->S + key) * head->a->H + head->h;
 }
 
-static inline void copy_numbers(size_t n, const real *in, real *out)
-{
-    size_t i = 0;
-    for (; i + FWM_LANES <= n; i += FWM_LANES)
-        vec_store(out + i, vec_load(in + i));
-    for (; i < n; i++)
-        out[i] = in[i];
-}
-
 typedef size_t (*IndexOf)(const Head *head, size_t i);
 
 /* `count` rows or keys from `start` on, of this width, become the rows of a tile (rows of ld, padded with zeros); and back. */
@@ -67,7 +58,7 @@ static inline void load_tile(const Head *head, IndexOf index, size_t start, size
                              real *tile, size_t ld)
 {
     for (size_t i = 0; i < count; i++) {
-        copy_numbers(width, (const real *)array + index(head, start + i) * width, tile + i * ld);
+        copy(width, (const real *)array + index(head, start + i) * width, tile + i * ld);
         for (size_t j = width; j < ld; j++)
             tile[i * ld + j] = 0;
     }
@@ -77,7 +68,7 @@ static inline void store_tile(const Head *head, IndexOf index, size_t start, siz
                               void *array, size_t width)
 {
     for (size_t i = 0; i < count; i++)
-        copy_numbers(width, tile + i * ld, (real *)array + index(head, start + i) * width);
+        copy(width, tile + i * ld, (real *)array + index(head, start + i) * width);
 }
 
 /* Lanes of a tile of rows that do not see the key. */

@@ -35,7 +35,7 @@ typedef struct {
     real *dS;          /* slabs x slab_size */
     real *v, *dout, *dv; /* a segment x C x V, R V, V: if threads do not share it */
     real *dz;          /* ld */
-    ChunkGradients *shares, *sums; /* parts x slabs, parts */
+    ChunkGradients *shares; /* parts x slabs */
     char *thread_scratch;
     size_t thread_stride;
 } Memory;
@@ -47,6 +47,7 @@ typedef struct {
     const Memory *w;
     size_t chunk0, count; /* of the segment */
     Head here;            /* the head from there on */
+    FwmTask task;         /* of the loop at hand */
 } Pass;
 
 static size_t largest(size_t a, size_t b)
@@ -87,7 +88,6 @@ static Memory take_memory(const Backward *f, uintptr_t *next)
     w.dv = take(next, values);
     w.dz = take(next, ld * sizeof(real));
     w.shares = take_all_gradients(f, f->parts * f->slabs, there, next);
-    w.sums = take_all_gradients(f, f->parts, there, next);
     w.thread_stride = largest(chunk_scratch(&f->shape), largest(slab_scratch(&f->shape), slab_backward_scratch(&f->shape)));
     w.thread_stride = (w.thread_stride + 63) / 64 * 64;
     w.thread_scratch = take(next, w.thread_stride * (size_t)f->inner);
@@ -192,6 +192,21 @@ static void last_task(void *context, size_t i, int thread)
     finish_task(context, p->count - 1 - i, thread);
 }
 
+/* A loop within a head. Subnormals are flushed in every thread, or the bits would depend on their number. */
+static void flushing_task(void *context, size_t i, int thread)
+{
+    const Pass *p = context;
+    const FwmSubnormals mode = fwm_subnormals(true);
+    p->task(context, i, thread);
+    fwm_restore_subnormals(mode);
+}
+
+static void run_loop(Pass *p, int threads, size_t n, FwmTask task)
+{
+    p->task = task;
+    fwm_parallel_for(threads, n, flushing_task, p);
+}
+
 /* Where the segment's tokens are. Rows of values are fetched whole, and gradients of values brought away, as in forward.c. */
 static void begin_segment(Pass *p, bool with_gradients)
 {
@@ -221,11 +236,11 @@ static void end_segment(const Pass *p)
 static void segment_backward(Pass *p)
 {
     const int inner = p->f->inner;
-    fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, prepare_task, p);
-    fwm_parallel_for(inner, p->f->slabs, states_task, p);
+    run_loop(p, p->f->shape.normalize ? 1 : inner, p->count, prepare_task);
+    run_loop(p, inner, p->f->slabs, states_task);
     if (inner > 1) {
-        fwm_parallel_for(inner, p->f->slabs, slab_task, p);
-        fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, last_task, p);
+        run_loop(p, inner, p->f->slabs, slab_task);
+        run_loop(p, p->f->shape.normalize ? 1 : inner, p->count, last_task);
         return;
     }
     for (size_t i = p->count; i-- > 0;) {
@@ -265,8 +280,8 @@ static void backward_head(const Backward *f, const Head *h, const Memory *w)
     p.count = f->segment;
     for (p.chunk0 = 0; p.chunk0 + f->segment < segments * f->segment; p.chunk0 += f->segment) {
         begin_segment(&p, false);
-        fwm_parallel_for(f->inner, p.count, prepare_writing_task, &p);
-        fwm_parallel_for(f->inner, f->slabs, checkpoint_task, &p);
+        run_loop(&p, f->inner, p.count, prepare_writing_task);
+        run_loop(&p, f->inner, f->slabs, checkpoint_task);
     }
     for (size_t segment = segments; segment-- > 0;) {
         p.chunk0 = segment * f->segment;
