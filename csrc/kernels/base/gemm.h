@@ -4,7 +4,7 @@
 #include "kernels/base/real.h"
 
 #define gemm FWM_NAME(gemm)
-#define rank_update FWM_NAME(rank_update)
+#define gemm_decayed FWM_NAME(gemm_decayed)
 
 /* A matrix operand that is read one number at a time: element (i, j) at data[i * row + j * column]. */
 typedef struct {
@@ -27,9 +27,8 @@ static inline Strided transposed(const real *data, size_t ld)
  * whatever m and n, so that splitting the rows or columns over threads changes no bit. */
 void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real gamma, const real *c0, real *c, size_t ldc);
 
-/* C = diag(gamma) C0 + A B for k a multiple of 16, at best 16 or 32, and rows of A (lda) that are read along k; gamma (m) NULL
- * stands for ones, C0 NULL for zeros, C0 == C adds in place. The same chains of additions. */
-void rank_update(size_t m, size_t n, size_t k, const real *a, size_t lda, const real *b, size_t ldb, const real *gamma,
-                 const real *c0, real *c, size_t ldc);
+/* C = diag(gamma) C0 + A B: a factor for each row, gamma (m), or NULL for ones. */
+void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, const real *gamma, const real *c0, real *c,
+                  size_t ldc);
 
 #endif

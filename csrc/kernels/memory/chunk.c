@@ -59,11 +59,12 @@ static void load_tokens(const Head *h, size_t t0, Chunk *c)
 {
     const size_t ld = c->shape.ld, block = C * ld, per_gate = c->shape.gate == FWM_CHANNEL_GATE ? ld : 1;
     real *queries = c->x + c->shape.erases * block;
-    for (size_t t = 0; t < c->n; t++) {
-        load_token(h, t0 + t, ld, c->k + t * ld, c->x + t * ld, c->shape.reads ? queries + t * ld : NULL, block);
-        if (c->shape.gate != FWM_NO_GATE)
-            load_gate(h, t0 + t, ld, c->a + t * per_gate);
-    }
+    load_keys(h, t0, c->n, ld, c->k);
+    load_erase_keys(h, t0, c->n, ld, c->k, c->x);
+    if (c->shape.reads)
+        load_queries(h, t0, c->n, ld, queries, ld, block);
+    if (c->shape.gate != FWM_NO_GATE)
+        load_gates(h, t0, c->n, ld, c->a);
     memset(c->a + c->n * per_gate, 0, (C - c->n) * per_gate * sizeof(real));
     if (c->shape.gate != FWM_NO_GATE)
         exponentials(C * per_gate, c->a);

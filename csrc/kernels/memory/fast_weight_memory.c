@@ -63,12 +63,11 @@ void load_chunk(const Head *h, Chunk *c, size_t start, bool with_queries)
 {
     c->start = start;
     c->n = fwm_min(c->length, h->T - start);
-    for (size_t t = 0; t < c->n; t++) {
+    for (size_t t = 0; t < c->n; t++)
         load_row(h->V, c->ld_v, token(h->v, start + t), c->d + t * c->ld_v);
-        load_key(h, start + t, c->ld_k, c->k + t * c->ld_k);
-        if (with_queries)
-            load_queries(h, start + t, c->ld_k, c->q + t * h->R * c->ld_k, c->ld_k);
-    }
+    load_keys(h, start, c->n, c->ld_k, c->k);
+    if (with_queries)
+        load_queries(h, start, c->n, c->ld_k, c->q, h->R * c->ld_k, c->ld_k);
 }
 
 /* s of token t, from |S~|^2 and the largest that is left as it is. 1 says that the token is not clamped. */

@@ -17,14 +17,14 @@ static inline real qk_norm_factor(FwmNorm norm, size_t ld, const real *x)
     return norm == FWM_L2_NORM ? 1 / FWM_SQRT(dot(ld, x, x) + (real)1e-6) : norm == FWM_SUM_NORM ? 1 / sum(ld, x) : 1;
 }
 
-/* x: n rows of K numbers, padded with zeros to ld */
-static inline void qk_norm_forward(FwmNorm norm, size_t n, size_t K, size_t ld, real *x)
+/* x: a row of K numbers, padded with zeros to ld */
+static inline void qk_norm_forward(FwmNorm norm, size_t K, size_t ld, real *x)
 {
-    for (size_t t = 0; norm != FWM_NO_NORM && t < n; t++, x += ld) {
-        const real factor = qk_norm_factor(norm, ld, x);
-        for (size_t i = 0; i < K; i++)
-            x[i] *= factor;
-    }
+    if (norm == FWM_NO_NORM)
+        return;
+    const real factor = qk_norm_factor(norm, ld, x);
+    for (size_t i = 0; i < K; i++)
+        x[i] *= factor;
 }
 
 /* dx of one row, in place of dy; x as it was given, padded with zeros. What stands in dy behind K is ignored. */

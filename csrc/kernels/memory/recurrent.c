@@ -93,10 +93,12 @@ static void step(const Head *h, const Memory *w, size_t ld, const real *S, size_
 /* The token's rows; without a gate a is 1, without erasing e is 0. */
 static void load_rows(const Head *h, const Recurrence *f, size_t t, const Memory *w)
 {
-    load_token(h, t, f->ld, w->k, w->e, w->q, f->ld);
+    load_keys(h, t, 1, f->ld, w->k);
+    load_erase_keys(h, t, 1, f->ld, w->k, w->e);
+    load_queries(h, t, 1, f->ld, w->q, 0, f->ld);
     if (f->m->gate == FWM_NO_GATE)
         return;
-    load_gate(h, t, f->ld, w->a);
+    load_gates(h, t, 1, f->ld, w->a);
     for (size_t i = 1; f->m->gate == FWM_SCALAR_GATE && i < f->ld; i++)
         w->a[i] = w->a[0];
     exponentials(f->ld, w->a);

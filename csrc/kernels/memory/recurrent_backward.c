@@ -52,11 +52,13 @@ static Memory take_memory(const Recurrence *f, uintptr_t *next)
 
 static void load_rows(const Head *h, const Recurrence *f, size_t t, const Memory *w)
 {
-    load_token(h, t, f->ld, w->k, w->e, w->q, f->ld);
+    load_keys(h, t, 1, f->ld, w->k);
+    load_erase_keys(h, t, 1, f->ld, w->k, w->e);
+    load_queries(h, t, 1, f->ld, w->q, 0, f->ld);
     load_value(h, t, 0, h->V, w->u);
     if (f->m->gate == FWM_NO_GATE)
         return;
-    load_gate(h, t, f->ld, w->a);
+    load_gates(h, t, 1, f->ld, w->a);
     for (size_t i = 1; f->m->gate == FWM_SCALAR_GATE && i < f->ld; i++)
         w->a[i] = w->a[0];
     exponentials(f->ld, w->a);

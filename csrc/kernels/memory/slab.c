@@ -80,5 +80,5 @@ void write_chunk(const Head *h, size_t t0, const Chunk *c, const Slab *slab, con
         for (size_t t = 0; t < c->n; t++)
             copy(slab->n, o + t * W, token(h->o, t0 + t) + (r - s->erases) * h->V + slab->j0);
     }
-    rank_update(s->K, slab->padded, C, c->k1_t, C, N, W, s->gate == FWM_NO_GATE ? NULL : c->decay, S0, S, W);
+    gemm_decayed(s->K, slab->padded, C, rows_of(c->k1_t, C), N, W, s->gate == FWM_NO_GATE ? NULL : c->decay, S0, S, W);
 }

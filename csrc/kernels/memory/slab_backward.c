@@ -94,7 +94,7 @@ void write_chunk_backward(const Head *h, size_t t0, const Chunk *c, const Slab *
     const size_t M = s->readers * C, K = s->K, columns = slab->padded;
     const Scratch w = divide(s, scratch);
     load_dout(h, t0, c, slab, w.Y);
-    gemm(C, columns, K, transposed(c->k1_t, C), dS, W, 0, NULL, w.dN, W);
+    gemm(C, columns, K, rows_of(c->k1, s->ld), dS, W, 0, NULL, w.dN, W);
     for (size_t r = s->erases; r < s->readers; r++)
         read_backward(columns, c->scores + r * C * C, w.Y + r * C * W, w.dN);
     if (s->erases)
@@ -103,10 +103,10 @@ void write_chunk_backward(const Head *h, size_t t0, const Chunk *c, const Slab *
         part->dbeta[t] = t < c->n ? store_value(h, t0 + t, slab->j0, slab->n, w.dN + t * W) : 0;
     transpose(M, columns, w.Y, W, w.Y_t, M);
     transpose(C, columns, N, W, w.N_t, C);
-    rank_update(K, M, columns, S0, W, w.Y_t, M, NULL, NULL, part->dx0, M);
-    rank_update(K, C, columns, dS, W, w.N_t, C, NULL, NULL, part->dk1, C);
+    gemm(K, M, columns, rows_of(S0, W), w.Y_t, M, 0, NULL, part->dx0, M);
+    gemm(K, C, columns, rows_of(dS, W), w.N_t, C, 0, NULL, part->dk1, C);
     gemm(M, C, columns, rows_of(w.Y, W), w.N_t, C, 0, NULL, part->dscores, C);
     for (size_t i = 0; s->gate != FWM_NO_GATE && i < K; i++)
         part->ddecay[i] = dot(columns, S0 + i * W, dS + i * W);
-    rank_update(K, columns, M, c->x0_t, M, w.Y, W, s->gate == FWM_NO_GATE ? NULL : c->decay, dS, dS, W);
+    gemm_decayed(K, columns, M, rows_of(c->x0_t, M), w.Y, W, s->gate == FWM_NO_GATE ? NULL : c->decay, dS, dS, W);
 }

@@ -10,47 +10,50 @@ bool erases_of(const FwmMemory *m)
     return memory_rules[m->rule]->info.strength != FWM_NO_STRENGTH;
 }
 
-/* Row i of token t, normalised. */
-static void load_normalised(const Head *h, Tokens from, size_t t, size_t i, size_t ld, real *x)
+/* Row i of n tokens from t0 on, normalised. All are fetched first: the rows of a head lie far apart in memory, and what misses the
+ * caches should be waited for together. */
+static void load_normalised(const Head *h, Tokens from, size_t t0, size_t n, size_t i, size_t ld, real *x, size_t per_token)
 {
-    load_row(h->K, ld, token(from, t) + i * h->K, x);
-    qk_norm_forward(h->m->qk_norm, 1, h->K, ld, x);
+    for (size_t t = 0; t < n; t++)
+        load_row(h->K, ld, token(from, t0 + t) + i * h->K, x + t * per_token);
+    for (size_t t = 0; t < n; t++)
+        qk_norm_forward(h->m->qk_norm, h->K, ld, x + t * per_token);
 }
 
-void load_key(const Head *h, size_t t, size_t ld, real *k)
+void load_keys(const Head *h, size_t t0, size_t n, size_t ld, real *k)
 {
-    load_normalised(h, h->k, t, 0, ld, k);
+    load_normalised(h, h->k, t0, n, 0, ld, k, ld);
 }
 
-void load_queries(const Head *h, size_t t, size_t ld, real *q, size_t q_stride)
+void load_queries(const Head *h, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query)
 {
-    for (size_t r = 0; r < h->R; r++, q += q_stride) {
-        load_normalised(h, h->q, t, r, ld, q);
-        scale(ld, (real)h->m->scale, q, q);
+    for (size_t r = 0; r < h->R; r++, q += per_query) {
+        load_normalised(h, h->q, t0, n, r, ld, q, per_token);
+        for (size_t t = 0; t < n; t++)
+            scale(ld, (real)h->m->scale, q + t * per_token, q + t * per_token);
     }
 }
 
-void load_token(const Head *h, size_t t, size_t ld, real *restrict k, real *restrict e, real *restrict q, size_t q_stride)
+void load_erase_keys(const Head *h, size_t t0, size_t n, size_t ld, const real *restrict k, real *restrict e)
 {
-    load_key(h, t, ld, k);
-    if (h->b.data) {
-        const real *restrict b = token(h->b, t);
-        load_row(h->K, ld, k, e);
-        for (size_t i = 0; i < h->K; i++)
-            e[i] *= b[i];
-    } else if (h->beta.data) {
-        scale(ld, *token(h->beta, t), k, e);
+    for (size_t t = 0; t < n && h->b.data; t++)
+        load_row(h->K, ld, token(h->b, t0 + t), e + t * ld);
+    for (size_t t = 0; t < n; t++, k += ld, e += ld) {
+        if (h->b.data)
+            for (size_t i = 0; i < ld; i++)
+                e[i] *= k[i];
+        else if (h->beta.data)
+            scale(ld, *token(h->beta, t0 + t), k, e);
     }
-    if (q)
-        load_queries(h, t, ld, q, q_stride);
 }
 
-void load_gate(const Head *h, size_t t, size_t ld, real *restrict g)
+void load_gates(const Head *h, size_t t0, size_t n, size_t ld, real *restrict g)
 {
-    if (h->m->gate == FWM_SCALAR_GATE)
-        *g = *token(h->g, t);
-    else
-        load_row(h->K, ld, token(h->g, t), g);
+    for (size_t t = 0; t < n; t++)
+        if (h->m->gate == FWM_SCALAR_GATE)
+            g[t] = *token(h->g, t0 + t);
+        else
+            load_row(h->K, ld, token(h->g, t0 + t), g + t * ld);
 }
 
 void exponentials(size_t n, real *restrict x)

@@ -14,10 +14,10 @@
 #include "kernels/memory/head.h"
 
 #define erases_of FWM_NAME(erases_of)
-#define load_key FWM_NAME(load_key)
+#define load_keys FWM_NAME(load_keys)
 #define load_queries FWM_NAME(load_queries)
-#define load_token FWM_NAME(load_token)
-#define load_gate FWM_NAME(load_gate)
+#define load_erase_keys FWM_NAME(load_erase_keys)
+#define load_gates FWM_NAME(load_gates)
 #define exponentials FWM_NAME(exponentials)
 #define load_value FWM_NAME(load_value)
 #define store_key FWM_NAME(store_key)
@@ -27,15 +27,14 @@
 
 bool erases_of(const FwmMemory *m);
 
-/* k; the R queries, rows of ld */
-void load_key(const Head *, size_t t, size_t ld, real *k);
-void load_queries(const Head *, size_t t, size_t ld, real *q, size_t q_stride);
+/* Of n tokens from t0 on: k, rows of ld numbers; R queries a token, those of a token per_query apart, a query's tokens per_token; e,
+ * from k (untouched if the rule erases nothing). */
+void load_keys(const Head *, size_t t0, size_t n, size_t ld, real *k);
+void load_queries(const Head *, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query);
+void load_erase_keys(const Head *, size_t t0, size_t n, size_t ld, const real *k, real *e);
 
-/* k, e (untouched if the rule erases nothing), and the queries unless q is NULL. */
-void load_token(const Head *, size_t t, size_t ld, real *k, real *e, real *q, size_t q_stride);
-
-/* g: a row of ld numbers for a channel gate (0 behind K), else one number. */
-void load_gate(const Head *, size_t t, size_t ld, real *g);
+/* g: n rows of ld numbers for a channel gate (0 behind K), else n numbers. */
+void load_gates(const Head *, size_t t0, size_t n, size_t ld, real *g);
 
 /* x = exp(x) */
 void exponentials(size_t n, real *x);
@@ -46,12 +45,12 @@ void load_value(const Head *, size_t t, size_t j0, size_t n, real *u);
 /* Backward of load_value: dv, and dw or a part of dbeta, which is returned. */
 real store_value(const Head *, size_t t, size_t j0, size_t n, const real *du);
 
-/* Backward of load_key and load_queries. dk and dq are overwritten; row has room for ld numbers. The first value head of a key or
+/* Backward of load_keys and load_queries, at one token. dk and dq are overwritten; row has room for ld numbers. The first value head of a key or
  * query head writes its gradient, the others add to it in order. */
 void store_key(const Head *, size_t t, size_t ld, real *dk, real *row);
 void store_queries(const Head *, size_t t, size_t ld, real *dq, size_t q_stride, real *row);
 
-/* Backward of load_token, k as it gave it; dbeta is the sum that store_value returned. */
+/* Backward of all of them, k as load_keys gave it; dbeta is the sum that store_value returned. */
 void store_token(const Head *, size_t t, size_t ld, const real *k, real dbeta, real *dk, const real *de, real *dq, size_t q_stride,
                  real *row);
 
