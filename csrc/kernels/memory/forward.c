@@ -1,4 +1,5 @@
-/* The family, forward: a task is a group of slabs of a head. It prepares some chunks, and runs each of its slabs over them. */
+/* The family, forward. A task takes the value heads of a key head, all over a segment of some chunks before the next segment, for
+ * they share keys, and their values lie side by side. For each it prepares the chunks, and runs slab after slab over them. */
 #include "kernels/memory/family.h"
 
 #include <string.h>
@@ -8,11 +9,15 @@
 #include "runtime/subnormals.h"
 #include "runtime/threads.h"
 
-enum { CHUNKS = 4 }; /* that are prepared at once: a slab is loaded into the first-level cache for so many */
+enum {
+    CHUNKS = 4,    /* that are prepared at once: a slab is loaded into the first-level cache for so many */
+    MOST_HEADS = 8 /* of a task: their states fit the second-level cache */
+};
 
 typedef struct {
     Chunk chunks[CHUNKS];
-    real *state; /* slabs x ld x W */
+    real *states; /* heads x slabs x ld x W */
+    real *sums;   /* heads x ld: of keys, with normalize */
     real *N;     /* C x W */
     real *v, *o; /* CHUNKS C x V, CHUNKS C x R V: of the chunks at hand */
     void *slab_scratch;
@@ -22,6 +27,7 @@ typedef struct {
     const FwmMemory *m;
     ChunkShape shape;
     size_t slabs, groups; /* of a head */
+    size_t heads;         /* of a task */
     char *scratch;
     size_t stride;
 } Forward;
@@ -31,7 +37,8 @@ static Memory take_memory(const Forward *f, uintptr_t *next)
     Memory w;
     for (size_t i = 0; i < CHUNKS; i++)
         w.chunks[i] = take_chunk(&f->shape, next);
-    w.state = take(next, f->slabs * f->shape.ld * W * sizeof(real));
+    w.states = take(next, f->heads * f->slabs * f->shape.ld * W * sizeof(real));
+    w.sums = take(next, f->shape.normalize ? f->heads * f->shape.ld * sizeof(real) : 0);
     w.N = take(next, C * W * sizeof(real));
     w.v = take(next, CHUNKS * C * f->m->V * sizeof(real));
     w.o = take(next, CHUNKS * C * queries_per_state(f->m) * f->m->V * sizeof(real));
@@ -46,39 +53,40 @@ static void add_keys(const Chunk *c, real *z0)
         add(c->shape.ld, c->k + t * c->shape.ld, z0);
 }
 
-/* The chunks of a head from its token t0 on, which h begins with; returns how many. */
-static size_t prepare(const Forward *f, const Head *h, size_t t0, Memory *w)
+/* The chunks of a segment, which h begins with; returns how many. sum: of the keys before it, becomes that behind it. */
+static size_t prepare(const Head *h, Chunk *chunks, real *sum)
 {
     size_t count = 0;
     for (; count < CHUNKS && count * C < h->T; count++) {
-        Chunk *c = &w->chunks[count];
-        if (f->shape.normalize && t0 + count > 0) {
-            const Chunk *before = &w->chunks[(count + CHUNKS - 1) % CHUNKS];
-            if (c != before)
-                memcpy(c->z0, before->z0, f->shape.ld * sizeof(real));
-            add_keys(before, c->z0);
-        } else if (f->shape.normalize) {
-            load_row(h->K, f->shape.ld, h->initial_sum, c->z0);
-        }
+        Chunk *c = &chunks[count];
+        if (c->shape.normalize)
+            memcpy(c->z0, sum, c->shape.ld * sizeof(real));
         prepare_chunk(h, count * C, c);
+        if (c->shape.normalize)
+            add_keys(c, sum);
     }
     return count;
 }
 
+static real *slab_state(const Forward *f, const Memory *w, size_t head, size_t slab)
+{
+    return w->states + (head * f->slabs + slab) * f->shape.ld * W;
+}
+
 /* The chunks from token t0 on, on slabs first .. last - 1. The tokens of one head lie far apart: values are fetched, and outputs
  * brought away, a whole row at a time, for stores that miss the caches would hold up those of the state. */
-static void run_chunks(const Forward *f, const Head *h, size_t t0, size_t first, size_t last, Memory *w)
+static void run_chunks(const Forward *f, const Head *h, size_t t0, size_t index, size_t first, size_t last, Memory *w)
 {
     const size_t V = h->V, j0 = first * W, columns = fwm_min(V, last * W) - j0, tokens = fwm_min(CHUNKS * C, h->T - t0);
     const Head there = head_from(h, t0);
     Head here = there;
-    const size_t count = prepare(f, &here, t0, w);
+    const size_t count = prepare(&here, w->chunks, w->sums + index * f->shape.ld);
     here.v = (Tokens){w->v, V};
     here.o = (Tokens){w->o, h->R * V};
     copy_rows(tokens, j0, columns, there.v, here.v);
     for (size_t p = first; p < last; p++) {
         const Slab slab = slab_of(V, p);
-        real *S = w->state + p * f->shape.ld * W;
+        real *S = slab_state(f, w, index, p);
         for (size_t i = 0; i < count; i++)
             write_chunk(&here, i * C, &w->chunks[i], &slab, S, S, w->N, w->slab_scratch);
     }
@@ -86,43 +94,60 @@ static void run_chunks(const Forward *f, const Head *h, size_t t0, size_t first,
         copy_rows(tokens, r * V + j0, columns, here.o, there.o);
 }
 
-static void forward_task(void *context, size_t index, int thread)
+/* States of the task's heads to and from the caller's arrays. */
+static void load_states(const Forward *f, const Head *h, size_t index, size_t first, size_t last, const Memory *w)
+{
+    for (size_t p = first; p < last; p++) {
+        const Slab slab = slab_of(h->V, p);
+        load_slab(&slab, h->K, h->V, h->initial_state, slab_state(f, w, index, p));
+    }
+    if (f->shape.normalize)
+        load_row(h->K, f->shape.ld, h->initial_sum, w->sums + index * f->shape.ld);
+}
+
+static void store_states(const Forward *f, const Head *h, size_t index, size_t first, size_t last, const Memory *w)
+{
+    for (size_t p = first; p < last && h->final_state; p++) {
+        const Slab slab = slab_of(h->V, p);
+        store_slab(&slab, h->K, h->V, slab_state(f, w, index, p), h->final_state);
+    }
+}
+
+static void forward_task(void *context, size_t task, int thread)
 {
     const Forward *f = context;
     const FwmMemory *m = f->m;
-    const size_t head = index / f->groups, group = index % f->groups, K = m->K, V = m->V;
+    const size_t unit = task / f->groups, group = task % f->groups, units = m->HV / f->heads; /* of a sequence */
+    const size_t sequence = unit / units, hv = unit % units * f->heads;
     const size_t first = group * f->slabs / f->groups, last = (group + 1) * f->slabs / f->groups;
-    const Head h = head_of(m, head / m->HV, head % m->HV);
     const FwmSubnormals before = fwm_subnormals(true);
     uintptr_t next = (uintptr_t)(f->scratch + (size_t)thread * f->stride);
     Memory w = take_memory(f, &next);
-    for (size_t p = first; p < last; p++) {
-        const Slab slab = slab_of(V, p);
-        load_slab(&slab, K, V, h.initial_state, w.state + p * f->shape.ld * W);
+    for (size_t i = 0; i < f->heads; i++) {
+        const Head h = head_of(m, sequence, hv + i);
+        load_states(f, &h, i, first, last, &w);
     }
-    for (size_t t0 = 0; t0 < h.T; t0 += CHUNKS * C)
-        run_chunks(f, &h, t0, first, last, &w);
-    for (size_t p = first; p < last && h.final_state; p++) {
-        const Slab slab = slab_of(V, p);
-        store_slab(&slab, K, V, w.state + p * f->shape.ld * W, h.final_state);
+    for (size_t t0 = 0; t0 < sequence_length(m, sequence); t0 += CHUNKS * C)
+        for (size_t i = 0; i < f->heads; i++) {
+            const Head h = head_of(m, sequence, hv + i);
+            run_chunks(f, &h, t0, i, first, last, &w);
+        }
+    for (size_t i = 0; i < f->heads; i++) {
+        const Head h = head_of(m, sequence, hv + i);
+        store_states(f, &h, i, first, last, &w);
     }
     fwm_restore_subnormals(before);
 }
 
-/* Into how many tasks a head is divided: as many as give every thread work, but preparing is done again for each. */
-static size_t groups_of(size_t heads, size_t slabs, int threads)
-{
-    size_t groups = 1;
-    while (heads * groups < (size_t)threads && groups < slabs)
-        groups++;
-    return groups;
-}
-
+/* The value heads of a key head are a task, where that gives every thread work; else each is one, divided into as many groups of
+ * slabs as it takes, though every group prepares again. */
 static Forward forward_of(const FwmMemory *m, int threads, void *scratch)
 {
-    const size_t slabs = slabs_of(m->V);
-    Forward f = {.m = m, .shape = chunk_shape(m, true), .slabs = slabs, .groups = groups_of(m->n_sequences * m->HV, slabs, threads),
-                 .scratch = scratch};
+    Forward f = {.m = m, .shape = chunk_shape(m, true), .slabs = slabs_of(m->V), .groups = 1, .scratch = scratch};
+    const size_t sharing = m->HV / m->H;
+    f.heads = m->n_sequences * m->H < (size_t)threads || sharing > MOST_HEADS ? 1 : sharing;
+    while (f.heads == 1 && m->n_sequences * m->HV * f.groups < (size_t)threads && f.groups < f.slabs)
+        f.groups++;
     uintptr_t next = 0;
     take_memory(&f, &next);
     f.stride = next;
@@ -156,7 +181,7 @@ void family_forward(const FwmMemory *m, int threads, void *scratch)
         recurrent_forward(m, threads, scratch);
     } else {
         Forward f = forward_of(m, threads, scratch);
-        fwm_parallel_for(threads, m->n_sequences * m->HV * f.groups, forward_task, &f);
+        fwm_parallel_for(threads, m->n_sequences * m->HV / f.heads * f.groups, forward_task, &f);
     }
     if (m->final_sum)
         fwm_parallel_for(threads, m->n_sequences * m->H, sum_task, (void *)m);
