@@ -9,6 +9,7 @@
 
 #include "kernels/memory/family.h"
 #include "kernels/memory/recurrent.h"
+#include "kernels/memory/rows.h"
 #include "kernels/memory/slab.h"
 #include "runtime/subnormals.h"
 #include "runtime/threads.h"
@@ -33,7 +34,7 @@ typedef struct {
     Chunk *chunks;     /* a segment */
     real *S0, *N;      /* (a segment + 1) x slabs x slab_size; a segment x slabs x C x W */
     real *dS;          /* slabs x slab_size */
-    real *v, *dout, *dv; /* a segment x C x V, R V, V: if threads do not share it */
+    real *rows;        /* of the segment's tokens, inputs and gradients: if threads do not share it */
     real *dz;          /* ld */
     ChunkGradients *shares; /* parts x slabs */
     char *thread_scratch;
@@ -82,10 +83,7 @@ static Memory take_memory(const Backward *f, uintptr_t *next)
     w.S0 = take(next, (f->segment + 1) * f->slabs * slab);
     w.N = take(next, f->segment * f->slabs * C * W * sizeof(real));
     w.dS = take(next, f->slabs * slab);
-    const size_t values = f->inner > 1 ? 0 : f->segment * C * f->m->V * sizeof(real);
-    w.v = take(next, values);
-    w.dout = take(next, values * queries_per_state(f->m));
-    w.dv = take(next, values);
+    w.rows = take(next, f->inner > 1 ? 0 : f->segment * C * numbers_of_token(f->m) * sizeof(real));
     w.dz = take(next, ld * sizeof(real));
     w.shares = take_all_gradients(f, f->parts * f->slabs, there, next);
     w.thread_stride = largest(chunk_scratch(&f->shape), largest(slab_scratch(&f->shape), slab_backward_scratch(&f->shape)));
@@ -207,29 +205,18 @@ static void run_loop(Pass *p, int threads, size_t n, FwmTask task)
     fwm_parallel_for(threads, n, flushing_task, p);
 }
 
-/* Where the segment's tokens are. Rows of values are fetched whole, and gradients of values brought away, as in forward.c. */
+/* Where the segment's tokens are. */
 static void begin_segment(Pass *p, bool with_gradients)
 {
-    const size_t t0 = p->chunk0 * C, V = p->h->V, R = p->h->R, tokens = fwm_min(p->count * C, p->h->T - t0);
-    p->here = head_from(p->h, t0);
-    if (p->f->inner > 1)
-        return;
-    const Tokens v = p->here.v, dout = p->here.dout;
-    p->here.v = (Tokens){p->w->v, V};
-    copy_rows(tokens, 0, V, v, p->here.v);
-    if (!with_gradients)
-        return;
-    p->here.dout = (Tokens){p->w->dout, R * V};
-    p->here.dv = (Tokens){p->w->dv, V};
-    copy_rows(tokens, 0, R * V, dout, p->here.dout);
+    const Head there = head_from(p->h, p->chunk0 * C);
+    p->here = p->f->inner > 1 ? there : fetch_rows(&there, fwm_min(p->count * C, there.T), with_gradients, p->w->rows);
 }
 
 static void end_segment(const Pass *p)
 {
-    const size_t t0 = p->chunk0 * C;
-    const Head there = head_from(p->h, t0);
+    const Head there = head_from(p->h, p->chunk0 * C);
     if (p->f->inner == 1)
-        copy_rows(fwm_min(p->count * C, p->h->T - t0), 0, p->h->V, p->here.dv, there.dv);
+        bring_rows(&p->here, fwm_min(p->count * C, there.T), &there);
 }
 
 /* The gradients of a segment: chunk by chunk, while its numbers are in the cache, or shared among threads. */

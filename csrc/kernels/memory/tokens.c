@@ -103,8 +103,10 @@ real store_value(const Head *h, size_t t, size_t j0, size_t n, const real *restr
 /* Row i of token t: dx behind the normalisation, to what is before it. */
 static void store_normalised(const Head *h, Tokens x, Tokens to, size_t t, size_t i, size_t ld, bool first, real *dx, real *row)
 {
-    load_row(h->K, ld, token(x, t) + i * h->K, row);
-    qk_norm_backward(h->m->qk_norm, h->K, ld, row, dx);
+    if (h->m->qk_norm != FWM_NO_NORM) {
+        load_row(h->K, ld, token(x, t) + i * h->K, row);
+        qk_norm_backward(h->m->qk_norm, h->K, ld, row, dx);
+    }
     give(h->K, dx, first, token(to, t) + i * h->K);
 }
 
