@@ -264,13 +264,15 @@ def test_decoding_in_place(case, method):
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
-def test_a_state_so_large_that_checkpoints_are_far_apart():
-    """The backward of a long sequence of large states keeps few of them, and gives what its parts give."""
+@pytest.mark.parametrize(("T", "size"), [(800, 512), (70_000, 8)], ids=["large states", "many tokens"])
+def test_so_much_that_little_of_it_is_kept(T, size):
+    """The backward keeps few of the states where they are large, and not what was written where tokens are many; it gives what its
+    parts give."""
     case = next(case for case in KERNEL_CASES if case.function == "kimi_delta_rule")
-    sizes, half = Sizes(1, 800, 1, 1, 1, 512, 512), Sizes(1, 400, 1, 1, 1, 512, 512)
+    sizes, half = Sizes(1, T, 1, 1, 1, size, size), Sizes(1, T // 2, 1, 1, 1, size, size)
     x = case.inputs(sizes)
     first, second = ({name: array[:, tokens] for name, array in x.items() if name in (*case.arguments, "do")}
-                     for tokens in (slice(0, 400), slice(400, 800)))
+                     for tokens in (slice(0, T // 2), slice(T // 2, T)))
     first["initial_state"] = x["initial_state"]
     second["initial_state"], second["dfinal_state"] = case.forward(first, half)["final_state"], x["dfinal_state"]
     late = case.backward(second, half)

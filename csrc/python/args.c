@@ -8,11 +8,15 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "python/args.h"
 #include "runtime/dispatch.h"
 
 #define ALIGNMENT 64
+#define HUGE_PAGE ((size_t)2 << 20)
 
 static const char *type_name(int type)
 {
@@ -206,10 +210,24 @@ Py_ssize_t fwm_find_memory(PyObject *name, const char *argument)
     return -1;
 }
 
+/* Large memory on huge pages where the system has them: every call takes it anew, and a fault costs more than clearing its page. */
+static void *allocate(size_t bytes)
+{
+    const bool large = bytes >= 2 * HUGE_PAGE;
+    const size_t alignment = large ? HUGE_PAGE : ALIGNMENT, rounded = (bytes + alignment - 1) / alignment * alignment;
+    void *memory = aligned_alloc(alignment, rounded);
+#ifdef MADV_HUGEPAGE
+    if (memory && large)
+        madvise(memory, rounded, MADV_HUGEPAGE); /* a wish: without it, small pages */
+#endif
+    return memory;
+}
+
 void *fwm_scratch(size_t count, size_t bytes, size_t *stride)
 {
     *stride = (bytes / ALIGNMENT + 1) * ALIGNMENT;
-    void *memory = bytes < SIZE_MAX - ALIGNMENT && *stride <= (size_t)PY_SSIZE_T_MAX / count ? aligned_alloc(ALIGNMENT, *stride * count) : NULL;
+    const bool fits = bytes < SIZE_MAX - ALIGNMENT && *stride <= ((size_t)PY_SSIZE_T_MAX - HUGE_PAGE) / count;
+    void *memory = fits ? allocate(*stride * count) : NULL;
     if (!memory)
         PyErr_NoMemory();
     return memory;

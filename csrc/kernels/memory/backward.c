@@ -16,12 +16,14 @@
 
 #define SHORTEST_SEGMENT 8                    /* chunks: their states fit the second-level cache */
 #define CHECKPOINT_BYTES ((size_t)12 << 20) /* of a head; with more, segments get longer */
+#define KEPT_BYTES ((size_t)17 << 20)       /* of a head's written values; with more, they are made again */
 
 typedef struct {
     const FwmMemory *m;
     ChunkShape shape, writing; /* with the queries, and without */
     size_t slabs, slab_size;   /* numbers of a slab */
     size_t longest, segment;   /* chunks of the longest sequence, of a segment */
+    bool keeps;                /* what the first pass writes; else it is made again */
     int outer, inner;          /* threads over key heads, and threads within a head */
     size_t parts;              /* chunks whose gradients are kept by slab: 1, or a segment if threads share it */
     char *scratch;
@@ -32,7 +34,7 @@ typedef struct {
     real *checkpoints; /* segments x slabs x slab_size */
     real *z0;          /* (longest + 1) x ld: the sum of keys before each chunk, with normalize */
     Chunk *chunks;     /* a segment */
-    real *S0, *N;      /* (a segment + 1) x slabs x slab_size; a segment x slabs x C x W */
+    real *S0, *N;      /* (a segment + 1) x slabs x slab_size; a segment (all, if kept) x slabs x C x W */
     real *dS;          /* slabs x slab_size */
     real *rows;        /* of the segment's tokens, inputs and gradients: if threads do not share it */
     real *dz;          /* ld */
@@ -46,6 +48,7 @@ typedef struct {
     const Backward *f;
     const Head *h;
     const Memory *w;
+    size_t chunks;        /* of the head */
     size_t chunk0, count; /* of the segment */
     Head here;            /* the head from there on */
     FwmTask task;         /* of the loop at hand */
@@ -81,7 +84,7 @@ static Memory take_memory(const Backward *f, uintptr_t *next)
             w.chunks[i] = c;
     }
     w.S0 = take(next, (f->segment + 1) * f->slabs * slab);
-    w.N = take(next, f->segment * f->slabs * C * W * sizeof(real));
+    w.N = take(next, (f->keeps ? segments : 1) * f->segment * f->slabs * C * W * sizeof(real));
     w.dS = take(next, f->slabs * slab);
     w.rows = take(next, f->inner > 1 ? 0 : f->segment * C * numbers_of_token(f->m) * sizeof(real));
     w.dz = take(next, ld * sizeof(real));
@@ -100,6 +103,12 @@ static void *scratch_of(const Pass *p, int thread)
 static real *slab_in(const Pass *p, real *slabs, size_t index, size_t slab)
 {
     return slabs + (index * p->f->slabs + slab) * p->f->slab_size;
+}
+
+/* What chunk i of the segment writes in a slab. */
+static real *written(const Pass *p, size_t i, size_t slab)
+{
+    return p->w->N + ((p->f->keeps ? p->chunk0 + i : i) * p->f->slabs + slab) * C * W;
 }
 
 /* The chunk without its queries. */
@@ -136,24 +145,30 @@ static void checkpoint_task(void *context, size_t slab, int thread)
     const size_t segment = p->chunk0 / p->f->segment;
     const Slab columns = slab_of(p->h->V, slab);
     const real *before = slab_in(p, p->w->checkpoints, segment, slab);
-    real *S = slab_in(p, p->w->checkpoints, segment + 1, slab), *N = p->w->N + slab * C * W;
+    real *S = slab_in(p, p->w->checkpoints, segment + 1, slab);
     for (size_t i = 0; i < p->count; i++) {
         const Chunk c = without_queries(p, i);
-        write_chunk(&p->here, i * C, &c, &columns, i ? S : before, S, N, scratch_of(p, thread));
+        write_chunk(&p->here, i * C, &c, &columns, i ? S : before, S, written(p, i, slab), scratch_of(p, thread));
     }
 }
 
-/* The states before the segment's chunks, and what is written in them. */
+/* The states before the segment's chunks, and what is written in them, which the first pass may have kept of all segments but the
+ * last. The state behind the last chunk is not needed. */
 static void states_task(void *context, size_t slab, int thread)
 {
     const Pass *p = context;
     const Slab columns = slab_of(p->h->V, slab);
     memcpy(slab_in(p, p->w->S0, 0, slab), slab_in(p, p->w->checkpoints, p->chunk0 / p->f->segment, slab),
            p->f->slab_size * sizeof(real));
+    const bool kept = p->f->keeps && p->chunk0 + p->f->segment < p->chunks;
     for (size_t i = 0; i < p->count; i++) {
         const Chunk c = without_queries(p, i);
-        write_chunk(&p->here, i * C, &c, &columns, slab_in(p, p->w->S0, i, slab), slab_in(p, p->w->S0, i + 1, slab),
-                    p->w->N + (i * p->f->slabs + slab) * C * W, scratch_of(p, thread));
+        const real *S0 = slab_in(p, p->w->S0, i, slab);
+        real *S = slab_in(p, p->w->S0, i + 1, slab), *N = written(p, i, slab);
+        if (kept)
+            update_state(&c, &columns, S0, N, S);
+        else
+            write_chunk(&p->here, i * C, &c, &columns, S0, S, N, scratch_of(p, thread));
     }
 }
 
@@ -162,7 +177,7 @@ static void slab_chunk(const Pass *p, size_t i, size_t slab, int thread)
     const size_t slabs = p->f->slabs;
     const Slab columns = slab_of(p->h->V, slab);
     write_chunk_backward(&p->here, i * C, &p->w->chunks[i], &columns, slab_in(p, p->w->S0, i, slab),
-                         p->w->N + (i * slabs + slab) * C * W, p->w->dS + slab * p->f->slab_size,
+                         written(p, i, slab), p->w->dS + slab * p->f->slab_size,
                          &p->w->shares[i % p->f->parts * slabs + slab], scratch_of(p, thread));
 }
 
@@ -255,7 +270,7 @@ static void sum_keys(const Head *h, const Backward *f, const Memory *w)
 static void backward_head(const Backward *f, const Head *h, const Memory *w)
 {
     const size_t chunks = fwm_tiles(h->T, C), segments = fwm_tiles(chunks, f->segment), K = h->K, V = h->V;
-    Pass p = {.f = f, .h = h, .w = w};
+    Pass p = {.f = f, .h = h, .w = w, .chunks = chunks};
     for (size_t slab = 0; slab < f->slabs; slab++) {
         const Slab columns = slab_of(V, slab);
         load_slab(&columns, K, V, h->initial_state, slab_in(&p, w->checkpoints, 0, slab));
@@ -323,6 +338,7 @@ static Backward backward_of(const FwmMemory *m, int threads, void *scratch)
     const size_t most = largest(2, CHECKPOINT_BYTES / (f.slabs * f.slab_size * sizeof(real)));
     while (fwm_tiles(f.longest, f.segment) > most)
         f.segment *= 2;
+    f.keeps = f.longest * f.slabs * C * W * sizeof(real) <= KEPT_BYTES;
     const bool share = m->n_sequences * m->H < (size_t)threads;
     f.outer = share ? 1 : threads;
     f.inner = share ? threads : 1;

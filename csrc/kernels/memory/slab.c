@@ -61,6 +61,12 @@ size_t slab_scratch(const ChunkShape *s)
     return s->readers * C * W * sizeof(real);
 }
 
+void update_state(const Chunk *c, const Slab *slab, const real *S0, const real *N, real *S)
+{
+    const ChunkShape *s = &c->shape;
+    gemm_decayed(s->K, slab->padded, C, rows_of(c->k1_t, C), N, W, s->gate == FWM_NO_GATE ? NULL : c->decay, S0, S, W);
+}
+
 void write_chunk(const Head *h, size_t t0, const Chunk *c, const Slab *slab, const real *S0, real *S, real *N,
                  void *scratch)
 {
@@ -80,5 +86,5 @@ void write_chunk(const Head *h, size_t t0, const Chunk *c, const Slab *slab, con
         for (size_t t = 0; t < c->n; t++)
             copy(slab->n, o + t * W, token(h->o, t0 + t) + (r - s->erases) * h->V + slab->j0);
     }
-    gemm_decayed(s->K, slab->padded, C, rows_of(c->k1_t, C), N, W, s->gate == FWM_NO_GATE ? NULL : c->decay, S0, S, W);
+    update_state(c, slab, S0, N, S);
 }

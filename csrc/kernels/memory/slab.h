@@ -35,6 +35,7 @@ static inline void store_slab(const Slab *slab, size_t K, size_t V, const real *
 }
 
 #define slab_scratch FWM_NAME(slab_scratch)
+#define update_state FWM_NAME(update_state)
 #define write_chunk FWM_NAME(write_chunk)
 #define slab_backward_scratch FWM_NAME(slab_backward_scratch)
 #define write_chunk_backward FWM_NAME(write_chunk_backward)
@@ -44,6 +45,9 @@ size_t slab_scratch(const ChunkShape *); /* bytes for write_chunk */
 /* The chunk at tokens t0 .. on a slab: from the state S0 before it to S behind it, which may be the same memory. N (C x W) are the
  * values written; what the queries read goes into the head's output, if the chunk has queries. */
 void write_chunk(const Head *, size_t t0, const Chunk *, const Slab *, const real *S0, real *S, real *N, void *scratch);
+
+/* Its last step alone, with N at hand. */
+void update_state(const Chunk *, const Slab *, const real *S0, const real *N, real *S);
 
 size_t slab_backward_scratch(const ChunkShape *); /* bytes */
 
