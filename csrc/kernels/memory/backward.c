@@ -125,7 +125,7 @@ static void prepare_task(void *context, size_t i, int thread)
     if (p->f->shape.normalize)
         p->w->chunks[i].z0 = p->w->z0 + (p->chunk0 + i) * p->f->shape.ld;
     (void)thread;
-    prepare_chunk(&p->here, i * C, &p->w->chunks[i]);
+    prepare_chunk(&p->here, i * C, false, &p->w->chunks[i]);
     prepare_chunk_backward(&p->w->chunks[i]);
 }
 
@@ -134,7 +134,7 @@ static void prepare_writing_task(void *context, size_t i, int thread)
     const Pass *p = context;
     Chunk c = without_queries(p, i);
     (void)thread;
-    prepare_chunk(&p->here, i * C, &c);
+    prepare_chunk(&p->here, i * C, false, &c);
     p->w->chunks[i].n = c.n;
 }
 

@@ -29,11 +29,13 @@ Chunk take_chunk(const ChunkShape *s, uintptr_t *next)
     c.k1 = gated ? take_numbers(next, C * ld) : c.k;
     c.x0 = gated ? take_numbers(next, M * ld) : c.x;
     c.k1_t = take_numbers(next, C * ld);
+    c.k_t = s->gate == FWM_SCALAR_GATE ? take_numbers(next, C * ld) : c.k1_t;
     c.x0_t = take_numbers(next, M * ld);
     c.a = take_numbers(next, s->gate == FWM_CHANNEL_GATE ? C * ld : C);
     c.decays = take_numbers(next, C * C);
     c.decay = take_numbers(next, ld);
     c.scores = take_numbers(next, M * C);
+    c.qk = take_numbers(next, M * C);
     c.z0 = take_numbers(next, ld);
     c.reciprocal = take_numbers(next, M);
     return c;
@@ -54,40 +56,57 @@ static void multiply_row(size_t ld, const real *x, const real *y, real *out)
         vec_store(out + i, vec_load(x + i) * vec_load(y + i));
 }
 
-/* Keys, erase keys, queries and gates; what lies behind the last token reads and writes nothing, and its gate is 1. */
-static void load_tokens(const Head *h, size_t t0, Chunk *c)
+static void clear_rows(size_t from, size_t ld, real *block)
 {
-    const size_t ld = c->shape.ld, block = C * ld, per_gate = c->shape.gate == FWM_CHANNEL_GATE ? ld : 1;
-    real *queries = c->x + c->shape.erases * block;
+    memset(block + from * ld, 0, (C - from) * ld * sizeof(real));
+}
+
+/* What value heads share that share a key and a query: keys, queries, and, where decays are numbers, their products. What lies behind
+ * the last token reads and writes nothing. */
+static void load_shared(const Head *h, size_t t0, Chunk *c)
+{
+    const ChunkShape *s = &c->shape;
+    const size_t ld = s->ld, block = C * ld, queries = s->readers - s->erases;
+    real *q = c->x + s->erases * block;
     load_keys(h, t0, c->n, ld, c->k);
-    load_erase_keys(h, t0, c->n, ld, c->k, c->x);
-    if (c->shape.reads)
-        load_queries(h, t0, c->n, ld, queries, ld, block);
-    if (c->shape.gate != FWM_NO_GATE)
-        load_gates(h, t0, c->n, ld, c->a);
-    memset(c->a + c->n * per_gate, 0, (C - c->n) * per_gate * sizeof(real));
-    if (c->shape.gate != FWM_NO_GATE)
-        exponentials(C * per_gate, c->a);
-    if (c->n == C)
+    clear_rows(c->n, ld, c->k);
+    if (s->reads)
+        load_queries(h, t0, c->n, ld, q, ld, block);
+    for (size_t r = 0; r < queries; r++)
+        clear_rows(c->n, ld, q + r * block);
+    if (s->gate == FWM_CHANNEL_GATE)
         return;
-    const size_t from = c->n * ld, rest = (block - from) * sizeof(real);
-    memset(c->k + from, 0, rest);
-    for (size_t r = 0; r < c->shape.readers; r++)
-        memset(c->x + r * block + from, 0, rest);
+    transpose(C, ld, c->k, ld, c->k_t, C);
+    gemm(queries * C, C, s->K, rows_of(q, ld), c->k_t, C, 0, NULL, c->qk, C);
+}
+
+/* Erase keys and gates, which are 1 behind the last token. */
+static void load_head(const Head *h, size_t t0, Chunk *c)
+{
+    const ChunkShape *s = &c->shape;
+    const size_t ld = s->ld, per_gate = s->gate == FWM_CHANNEL_GATE ? ld : 1;
+    load_erase_keys(h, t0, c->n, ld, c->k, c->x);
+    if (s->erases)
+        clear_rows(c->n, ld, c->x);
+    if (s->gate == FWM_NO_GATE)
+        return;
+    load_gates(h, t0, c->n, ld, c->a);
+    clear_rows(c->n, per_gate, c->a);
+    exponentials(C * per_gate, c->a);
 }
 
 /* Scores as products of whole blocks, X K^T, times the decays; what lies in the future is left out, not multiplied by 0: a NaN
  * there must not come back. */
 static void scores_of_blocks(Chunk *c)
 {
-    const size_t ld = c->shape.ld, K = c->shape.K, M = c->shape.readers * C;
-    transpose(C, ld, c->k, ld, c->k1_t, C);
-    gemm(M, C, K, rows_of(c->x, ld), c->k1_t, C, 0, NULL, c->scores, C);
+    const size_t M = c->shape.readers * C, first = c->shape.erases * C;
+    gemm(first, C, c->shape.K, rows_of(c->x, c->shape.ld), c->k_t, C, 0, NULL, c->scores, C);
     for (size_t m = 0; m < M; m++) {
-        const size_t t = m % C, seen = t + (m >= C || !c->shape.erases);
+        const size_t t = m % C, seen = t + (m >= first);
+        const real *from = m < first ? c->scores + m * C : c->qk + (m - first) * C;
         real *row = c->scores + m * C;
         for (size_t s = 0; s < C; s++)
-            row[s] = s >= seen ? 0 : c->shape.gate == FWM_SCALAR_GATE ? row[s] * c->decays[t * C + s] : row[s];
+            row[s] = s >= seen ? 0 : c->shape.gate == FWM_SCALAR_GATE ? from[s] * c->decays[t * C + s] : from[s];
     }
 }
 
@@ -111,7 +130,7 @@ static void prepare_scalar(Chunk *c)
         c->decay[i] = product;
     scores_of_blocks(c);
     for (size_t i = 0; i < ld; i++)
-        multiply_row(C, c->decays + (C - 1) * C, c->k1_t + i * C, c->k1_t + i * C);
+        multiply_row(C, c->decays + (C - 1) * C, c->k_t + i * C, c->k1_t + i * C);
 }
 
 /* key *= a, and the products of two readers with it. */
@@ -177,10 +196,12 @@ static void denominators(const Head *h, Chunk *c)
         c->reciprocal[m] = 1 / (dot(ld, c->x + m * ld, c->z0) + sum(C, c->scores + m * C) + (real)h->m->eps);
 }
 
-void prepare_chunk(const Head *h, size_t t0, Chunk *c)
+void prepare_chunk(const Head *h, size_t t0, bool shared, Chunk *c)
 {
     c->n = fwm_min(C, h->T - t0);
-    load_tokens(h, t0, c);
+    if (!shared)
+        load_shared(h, t0, c);
+    load_head(h, t0, c);
     if (c->shape.gate == FWM_CHANNEL_GATE)
         prepare_channels(c);
     else if (c->shape.gate == FWM_SCALAR_GATE)

@@ -34,7 +34,8 @@ typedef struct {
     size_t n;         /* tokens, at most C */
     real *k, *x;      /* C x ld, M x ld */
     real *k1, *x0;    /* the same; k and x themselves without a gate */
-    real *k1_t, *x0_t; /* transposed: ld x C, ld x M; x0_t for the backward */
+    real *k_t, *k1_t, *x0_t; /* transposed: ld x C, ld x C, ld x M; x0_t for the backward, no k_t with a channel gate */
+    real *qk;         /* R C x C: q_t . k_s, without decays; not with a channel gate */
     real *a;          /* C x ld for a channel gate; C for a scalar one */
     real *decays;     /* C x C, scalar gate: a_{s+1} .. a_t, 0 for s > t */
     real *decay;      /* ld */
@@ -66,8 +67,9 @@ Chunk take_chunk(const ChunkShape *, uintptr_t *next);
 ChunkGradients take_gradients(const ChunkShape *, uintptr_t *next);
 size_t chunk_scratch(const ChunkShape *); /* bytes for finish_chunk */
 
-/* Tokens t0 .. of a head. z0 must be there already. */
-void prepare_chunk(const Head *, size_t t0, Chunk *);
+/* Tokens t0 .. of a head. z0 must be there already; with `shared`, what another value head that has the same keys and queries left
+ * in the chunk. */
+void prepare_chunk(const Head *, size_t t0, bool shared, Chunk *);
 void prepare_chunk_backward(Chunk *); /* what the backward needs besides */
 
 /* sum += part, over the columns in a fixed order. */

@@ -54,14 +54,14 @@ static void add_keys(const Chunk *c, real *z0)
 }
 
 /* The chunks of a segment, which h begins with; returns how many. sum: of the keys before it, becomes that behind it. */
-static size_t prepare(const Head *h, Chunk *chunks, real *sum)
+static size_t prepare(const Head *h, bool shared, Chunk *chunks, real *sum)
 {
     size_t count = 0;
     for (; count < CHUNKS && count * C < h->T; count++) {
         Chunk *c = &chunks[count];
         if (c->shape.normalize)
             memcpy(c->z0, sum, c->shape.ld * sizeof(real));
-        prepare_chunk(h, count * C, c);
+        prepare_chunk(h, count * C, shared, c);
         if (c->shape.normalize)
             add_keys(c, sum);
     }
@@ -80,7 +80,8 @@ static void run_chunks(const Forward *f, const Head *h, size_t t0, size_t index,
     const size_t V = h->V, j0 = first * W, columns = fwm_min(V, last * W) - j0, tokens = fwm_min(CHUNKS * C, h->T - t0);
     const Head there = head_from(h, t0);
     Head here = there;
-    const size_t count = prepare(&here, w->chunks, w->sums + index * f->shape.ld);
+    const bool shared = index > 0 && h->m->HQ == h->m->H; /* keys and queries with the head before */
+    const size_t count = prepare(&here, shared, w->chunks, w->sums + index * f->shape.ld);
     here.v = (Tokens){w->v, V};
     here.o = (Tokens){w->o, h->R * V};
     copy_rows(tokens, j0, columns, there.v, here.v);
