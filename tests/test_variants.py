@@ -4,6 +4,7 @@ As a program (`python tests/test_variants.py FILE`) this file prints what a vari
 kernels' results to an npz file.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -53,6 +54,17 @@ def kernel_results():
                     of_call = case.forward(x, sizes, method=method)
                     of_call |= {"d" + name: g for name, g in case.backward(x, sizes, method=method).items()}
                     results |= {f"{case} {sizes} {method} {name} {array.dtype}": array for name, array in of_call.items()}
+    return results | convolution_results()
+
+
+def convolution_results():
+    """The same of the causal convolution."""
+    import test_convolution
+
+    results = {}
+    for W, dtype, activation in itertools.product((2, 3, 4), (np.float32, np.float64), (None, "silu")):
+        arrays = test_convolution.everything(test_convolution.inputs(2, 300, 37, W, dtype), activation=activation)
+        results |= {f"convolution {W} {activation} {i} {array.dtype}": array for i, array in enumerate(arrays)}
     return results
 
 

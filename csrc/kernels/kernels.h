@@ -74,6 +74,25 @@ typedef struct {
     void *dq, *dk, *dv;           /* zeros before the call */
 } FwmAttention;
 
+/* The shortest and the longest convolution. */
+#define FWM_FEWEST_TAPS 2
+#define FWM_MOST_TAPS 4
+
+/* One call of the causal convolution, a filter of W numbers for each of D channels, along n_sequences, whose tokens stand one
+ * behind the other. Arrays are packed, of the copy's number type. A state is the last W - 1 tokens that a sequence has seen,
+ * the oldest first. NULL where a call has no such array. */
+typedef struct {
+    bool silu;
+    size_t n_sequences;
+    const int64_t *offsets;       /* n_sequences + 1, from 0 */
+    size_t D, W;                  /* D at least 1 */
+    const void *x, *weight, *bias; /* (tokens, D), (D, W), (D) */
+    const void *initial_state;    /* (n_sequences, W - 1, D) */
+    void *y, *final_state;        /* (tokens, D), and a state that may be the initial one */
+    const void *dy, *dfinal_state;
+    void *dx, *dweight, *dbias, *dinitial_state;
+} FwmConvolution;
+
 typedef struct FwmModel FwmModel;
 typedef struct FwmBatch FwmBatch;
 typedef struct FwmEvaluation FwmEvaluation;
@@ -124,6 +143,13 @@ typedef struct {
         void (*forward)(const FwmAttention *, int threads, void *scratch);
         void (*backward)(const FwmAttention *, int threads, void *scratch);
     } attention;
+
+    /* The causal convolution. scratch: bytes for this call; the forward needs none. */
+    struct {
+        size_t (*backward_scratch)(const FwmConvolution *);
+        void (*forward)(const FwmConvolution *, int threads);
+        void (*backward)(const FwmConvolution *, int threads, void *scratch);
+    } convolution;
 
     /* The model of the experiments (kernels/model/model.h). */
     struct {

@@ -4,6 +4,7 @@
 #include "kernels/attention/softmax_attention.h"
 #include "kernels/base/gemm.h"
 #include "kernels/base/transpose.h"
+#include "kernels/convolution/convolution.h"
 #include "kernels/kernels.h"
 #include "kernels/maps/map.h"
 #include "kernels/maps/omega.h"
@@ -254,6 +255,11 @@ const FwmKernels fwm_kernels = {
         .backward_scratch = attention_backward_scratch,
         .forward = attention_forward,
         .backward = attention_backward,
+    },
+    .convolution = {
+        .backward_scratch = convolution_backward_scratch,
+        .forward = convolution_forward,
+        .backward = convolution_backward,
     },
     .model = {
         .activations = model_activations,

@@ -131,6 +131,11 @@ PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *le
     return out;
 }
 
+void *fwm_data(PyArrayObject *array)
+{
+    return array ? PyArray_DATA(array) : NULL;
+}
+
 int fwm_flag(PyObject *given, const char *name, bool *value)
 {
     if (!PyBool_Check(given)) {
@@ -155,6 +160,40 @@ int fwm_finite_number(PyObject *given, const char *name, int type, double *value
         return 0;
     PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected a number that is finite in %s", name, given,
                  type == NPY_FLOAT ? "float32" : "float64");
+    return -1;
+}
+
+int fwm_word(PyObject *given, const char *name, const char *const words[2], const char *expected)
+{
+    if (!PyUnicode_Check(given)) {
+        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", name, Py_TYPE(given)->tp_name, expected);
+        return -1;
+    }
+    for (int i = 0; i < 2; i++)
+        if (PyUnicode_CompareWithASCIIString(given, words[i]) == 0)
+            return i;
+    PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected %s", name, given, expected);
+    return -1;
+}
+
+int fwm_check_pair(PyObject *given, const char *name, const char *expected)
+{
+    if (!PyTuple_Check(given)) {
+        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", name, Py_TYPE(given)->tp_name, expected);
+        return -1;
+    }
+    if (PyTuple_GET_SIZE(given) != 2) {
+        PyErr_Format(PyExc_ValueError, "%s: got a tuple of %zd, expected %s", name, PyTuple_GET_SIZE(given), expected);
+        return -1;
+    }
+    return 0;
+}
+
+int fwm_check_count(const char *function, Py_ssize_t got, Py_ssize_t expected)
+{
+    if (got == expected)
+        return 0;
+    PyErr_Format(PyExc_TypeError, "%s: got %zd arguments, expected %zd", function, got, expected);
     return -1;
 }
 

@@ -23,15 +23,29 @@ int fwm_check_shape(PyArrayObject *array, const char *name, const char *letters,
 PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *letters, int rank, const npy_intp *shape,
                                long long low, long long high);
 
-/* An array that can be written as it stands: of this type and shape, in native byte order, C-contiguous, aligned. */
-PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *letters, int rank, const npy_intp *shape);
+/* An array that can be written as it stands: of this type, which `like` has, and shape, in native byte order, C-contiguous,
+ * aligned. */
+PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *like, const char *letters, int rank,
+                                const npy_intp *shape);
 
 /* 0, or -1 with an exception if `out`, which is contiguous, shares memory with `other`. */
 int fwm_check_apart(PyArrayObject *out, const char *name, PyArrayObject *other, const char *other_name);
 
+/* The numbers of an array, which may be NULL. */
+void *fwm_data(PyArrayObject *array);
+
 /* True or False, and a number that is finite in the precision of an array of this type. */
 int fwm_flag(PyObject *given, const char *name, bool *value);
 int fwm_finite_number(PyObject *given, const char *name, int type, double *value);
+
+/* The index of the word, of two; -1 with an exception that says what was expected. */
+int fwm_word(PyObject *given, const char *name, const char *const words[2], const char *expected);
+
+/* `given` must be a tuple of two. */
+int fwm_check_pair(PyObject *given, const char *name, const char *expected);
+
+/* A function was called with so many arguments, and takes so many. */
+int fwm_check_count(const char *function, Py_ssize_t got, Py_ssize_t expected);
 
 /* The kernels of an array's precision. */
 const FwmKernels *fwm_kernels_for(PyArrayObject *array);

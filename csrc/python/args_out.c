@@ -8,15 +8,16 @@
 
 #include "python/args.h"
 
-PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *letters, int rank, const npy_intp *shape)
+PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *like, const char *letters, int rank,
+                                const npy_intp *shape)
 {
     const char *expected = type == NPY_FLOAT ? "float32" : "float64";
     if (!PyArray_Check(given))
         return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected an array", name, Py_TYPE(given)->tp_name);
     PyArrayObject *array = (PyArrayObject *)given;
     if (PyArray_TYPE(array) != type || !PyArray_ISNOTSWAPPED(array))
-        return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s in native byte order, as q has", name,
-                                             (PyObject *)PyArray_DESCR(array), expected);
+        return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s in native byte order, as %s has", name,
+                                             (PyObject *)PyArray_DESCR(array), expected, like);
     if (fwm_check_shape(array, name, letters, rank, shape) < 0)
         return NULL;
     const char *got = !PyArray_ISWRITEABLE(array)      ? "a read-only array"

@@ -83,7 +83,7 @@ static int read_out(AttentionCall *c, PyObject *out, PyObject *const inputs[3])
 {
     static const char *const names[] = {"q", "k", "v"};
     c->o = out == Py_None ? (PyArrayObject *)PyArray_SimpleNew(4, c->o_shape, c->type)
-                          : fwm_output_array(out, "out", c->type, "(B, T, HQ, V)", 4, c->o_shape);
+                          : fwm_output_array(out, "out", c->type, "q", "(B, T, HQ, V)", 4, c->o_shape);
     for (size_t i = 0; c->o && out != Py_None && i < 3; i++)
         if (PyArray_Check(inputs[i]) && fwm_check_apart(c->o, "out", (PyArrayObject *)inputs[i], names[i]) < 0)
             return -1;
@@ -114,7 +114,7 @@ static int forward(AttentionCall *c, int with_lse)
     if (with_lse && !(c->lse = (PyArrayObject *)PyArray_SimpleNew(3, c->lse_shape, c->type)))
         return -1;
     c->a.o = PyArray_DATA(c->o);
-    c->a.lse = c->lse ? PyArray_DATA(c->lse) : NULL;
+    c->a.lse = fwm_data(c->lse);
     return has_work(&c->a) ? run(c, c->kernels->attention.forward_scratch, c->kernels->attention.forward) : 0;
 }
 

@@ -26,10 +26,11 @@ static int run(FwmMemoryCall *c, Direction direction)
     const int threads = fwm_num_threads();
     const bool has_states = m->initial_state || m->final_state || m->dfinal_state;
     size_t unused;
-    if (c->n_sequences == 0 || (c->T == 0 && !has_states))
+    if (c->sequences.n == 0 || (c->T == 0 && !has_states))
         return 0;
-    if (fwm_memory_offsets(c) < 0)
+    if (fwm_make_offsets(&c->sequences, c->T) < 0)
         return -1;
+    c->m.offsets = c->sequences.offsets;
     void *scratch = fwm_scratch(1, direction.scratch(m, threads), &unused);
     if (!scratch)
         return -1;
@@ -43,14 +44,6 @@ static int run(FwmMemoryCall *c, Direction direction)
 static PyArrayObject *new_array(const FwmMemoryCall *c, int rank, const npy_intp *shape)
 {
     return (PyArrayObject *)PyArray_SimpleNew(rank, shape, c->type);
-}
-
-static int check_count(const char *name, Py_ssize_t got, Py_ssize_t expected)
-{
-    if (got == expected)
-        return 0;
-    PyErr_Format(PyExc_TypeError, "%s: got %zd arguments, expected %zd", name, got, expected);
-    return -1;
 }
 
 /* ---- forward ---- */
@@ -69,8 +62,8 @@ static int make_outputs(FwmMemoryCall *c, bool output_final_state)
             return -1;
     }
     c->m.o = PyArray_DATA(c->o);
-    c->m.final_state = c->state ? PyArray_DATA(c->state) : NULL;
-    c->m.final_sum = c->sum ? PyArray_DATA(c->sum) : NULL;
+    c->m.final_state = fwm_data(c->state);
+    c->m.final_sum = fwm_data(c->sum);
     return 0;
 }
 
@@ -90,7 +83,7 @@ PyObject *fwm_py_memory_forward(PyObject *Py_UNUSED(module), PyObject *const *ar
 {
     FwmMemoryCall c = {0};
     PyObject *out = NULL;
-    if (check_count("memory_forward", n_args, N_COMMON_ARGS + 3) < 0)
+    if (fwm_check_count("memory_forward", n_args, N_COMMON_ARGS + 3) < 0)
         return NULL;
     PyObject *const output_final_state = args[N_COMMON_ARGS + 1];
     if (!PyBool_Check(output_final_state))
@@ -145,7 +138,7 @@ PyObject *fwm_py_memory_backward(PyObject *Py_UNUSED(module), PyObject *const *a
     FwmMemoryCall c = {0};
     PyArrayObject *gradients[N_GRADIENTS] = {NULL};
     PyObject *out = NULL;
-    if (check_count("memory_backward", n_args, N_COMMON_ARGS + 3) < 0)
+    if (fwm_check_count("memory_backward", n_args, N_COMMON_ARGS + 3) < 0)
         return NULL;
     if (fwm_read_memory(&c, args[0], args + 3) == 0 && fwm_read_memory_gradients(&c, args[1], args[2]) == 0 &&
         make_gradients(&c, gradients) == 0 &&

@@ -17,31 +17,17 @@
 
 /* ---- options ---- */
 
-/* The index of the word, of two; -1 with an exception that says what was expected. */
-static int read_word(PyObject *given, const char *name, const char *const words[2], const char *expected)
-{
-    if (!PyUnicode_Check(given)) {
-        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", name, Py_TYPE(given)->tp_name, expected);
-        return -1;
-    }
-    for (int i = 0; i < 2; i++)
-        if (PyUnicode_CompareWithASCIIString(given, words[i]) == 0)
-            return i;
-    PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected %s", name, given, expected);
-    return -1;
-}
-
 static int read_options(FwmMemoryCall *c, PyObject *const *args)
 {
     static const char *const norms[] = {"l2", "sum"}, *const methods[] = {"chunked", "recurrent"};
     FwmMemory *m = &c->m;
     if (args[ARG_QK_NORM] != Py_None) {
-        const int norm = read_word(args[ARG_QK_NORM], "qk_norm", norms, "None, 'l2' or 'sum'");
+        const int norm = fwm_word(args[ARG_QK_NORM], "qk_norm", norms, "None, 'l2' or 'sum'");
         if (norm < 0)
             return -1;
         m->qk_norm = norm == 0 ? FWM_L2_NORM : FWM_SUM_NORM;
     }
-    const int method = read_word(args[ARG_METHOD], "method", methods, "'chunked' or 'recurrent'");
+    const int method = fwm_word(args[ARG_METHOD], "method", methods, "'chunked' or 'recurrent'");
     if (method < 0 || fwm_flag(args[ARG_CLAMP_FIRST], "clamp_first", &m->clamp_first) < 0 ||
         fwm_finite_number(args[ARG_EPS], "eps", c->type, &m->eps) < 0)
         return -1;
@@ -148,32 +134,19 @@ static int read_strengths(FwmMemoryCall *c, PyObject *const *args)
 void fwm_memory_shapes(const FwmMemoryCall *c, npy_intp o[4], npy_intp state[4], npy_intp sum[3])
 {
     o[0] = c->B, o[1] = c->T, o[2] = c->heads, o[3] = c->V;
-    state[0] = sum[0] = c->n_sequences;
+    state[0] = sum[0] = c->sequences.n;
     state[1] = c->HV, state[2] = c->K, state[3] = c->V;
     sum[1] = c->H, sum[2] = c->K;
 }
 
 static const char *state_letters(const FwmMemoryCall *c)
 {
-    return c->offsets ? "(n, HV, K, V)" : "(B, HV, K, V)";
+    return c->sequences.offsets ? "(n, HV, K, V)" : "(B, HV, K, V)";
 }
 
 static const char *sum_letters(const FwmMemoryCall *c)
 {
-    return c->offsets ? "(n, H, K)" : "(B, H, K)";
-}
-
-int fwm_check_pair(PyObject *given, const char *name, const char *expected)
-{
-    if (!PyTuple_Check(given)) {
-        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", name, Py_TYPE(given)->tp_name, expected);
-        return -1;
-    }
-    if (PyTuple_GET_SIZE(given) != 2) {
-        PyErr_Format(PyExc_ValueError, "%s: got a tuple of %zd, expected %s", name, PyTuple_GET_SIZE(given), expected);
-        return -1;
-    }
-    return 0;
+    return c->sequences.offsets ? "(n, H, K)" : "(B, H, K)";
 }
 
 /* None, a state, or with normalize a pair of a state and a sum of keys. names: of it, and of the two. */
@@ -191,91 +164,16 @@ static int read_state(FwmMemoryCall *c, FwmMemoryInput which, PyObject *given, c
     return read_array(c, which + 1, PyTuple_GET_ITEM(given, 1), names[2], sum_letters(c), 3, sum);
 }
 
-/* ---- sequences ---- */
-
-/* Room for n + 1 offsets. */
-static int make_offsets(FwmMemoryCall *c, npy_intp n)
-{
-    c->offsets = n < FEW_OFFSETS ? c->few_offsets : PyMem_New(int64_t, n + 1);
-    if (!c->offsets) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    c->m.offsets = c->offsets;
-    return 0;
-}
-
-int fwm_memory_offsets(FwmMemoryCall *c)
-{
-    if (c->offsets)
-        return 0;
-    if (make_offsets(c, c->B) < 0)
-        return -1;
-    for (npy_intp b = 0; b <= c->B; b++)
-        c->offsets[b] = b * c->T;
-    return 0;
-}
-
-static int copy_offsets(FwmMemoryCall *c, PyArrayObject *given, int is_unsigned)
-{
-    const int64_t *in = PyArray_DATA(given);
-    const npy_intp n = c->n_sequences;
-    if (make_offsets(c, n) < 0)
-        return -1;
-    for (npy_intp i = 0; i <= n; i++) {
-        const int64_t at = c->offsets[i] = in[i];
-        if (at >= (i ? c->offsets[i - 1] : 0) && at <= (i ? c->T : 0) && (i < n || at == c->T))
-            continue;
-        PyErr_Format(PyExc_ValueError, is_unsigned ? "cu_seqlens[%zd]: got %llu, expected non-decreasing numbers from 0 to T, here %zd"
-                                                   : "cu_seqlens[%zd]: got %lld, expected non-decreasing numbers from 0 to T, here %zd",
-                     i, (long long)at, c->T); /* an unsigned number beyond int64 has become negative */
-        return -1;
-    }
-    return 0;
-}
-
-/* Where packed sequences begin and end, of any integer type. */
-static int read_sequences(FwmMemoryCall *c, PyObject *given)
-{
-    c->n_sequences = c->B;
-    if (given == Py_None)
-        return 0;
-    PyArrayObject *any = fwm_any_array(given, "cu_seqlens"), *wide = NULL;
-    int status = -1;
-    if (!any)
-        return -1;
-    if (!PyTypeNum_ISINTEGER(PyArray_TYPE(any))) {
-        PyErr_Format(PyExc_TypeError, "cu_seqlens: got %S, expected integers", (PyObject *)PyArray_DESCR(any));
-    } else if (PyArray_NDIM(any) != 1 || PyArray_SIZE(any) < 1) {
-        PyErr_Format(PyExc_ValueError, "cu_seqlens: got %d axes and %zd numbers, expected shape (n + 1,)", PyArray_NDIM(any),
-                     PyArray_SIZE(any));
-    } else if (c->B != 1) {
-        PyErr_Format(PyExc_ValueError, "cu_seqlens: got B = %zd, expected 1 where sequences are packed", c->B);
-    } else {
-        c->n_sequences = PyArray_SIZE(any) - 1;
-        wide = (PyArrayObject *)PyArray_FromArray(any, PyArray_DescrFromType(NPY_INT64), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
-        status = wide ? copy_offsets(c, wide, PyTypeNum_ISUNSIGNED(PyArray_TYPE(any))) : -1;
-    }
-    Py_XDECREF(wide);
-    Py_DECREF(any);
-    return status;
-}
-
 /* ---- the whole call ---- */
-
-static void *data_of(PyArrayObject *array)
-{
-    return array ? PyArray_DATA(array) : NULL;
-}
 
 static void fill(FwmMemoryCall *c)
 {
     FwmMemory *m = &c->m;
-    m->n_sequences = (size_t)c->n_sequences;
+    m->n_sequences = (size_t)c->sequences.n;
     m->HQ = (size_t)c->HQ, m->H = (size_t)c->H, m->HV = (size_t)c->HV, m->K = (size_t)c->K, m->V = (size_t)c->V;
     const void **const arrays[] = {&m->q, &m->k, &m->v, &m->g, &m->beta, &m->b, &m->w, &m->initial_state, &m->initial_sum};
     for (int i = 0; i < N_GRADIENTS; i++)
-        *arrays[i] = data_of(c->inputs[i]);
+        *arrays[i] = fwm_data(c->inputs[i]);
 }
 
 int fwm_read_memory(FwmMemoryCall *c, PyObject *function, PyObject *const *args)
@@ -287,7 +185,8 @@ int fwm_read_memory(FwmMemoryCall *c, PyObject *function, PyObject *const *args)
     c->m.rule = (size_t)row;
     c->info = fwm_kernels_f32()->memory.info(c->m.rule);
     if (fwm_flag(args[ARG_NORMALIZE], "normalize", &c->m.normalize) < 0 || read_qkv(c, args) < 0 ||
-        read_gate(c, args[ARG_G]) < 0 || read_strengths(c, args) < 0 || read_sequences(c, args[ARG_CU_SEQLENS]) < 0 ||
+        read_gate(c, args[ARG_G]) < 0 || read_strengths(c, args) < 0 ||
+        fwm_read_sequences(&c->sequences, args[ARG_CU_SEQLENS], c->B, c->T) < 0 ||
         read_state(c, IN_STATE, args[ARG_INITIAL_STATE], names) < 0 || read_options(c, args) < 0)
         return -1;
     fill(c);
@@ -302,9 +201,9 @@ int fwm_read_memory_gradients(FwmMemoryCall *c, PyObject *dout, PyObject *dfinal
     if (read_array(c, IN_DO, dout, "do", c->HQ > c->HV ? "(B, T, HQ, V)" : "(B, T, HV, V)", 4, o) < 0 ||
         read_state(c, IN_DSTATE, dfinal_state, names) < 0)
         return -1;
-    c->m.dout = data_of(c->inputs[IN_DO]);
-    c->m.dfinal_state = data_of(c->inputs[IN_DSTATE]);
-    c->m.dfinal_sum = data_of(c->inputs[IN_DSUM]);
+    c->m.dout = fwm_data(c->inputs[IN_DO]);
+    c->m.dfinal_state = fwm_data(c->inputs[IN_DSTATE]);
+    c->m.dfinal_sum = fwm_data(c->inputs[IN_DSUM]);
     return 0;
 }
 
@@ -315,6 +214,5 @@ void fwm_release_memory(FwmMemoryCall *c)
     Py_XDECREF(c->o);
     Py_XDECREF(c->state);
     Py_XDECREF(c->sum);
-    if (c->offsets != c->few_offsets)
-        PyMem_Free(c->offsets);
+    fwm_release_sequences(&c->sequences);
 }

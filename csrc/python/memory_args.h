@@ -4,6 +4,7 @@
 #define FWM_PYTHON_MEMORY_ARGS_H
 
 #include "kernels/kernels.h"
+#include "python/sequences.h"
 
 /* The arrays of a call. In the backward, those up to the sum have gradients, in the same order. */
 typedef enum { IN_Q, IN_K, IN_V, IN_G, IN_BETA, IN_B, IN_W, IN_STATE, IN_SUM, IN_DO, IN_DSTATE, IN_DSUM, N_INPUTS } FwmMemoryInput;
@@ -15,18 +16,16 @@ typedef enum {
     ARG_CLAMP_FIRST, ARG_CU_SEQLENS, ARG_METHOD, N_COMMON_ARGS
 } FwmMemoryArg;
 
-#define FEW_OFFSETS 33 /* of so many no memory is asked for */
-
 typedef struct {
     const FwmKernels *kernels;
     const FwmMemoryInfo *info;
-    FwmMemory m;                      /* its offsets, and all that is written, are set by fwm_memory_offsets and the caller */
+    FwmMemory m;                      /* its offsets, and all that is written, are set by the caller */
     int type;                         /* NPY_FLOAT or NPY_DOUBLE */
-    npy_intp B, T, n_sequences, HQ, H, HV, K, V, heads; /* heads of o */
+    npy_intp B, T, HQ, H, HV, K, V, heads; /* heads of o */
     PyArrayObject *inputs[N_INPUTS];  /* as the kernel reads them; NULL where there is none */
     PyArrayObject *came[N_INPUTS];    /* as they came (borrowed): what an out must not overlap */
     PyArrayObject *o, *state, *sum;   /* of out, or NULL */
-    int64_t few_offsets[FEW_OFFSETS], *offsets; /* a copy: nobody changes it after it was checked. NULL until it is needed */
+    FwmSequences sequences;
 } FwmMemoryCall;
 
 /* All inputs but those below; args: N_COMMON_ARGS. The call must be all zeros before, and be released after. */
@@ -35,12 +34,6 @@ int fwm_read_memory(FwmMemoryCall *c, PyObject *function, PyObject *const *args)
 /* do and dfinal_state, and out (memory_out.c): after fwm_read_memory. */
 int fwm_read_memory_gradients(FwmMemoryCall *c, PyObject *dout, PyObject *dfinal_state);
 int fwm_read_memory_out(FwmMemoryCall *c, PyObject *out);
-
-/* Shared by memory_args.c and memory_out.c: `given` must be a tuple of two. */
-int fwm_check_pair(PyObject *given, const char *name, const char *expected);
-
-/* Makes m.offsets, unless they were read. */
-int fwm_memory_offsets(FwmMemoryCall *c);
 
 /* Shapes of the outputs. */
 void fwm_memory_shapes(const FwmMemoryCall *c, npy_intp o[4], npy_intp state[4], npy_intp sum[3]);

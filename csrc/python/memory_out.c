@@ -33,12 +33,12 @@ static int read_out_state(FwmMemoryCall *c, PyObject *given, const npy_intp *sta
         given_sum = PyTuple_GET_ITEM(given, 1);
         given = PyTuple_GET_ITEM(given, 0);
     }
-    c->state = fwm_output_array(given, name, c->type, "(sequences, HV, K, V)", 4, state);
+    c->state = fwm_output_array(given, name, c->type, "q", "(sequences, HV, K, V)", 4, state);
     if (!c->state || check_apart_from_inputs(c, c->state, name, IN_STATE) < 0 || fwm_check_apart(c->o, "out[0]", c->state, name) < 0)
         return -1;
     if (!given_sum)
         return 0;
-    c->sum = fwm_output_array(given_sum, sum_name, c->type, "(sequences, H, K)", 3, sum);
+    c->sum = fwm_output_array(given_sum, sum_name, c->type, "q", "(sequences, H, K)", 3, sum);
     if (!c->sum || check_apart_from_inputs(c, c->sum, sum_name, IN_SUM) < 0 || fwm_check_apart(c->o, "out[0]", c->sum, sum_name) < 0)
         return -1;
     return fwm_check_apart(c->sum, sum_name, c->state, name);
@@ -59,7 +59,7 @@ int fwm_read_memory_out(FwmMemoryCall *c, PyObject *out)
         out = PyTuple_GET_ITEM(out, 0);
         name = "out[0]";
     }
-    c->o = fwm_output_array(out, name, c->type, c->HQ > c->HV ? "(B, T, HQ, V)" : "(B, T, HV, V)", 4, o);
+    c->o = fwm_output_array(out, name, c->type, "q", c->HQ > c->HV ? "(B, T, HQ, V)" : "(B, T, HV, V)", 4, o);
     if (!c->o || check_apart_from_inputs(c, c->o, name, -1) < 0)
         return -1;
     return given_state ? read_out_state(c, given_state, state, sum) : 0;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "python/bind_attention.h"
+#include "python/bind_convolution.h"
 #include "python/bind_maps.h"
 #include "python/bind_memory.h"
 #include "python/bind_model.h"
@@ -80,6 +81,16 @@ static PyObject *get_num_threads(PyObject *Py_UNUSED(module), PyObject *Py_UNUSE
     return PyLong_FromLong(fwm_num_threads());
 }
 
+/* For fwm_py.torch, whose calls take the number that PyTorch has. */
+static PyObject *set_threads_here(PyObject *Py_UNUSED(module), PyObject *given)
+{
+    long long n;
+    if (fwm_integer_argument(given, "n", 0, MOST_THREADS, &n) < 0)
+        return NULL;
+    fwm_set_threads_here((int)n);
+    Py_RETURN_NONE;
+}
+
 /* Appends a row, which is taken over, to the list. */
 static int append(PyObject *list, PyObject *row)
 {
@@ -147,6 +158,7 @@ static PyMethodDef functions[] = {
     {"build_info", build_info, METH_NOARGS, build_info_doc},
     {"set_num_threads", set_num_threads, METH_O, set_num_threads_doc},
     {"get_num_threads", get_num_threads, METH_NOARGS, get_num_threads_doc},
+    {"set_threads_here", set_threads_here, METH_O, NULL},
     {"map_forward", fwm_py_map_forward, METH_VARARGS, NULL},
     {"map_backward", fwm_py_map_backward, METH_VARARGS, NULL},
     {"draw_omega", fwm_py_draw_omega, METH_VARARGS, NULL},
@@ -156,6 +168,8 @@ static PyMethodDef functions[] = {
     {"memory_backward", (PyCFunction)(void (*)(void))fwm_py_memory_backward, METH_FASTCALL, NULL},
     {"attention_forward", fwm_py_attention_forward, METH_VARARGS, NULL},
     {"attention_backward", fwm_py_attention_backward, METH_VARARGS, NULL},
+    {"convolution_forward", (PyCFunction)(void (*)(void))fwm_py_convolution_forward, METH_FASTCALL, NULL},
+    {"convolution_backward", (PyCFunction)(void (*)(void))fwm_py_convolution_backward, METH_FASTCALL, NULL},
     {"train", fwm_py_train, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

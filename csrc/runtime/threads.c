@@ -15,6 +15,7 @@
 #endif
 
 static atomic_int num_threads = 1;
+static _Thread_local int threads_here; /* what a caller has asked for its own calls, or 0 */
 
 #ifdef _OPENMP
 /* libgomp hangs in a child that was forked after a parallel region: its threads did not come along. Such a child works on
@@ -55,7 +56,7 @@ void fwm_threads_start(void)
 int fwm_num_threads(void)
 {
 #ifdef _OPENMP
-    return after_fork ? 1 : num_threads;
+    return after_fork ? 1 : threads_here ? threads_here : num_threads;
 #else
     return 1;
 #endif
@@ -64,6 +65,11 @@ int fwm_num_threads(void)
 void fwm_set_num_threads(int threads)
 {
     num_threads = threads < 1 ? 1 : threads;
+}
+
+void fwm_set_threads_here(int threads)
+{
+    threads_here = threads;
 }
 
 void fwm_parallel_loops(int threads, size_t n_loops, const FwmLoop *loops, void *context)

@@ -1,0 +1,208 @@
+/* The causal convolution, backward. Forward, for token t of a sequence and each channel:
+ *
+ *     z_t = bias + sum_w weight_w x_{t - W + 1 + w},   y_t = z_t, or silu(z_t) = z_t s_t with s_t = 1 / (1 + exp(-z_t))
+ *
+ * Nothing is saved; z is computed again. With s' = s (1 - s):
+ *
+ *     dz_t = dy_t, or dy_t (s_t + z_t s'_t) = dy_t s_t (1 + z_t (1 - s_t))
+ *
+ * x_t is seen by tokens t .. t + W - 1, by the last of them through weight_0, so
+ *
+ *     dx_t = sum_w weight_w dz_{t + W - 1 - w},   dweight_w = sum_t dz_t x_{t - W + 1 + w},   dbias = sum_t dz_t
+ *
+ * where dz is 0 outside the sequence. For t < 0, dx_t is the gradient of the initial state; where token t is part of the final
+ * state, dx_t has its gradient as well. A block goes through its tokens from the last, with W rows of dz at hand, after those of
+ * the W - 1 tokens behind it, which are made again. The sums over tokens are left by each block, then added in the order of the
+ * blocks: the bits do not depend on the number of threads. */
+#include <string.h>
+
+#include "kernels/base/vector.h"
+#include "kernels/base/vmath.h"
+#include "kernels/convolution/block.h"
+#include "kernels/convolution/convolution.h"
+#include "runtime/subnormals.h"
+#include "runtime/threads.h"
+
+typedef struct {
+    const FwmConvolution *c;
+    real *sums; /* (blocks of tokens, W + 1, D): dweight_w and, behind them, dbias */
+} Backward;
+
+ALWAYS_INLINE void through_silu(size_t W, size_t n, const Filters *f, const Rows *seen, const real *dy, real *dz)
+{
+#pragma omp simd
+    for (size_t i = 0; i < n; i++) {
+        const real z = weighted(W, f, seen, i, f->bias[i]), s = logistic(z);
+        dz[i] = dy[i] * (s * (1 + z * (1 - s)));
+    }
+}
+
+ALWAYS_INLINE void spread(size_t W, size_t n, const Filters *f, const Rows *later, const real *dstate, real *dx)
+{
+#pragma omp simd
+    for (size_t i = 0; i < n; i++)
+        dx[i] = weighted(W, f, later, i, dstate[i]);
+}
+
+ALWAYS_INLINE void add_products(size_t W, size_t n, const real *dz, const Rows *seen, real *sums, size_t ld)
+{
+#pragma omp simd
+    for (size_t i = 0; i < n; i++) {
+        for (size_t w = 0; w < W; w++)
+            sums[w * ld + i] += dz[i] * seen->row[w][i];
+        sums[W * ld + i] += dz[i];
+    }
+}
+
+/* dz of a token, computed into `row` if it has to be. */
+static const real *dz_of(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t t, real *row)
+{
+    if (t < 0 || t >= s->length)
+        return no_token;
+    const real *dy = (const real *)c->dy + s->at + (size_t)t * c->D;
+    if (!c->silu)
+        return dy;
+    const Rows seen = tokens_seen(c, s, t);
+    switch (c->W) {
+    case 2: through_silu(2, b->n, f, &seen, dy, row); break;
+    case 3: through_silu(3, b->n, f, &seen, dy, row); break;
+    default: through_silu(4, b->n, f, &seen, dy, row);
+    }
+    return row;
+}
+
+/* dx of a token, or of one before the first. later: dz of tokens t + W - 1 .. t. */
+static void write_dx(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t t, const Rows *later)
+{
+    const ptrdiff_t in_initial = t + (ptrdiff_t)c->W - 1, in_final = in_initial - s->length; /* which row of a state it is */
+    const real *dfinal = c->dfinal_state;
+    const real *dstate = dfinal && in_final >= 0 ? dfinal + s->state_at + (size_t)in_final * c->D : no_token;
+    real *dx = t >= 0 ? (real *)c->dx + s->at + (size_t)t * c->D
+                      : (real *)c->dinitial_state + s->state_at + (size_t)in_initial * c->D;
+    switch (c->W) {
+    case 2: spread(2, b->n, f, later, dstate, dx); break;
+    case 3: spread(3, b->n, f, later, dstate, dx); break;
+    default: spread(4, b->n, f, later, dstate, dx);
+    }
+}
+
+/* sums: of the block's first channel, rows of D. */
+static void add_token(const FwmConvolution *c, const Block *b, const Sequence *s, ptrdiff_t t, const real *dz, real *sums)
+{
+    const Rows seen = tokens_seen(c, s, t);
+    switch (c->W) {
+    case 2: add_products(2, b->n, dz, &seen, sums, c->D); break;
+    case 3: add_products(3, b->n, dz, &seen, sums, c->D); break;
+    default: add_products(4, b->n, dz, &seen, sums, c->D);
+    }
+}
+
+/* What token t reads that the one behind it has not. */
+static void ask_for_token(const FwmConvolution *c, const Block *b, const Sequence *s, ptrdiff_t t)
+{
+    if (t < 0 || t >= s->length)
+        return;
+    ask_for(b, (const real *)c->dy + s->at + (size_t)t * c->D);
+    ask_for(b, token_at(c, s, t + 1 - (ptrdiff_t)c->W));
+}
+
+/* Tokens from .. to - 1 of a sequence, the last first; with sums NULL they are those before the first. */
+static void go_back(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t from, ptrdiff_t to,
+                    real *sums)
+{
+    real rows[FWM_MOST_TAPS][BLOCK_CHANNELS];
+    Rows later = {{NULL}};
+    const size_t last = c->W - 1;
+    for (ptrdiff_t t = to + (ptrdiff_t)last - 1; t >= from; t--) {
+        if (t > from)
+            ask_for_token(c, b, s, t - 1);
+        memmove(later.row, later.row + 1, last * sizeof later.row[0]);
+        later.row[last] = dz_of(c, b, f, s, t, rows[(size_t)(t - from) % c->W]);
+        if (t >= to)
+            continue;
+        write_dx(c, b, f, s, t, &later);
+        if (sums)
+            add_token(c, b, s, t, later.row[last], sums);
+    }
+}
+
+static void block_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const Backward *w = context;
+    const FwmConvolution *c = w->c;
+    const size_t tokens = index / channel_blocks(c);
+    const Block b = block_at(c, tokens, index % channel_blocks(c));
+    real *sums = w->sums + tokens * (c->W + 1) * c->D + b.channel;
+    Filters f;
+    load_filters(c, &b, &f);
+    for (size_t i = 0; i <= c->W; i++)
+        memset(sums + i * c->D, 0, b.n * sizeof(real));
+    const FwmSubnormals mode = fwm_subnormals(true);
+    for (size_t i = sequence_of_token(c, b.first); i < c->n_sequences && (size_t)c->offsets[i] < b.last; i++) {
+        const Sequence s = sequence_at(c, &b, i);
+        if (s.from < s.to)
+            go_back(c, &b, &f, &s, s.from, s.to, sums);
+    }
+    fwm_restore_subnormals(mode);
+}
+
+static void state_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const FwmConvolution *c = ((const Backward *)context)->c;
+    const Block b = block_at(c, 0, index % channel_blocks(c));
+    const Sequence s = sequence_at(c, &b, index / channel_blocks(c));
+    Filters f;
+    load_filters(c, &b, &f);
+    const FwmSubnormals mode = fwm_subnormals(true);
+    go_back(c, &b, &f, &s, 1 - (ptrdiff_t)c->W, 0, NULL);
+    fwm_restore_subnormals(mode);
+}
+
+/* Row w of all blocks' sums, added up. */
+static void add_blocks(const Backward *a, const Block *b, size_t w, real *total)
+{
+    const FwmConvolution *c = a->c;
+    const size_t blocks = token_blocks(c);
+    const real *sums = a->sums + w * c->D + b->channel;
+    memset(total, 0, b->n * sizeof(real));
+    for (size_t k = 0; k < blocks; k++, sums += (c->W + 1) * c->D)
+        for (size_t i = 0; i < b->n; i++)
+            total[i] += sums[i];
+}
+
+static void sum_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const Backward *a = context;
+    const FwmConvolution *c = a->c;
+    const Block b = block_at(c, 0, index);
+    real total[BLOCK_CHANNELS], *dweight = (real *)c->dweight + b.channel * c->W;
+    const FwmSubnormals mode = fwm_subnormals(true);
+    for (size_t w = 0; w < c->W; w++) {
+        add_blocks(a, &b, w, total);
+        for (size_t i = 0; i < b.n; i++)
+            dweight[i * c->W + w] = total[i];
+    }
+    if (c->dbias)
+        add_blocks(a, &b, c->W, (real *)c->dbias + b.channel);
+    fwm_restore_subnormals(mode);
+}
+
+size_t convolution_backward_scratch(const FwmConvolution *c)
+{
+    return token_blocks(c) * (c->W + 1) * c->D * sizeof(real);
+}
+
+void convolution_backward(const FwmConvolution *c, int threads, void *scratch)
+{
+    Backward b = {.c = c, .sums = scratch};
+    const FwmLoop loops[] = {
+        {token_blocks(c) * channel_blocks(c), block_task},
+        {c->dinitial_state ? c->n_sequences * channel_blocks(c) : 0, state_task},
+    };
+    const int few = threads_for(c, threads);
+    fwm_parallel_loops(few, 2, loops, &b);
+    fwm_parallel_for(few, channel_blocks(c), sum_task, &b);
+}

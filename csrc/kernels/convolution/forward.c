@@ -1,0 +1,86 @@
+/* The causal convolution, forward, for token t of a sequence and each channel:
+ *
+ *     z_t = bias + sum_w weight_w x_{t - W + 1 + w},   y_t = z_t, or silu(z_t) = z_t / (1 + exp(-z_t))
+ *
+ * where x_{-1} .. x_{-W + 1} are the initial state, or zeros. The final state is x_{T - W + 1} .. x_{T - 1}. */
+#include "kernels/base/vector.h"
+#include "kernels/base/vmath.h"
+#include "kernels/convolution/block.h"
+#include "kernels/convolution/convolution.h"
+#include "runtime/subnormals.h"
+#include "runtime/threads.h"
+
+ALWAYS_INLINE void filter(size_t W, size_t n, const Filters *f, const Rows *seen, real *y)
+{
+#pragma omp simd
+    for (size_t i = 0; i < n; i++)
+        y[i] = weighted(W, f, seen, i, f->bias[i]);
+}
+
+ALWAYS_INLINE void filter_silu(size_t W, size_t n, const Filters *f, const Rows *seen, real *y)
+{
+#pragma omp simd
+    for (size_t i = 0; i < n; i++) {
+        const real z = weighted(W, f, seen, i, f->bias[i]);
+        y[i] = z / (1 + exp_real(-z));
+    }
+}
+
+/* The row y of a token, from the W rows that it sees. */
+static void filter_token(const FwmConvolution *c, size_t n, const Filters *f, const Rows *seen, real *y)
+{
+    switch (c->W) {
+    case 2: c->silu ? filter_silu(2, n, f, seen, y) : filter(2, n, f, seen, y); break;
+    case 3: c->silu ? filter_silu(3, n, f, seen, y) : filter(3, n, f, seen, y); break;
+    default: c->silu ? filter_silu(4, n, f, seen, y) : filter(4, n, f, seen, y);
+    }
+}
+
+static void filter_sequence(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s)
+{
+    for (ptrdiff_t t = s->from; t < s->to; t++) {
+        const Rows seen = tokens_seen(c, s, t);
+        if (t + 1 < s->to)
+            ask_for(b, token_at(c, s, t + 1));
+        filter_token(c, b->n, f, &seen, (real *)c->y + s->at + (size_t)t * c->D);
+    }
+}
+
+static void block_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const FwmConvolution *c = context;
+    const Block b = block_at(c, index / channel_blocks(c), index % channel_blocks(c));
+    Filters f;
+    load_filters(c, &b, &f);
+    const FwmSubnormals mode = fwm_subnormals(true);
+    for (size_t i = sequence_of_token(c, b.first); i < c->n_sequences && (size_t)c->offsets[i] < b.last; i++) {
+        const Sequence s = sequence_at(c, &b, i);
+        filter_sequence(c, &b, &f, &s);
+    }
+    fwm_restore_subnormals(mode);
+}
+
+/* The last W - 1 tokens. The state may be the initial one: a row is read before it is written, or stays. */
+static void state_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const FwmConvolution *c = context;
+    const Block b = block_at(c, 0, index % channel_blocks(c));
+    const Sequence s = sequence_at(c, &b, index / channel_blocks(c));
+    real *row = (real *)c->final_state + s.state_at;
+    for (size_t w = 1; w < c->W; w++, row += c->D) {
+        const real *token = token_at(c, &s, s.length + (ptrdiff_t)w - (ptrdiff_t)c->W);
+        if (token != row)
+            copy(b.n, token, row);
+    }
+}
+
+/* States come after all tokens, because these read the initial ones. */
+void convolution_forward(const FwmConvolution *c, int threads)
+{
+    const int few = threads_for(c, threads);
+    fwm_parallel_for(few, token_blocks(c) * channel_blocks(c), block_task, (void *)c);
+    if (c->final_state)
+        fwm_parallel_for(few, c->n_sequences * channel_blocks(c), state_task, (void *)c);
+}

@@ -1,0 +1,110 @@
+"""Causal depthwise convolution, with SiLU or without: forward and gradient.
+
+Each channel has a filter of its own, short and along the tokens: z_t = bias + sum_w weight_w x_{t - W + 1 + w}, and y = z or
+z / (1 + exp(-z)). Linear attention and delta-rule layers put one in front of their queries, keys and values.
+
+Common to both functions, for B sequences of T tokens and D channels:
+
+x : array (B, T, D), float32 or float64
+weight : array (D, W), of x's dtype
+    W is 2, 3 or 4; the last column meets the token itself. As `weight.squeeze(1)` of a torch.nn.Conv1d with groups=D.
+bias : array (D,), of x's dtype, optional
+activation : None, "silu" or "swish"
+    The last two are the same.
+initial_state : array (n, W - 1, D), of x's dtype, optional
+    The tokens before the first, oldest first: n is B, or the number of packed sequences. Zeros if not given.
+cu_seqlens : array (n + 1,), any integer dtype, optional
+    Packs n sequences into one row (B must be 1): sequence i is the tokens cu_seqlens[i] .. cu_seqlens[i + 1] - 1.
+    Non-decreasing, from 0 to T; a sequence without tokens keeps its state.
+
+Any strides, byte order and read-only inputs work. Inputs are never changed, unless one is named in out. Results have x's
+dtype and are the same to the bit for every number of threads. Empty B or T give an empty y, states as they were, and
+gradients of zero. Values that are not finite propagate to the W tokens that see them. Inside a call, numbers below the
+smallest normal one may count as 0. Several Python threads may call at once; they run side by side.
+
+Errors: TypeError for an argument of another type or dtype than said here; ValueError for shapes that do not fit, D = 0, W
+outside 2..4, an activation not listed, bad cu_seqlens, and an out that cannot be written to or overlaps; MemoryError. The
+message begins with the argument's name.
+
+With one token a call and `out=(y, state)`, `initial_state=state`, the convolution decodes:
+
+>>> y, state = causal_conv1d(x, weight, activation="silu", output_final_state=True)                   # of a prompt
+>>> causal_conv1d(x1, weight, activation="silu", initial_state=state, out=(y1, state))                # the next token
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fwm_py import _core
+
+__all__ = ["CausalConv1dGradients", "causal_conv1d", "causal_conv1d_backward"]
+
+Real = npt.NDArray[np.floating[Any]]
+Activation = Literal["silu", "swish"]
+
+
+class CausalConv1dGradients(NamedTuple):
+    """Gradients of `causal_conv1d`: dx (B, T, D), dweight (D, W); dbias (D,) and dinitial_state (n, W - 1, D), or None
+    where there is no such input."""
+
+    dx: Real
+    dweight: Real
+    dbias: Real | None
+    dinitial_state: Real | None
+
+
+def causal_conv1d(
+    x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None = None, *, activation: Activation | None = None,
+    initial_state: npt.ArrayLike | None = None, output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None, out: Real | tuple[Real, Real] | None = None,
+) -> tuple[Real, Real | None]:
+    """Every token becomes a weighted sum of itself and the W - 1 tokens before it, channel by channel.
+
+    z_t = bias + sum_w weight_w x_{t - W + 1 + w}, y_t = z_t or silu(z_t).
+
+    Parameters
+    ----------
+    x, weight, bias, activation, initial_state, cu_seqlens
+        As above.
+    output_final_state : bool
+        Return the last W - 1 tokens of each sequence, too.
+    out : array y, or tuple (y, state), or None
+        Arrays to write into, which are returned: of the results' shape and dtype, C-contiguous, and sharing no memory
+        with an input or with each other; only state may be the array given as initial_state (decoding in place). With a
+        state in out it is returned whatever output_final_state says.
+
+    Returns
+    -------
+    y : array (B, T, D)
+    final_state : array (n, W - 1, D), or None
+        The last W - 1 tokens, oldest first, from initial_state where T < W - 1; None unless it was asked for.
+    """
+    return _core.convolution_forward(x, weight, bias, activation, initial_state, output_final_state, cu_seqlens, out)
+
+
+def causal_conv1d_backward(
+    dy: npt.ArrayLike, x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None = None, *,
+    activation: Activation | None = None, initial_state: npt.ArrayLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None, dfinal_state: npt.ArrayLike | None = None,
+) -> CausalConv1dGradients:
+    """The gradient of sum(dy * y) + sum(dfinal_state * final_state), for what `causal_conv1d` returns.
+
+    Parameters
+    ----------
+    dy : array (B, T, D), of x's dtype
+        Gradient with respect to y.
+    x, weight, bias, activation, initial_state, cu_seqlens
+        As in the forward call.
+    dfinal_state : array (n, W - 1, D), of x's dtype, optional
+        Gradient with respect to the final state. Zeros if not given.
+
+    Returns
+    -------
+    CausalConv1dGradients
+    """
+    return CausalConv1dGradients(
+        *_core.convolution_backward(dy, x, weight, bias, activation, initial_state, cu_seqlens, dfinal_state))
