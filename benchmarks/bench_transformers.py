@@ -1,0 +1,222 @@
+"""Small models of transformers with and without `fwm_py.transformers`, in turn in one run. Prints a Markdown table.
+
+    python benchmarks/bench_transformers.py [--only WORD ...] [--threads 2] [--repeats 5] [--json FILE] [--quick]
+
+Three kinds of work: a training step (B 2, T 1024: loss, gradients, SGD), a prefill (B 1, T 2048, no gradients) and 64
+tokens decoded after a prefix of 16 (greedy). Times are medians over repetitions, in which the model runs as it comes, with
+the kernels, and with the rule replaced by a copy of the values: the floor, which no faster rule can pass (Amdahl). Ratios
+are medians of the repetitions' ratios. Each model has a process of its own, and each peak of memory, which is the
+resident memory's during a first work less that before it (Linux).
+
+Nobody is timed before the logits and every gradient equal those of the model as it comes to 1e-4 of their largest, or are
+nearer to the same model in float64 where those are not so right.
+"""
+import argparse
+import contextlib
+import importlib
+import json
+import multiprocessing
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+import fwm_py
+import fwm_py.transformers as bridge
+
+COMMON = {"vocab_size": 2048, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+          "intermediate_size": 512, "eos_token_id": None, "pad_token_id": None, "bos_token_id": None,
+          "layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+GATED = {"head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_dim": 64, "linear_num_key_heads": 4, "linear_num_value_heads": 8}
+
+# name: family, prefix of the classes, suffix of the configuration, sizes
+MODELS = {
+    "Qwen3-Next": ("qwen3_next", "Qwen3Next", "Config", GATED | {"mlp_only_layers": [0, 1, 2, 3]}),
+    "Qwen3.5": ("qwen3_5", "Qwen3_5", "TextConfig", GATED),
+    "OLMo-hybrid": ("olmo_hybrid", "OlmoHybrid", "Config", {
+        "linear_num_key_heads": 4, "linear_num_value_heads": 4, "linear_key_head_dim": 48, "linear_value_head_dim": 96}),
+    "Kimi-Linear": ("kimi_linear", "KimiLinear", "Config", {
+        "kv_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "v_head_dim": 64, "linear_head_dim": 64,
+        "linear_num_heads": 4, "mlp_layer_types": ["dense"] * 4}),
+}
+WORKS = ("training step", "prefill", "decoding")
+RULES = ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule", "chunk_kimi_delta_attention", "recurrent_kimi_delta_attention")
+
+
+def make(name):
+    family, prefix, suffix, sizes = MODELS[name]
+    configuration = importlib.import_module(f"transformers.models.{family}.configuration_{family}")
+    torch.manual_seed(0)
+    config = getattr(configuration, prefix + suffix)(**COMMON | sizes)
+    return getattr(modelling(name), prefix + "ForCausalLM")(config)
+
+
+def modelling(name):
+    family = MODELS[name][0]
+    return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+
+# ---- the ways to compute -----------------------------------------------------------------------------------------------
+
+def copy_rule(query, key, value, *args, initial_state=None, output_final_state=False, **options):
+    """Values in place of what the rule computes, and zeros as its state."""
+    state = value.new_zeros(value.shape[0], value.shape[2], key.shape[3], value.shape[3]) if output_final_state else None
+    return value.clone(), state
+
+
+@contextlib.contextmanager
+def rule_is_a_copy(name):
+    with bridge.enabled():
+        module = modelling(name)
+        ours = {rule: getattr(module, rule) for rule in RULES if hasattr(module, rule)}
+        for rule in ours:
+            setattr(module, rule, copy_rule)
+        try:
+            yield
+        finally:
+            for rule, function in ours.items():
+                setattr(module, rule, function)
+
+
+def ways(name):
+    return {"as it comes": contextlib.nullcontext, "with fwm_py": bridge.enabled, "the floor": lambda: rule_is_a_copy(name)}
+
+
+# ---- the work ----------------------------------------------------------------------------------------------------------
+
+def work_of(name, model, quick):
+    """A call for each kind of work."""
+    short = 8 if quick else 1
+    ids = torch.randint(2048, (2, 1024 // short), generator=torch.Generator().manual_seed(1))
+    prompt = torch.randint(2048, (1, 2048 // short), generator=torch.Generator().manual_seed(2))
+    optimiser = torch.optim.SGD(model.parameters(), 1e-6)
+
+    def training_step():
+        model.train()
+        optimiser.zero_grad()
+        loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimiser.step()
+
+    @torch.no_grad()
+    def prefill():
+        model.eval()
+        return model(prompt).logits
+
+    @torch.no_grad()
+    def decoding():
+        model.eval()
+        return model.generate(prompt[:, :16], max_new_tokens=64 // short, do_sample=False)
+
+    return dict(zip(WORKS, (training_step, prefill, decoding)))
+
+
+def results(name, model, way, quick):
+    works = work_of(name, model, quick)
+    with ways(name)[way]():
+        logits = works["prefill"]()
+        works["training step"]()
+    return {"logits": logits, **{key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}}
+
+
+def check(name, quick):
+    """Equal to 1e-4 of the largest; where theirs are not right to that (some gradients of gates are not), ours are nearer."""
+    exact = results(name, make(name).double(), "with fwm_py", quick)
+    ours, theirs = (results(name, make(name), way, quick) for way in ("with fwm_py", "as it comes"))
+    for key, wanted in exact.items():
+        off, their_off, apart = ((x - y).abs().max() / wanted.abs().max() for x, y in
+                                 ((ours[key], wanted), (theirs[key], wanted), (ours[key], theirs[key])))
+        if not (off <= max(1e-4, 1.1 * their_off) and apart <= max(1e-4, 2 * their_off)):
+            raise RuntimeError(f"{name}: {key} is off by {off:.1e} of the largest, theirs by {their_off:.1e}")
+
+
+def measure(name, threads, repeats, quick):
+    """Seconds, by work and way."""
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(threads)
+    check(name, quick)
+    model = make(name)
+    works = work_of(name, model, quick)
+    seconds = {work: {way: [] for way in ways(name)} for work in works}
+    for repetition in range(repeats + 1):  # the first is not counted
+        for work, call in works.items():
+            for way, context in ways(name).items():
+                with context():
+                    start = time.perf_counter()
+                    call()
+                    taken = time.perf_counter() - start
+                if repetition:
+                    seconds[work][way].append(taken)
+    return sum(p.numel() for p in model.parameters()), seconds
+
+
+def resident(entry):
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith(entry))
+
+
+def peak(name, threads, work, way, quick):
+    """Bytes."""
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(threads)
+    model = make(name)
+    with ways(name)[way]():
+        works = work_of(name, model, quick)
+        before = resident("VmRSS")
+        works[work]()
+    return resident("VmHWM") - before
+
+
+def in_a_process(function, *arguments):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------------
+
+def ratio(above, below):
+    return statistics.median(a / b for a, b in zip(above, below))
+
+
+def rows_of(name, threads, repeats, quick):
+    parameters, seconds = in_a_process(measure, name, threads, repeats, quick)
+    for work in WORKS:
+        theirs, ours, floor = seconds[work].values()
+        memory = [in_a_process(peak, name, threads, work, way, quick) for way in ("as it comes", "with fwm_py")] if work != "decoding" else None
+        yield {"model": name, "parameters": parameters, "work": work, "seconds": seconds[work], "memory": memory,
+               "faster": ratio(theirs, ours), "at most": ratio(theirs, floor)}
+
+
+def cells(row):
+    times = [f"{1e3 * statistics.median(seconds):.4g}" for seconds in row["seconds"].values()]
+    memory = [f"{n / 1e6:.0f}" for n in row["memory"]] if row["memory"] else ["", ""]
+    return [f"{row['model']}, {row['parameters'] / 1e6:.1f} M", row["work"], *times, f"{row['faster']:.2f}", f"{row['at most']:.2f}", *memory]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="models whose name holds one of the words")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all that was measured, in seconds and bytes")
+    parser.add_argument("--quick", action="store_true", help="short sequences: see whether everything runs")
+    args = parser.parse_args()
+    processor = platform.processor() or platform.machine()
+    print(f"{processor}; {args.threads} threads; PyTorch {torch.__version__}, transformers {transformers.__version__}, "
+          f"fwm_py {fwm_py.__version__} ({fwm_py.build_info()['variant']}).\n")
+    rows = [row for name in MODELS if any(word in name for word in args.only)
+            for row in rows_of(name, args.threads, args.repeats, args.quick)]
+    header = ["model", "work", "as it comes, ms", "with fwm_py, ms", "rule a copy, ms", "faster", "at most", "MB as it comes", "MB with fwm_py"]
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * 2 + "---:|" * (len(header) - 2))
+    for row in rows:
+        print("| " + " | ".join(cells(row)) + " |")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The kernels of `fwm_py` on PyTorch's CPU tensors, differentiable.
+
+Every function has the name, the arguments and the shapes of the one on NumPy arrays (`fwm_py.kernels`,
+`fwm_py.attention`, `fwm_py.convolution`, `fwm_py.feature_maps`, which say what they compute), but for these:
+
+- Tensors are float64, float32, bfloat16 or float16, in any mixture. Numbers are computed in float64 where an input has
+  it, else in float32. Outputs have the dtype of q (or x), states that of the computation, gradients those of their
+  inputs. Contiguous tensors of the dtype of the computation are read where they are.
+- Gradients flow to every input of numbers, initial states included, but omega (`favor`). They cannot be differentiated
+  again.
+- There is no `out`: results are new tensors.
+- As many threads work as `torch.set_num_threads` says; results do not depend on it, to the bit.
+
+The functions are custom operators (torch.ops.fwm_py), so that torch.compile, torch.export, autocast and activation
+checkpointing know them. Tensors elsewhere than on the CPU are refused by PyTorch (NotImplementedError). Errors are those
+of the functions on arrays, and TypeError for tensors that hold no floating point numbers.
+
+>>> import fwm_py.torch as fwm
+>>> o, state = fwm.gated_delta_rule(q, k, v, g, beta, qk_norm="l2", output_final_state=True)
+>>> o.square().sum().backward()
+
+Needs PyTorch: pip install 'fwm_py[torch]'.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+try:
+    import torch as _torch
+except ImportError as error:
+    raise ImportError("fwm_py.torch needs PyTorch: pip install 'fwm_py[torch]'") from error
+
+from fwm_py.torch import _operators
+
+__all__ = [
+    "causal_conv1d", "delta_rule", "dpfp", "elu1", "fast_weight_memory", "favor", "gated_delta_rule",
+    "gated_delta_rule_2", "gated_linear_attention", "kimi_delta_rule", "linear_attention", "softmax_attention", "tanh",
+]
+
+Tensor = _torch.Tensor
+Norm = Literal["l2", "sum"]
+Method = Literal["chunked", "recurrent"]
+SumState = Tensor | tuple[Tensor, Tensor]
+
+
+def _memory(
+    function: str, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, beta: Tensor | None = None,
+    b: Tensor | None = None, w: Tensor | None = None, *, scale: float | None, initial_state: Tensor | None,
+    output_final_state: bool, cu_seqlens: Tensor | None, method: Method, qk_norm: Norm | None = None,
+    clamp_first: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    o, state, _ = _operators.memory(function, q, k, v, g, beta, b, w, initial_state, None, scale, qk_norm, False, 0.0,
+                                    clamp_first, cu_seqlens, method, output_final_state)
+    return o, state if output_final_state else None
+
+
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, normalize: bool = False, eps: float = 1e-6,
+    initial_state: SumState | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
+    method: Method = "chunked",
+) -> tuple[Tensor, SumState | None]:
+    """`fwm_py.linear_attention`; with normalize, states are pairs (S, z)."""
+    if normalize and not (initial_state is None or (isinstance(initial_state, tuple) and len(initial_state) == 2)):
+        raise TypeError(f"initial_state: got {type(initial_state).__name__}, expected a tuple (S, z) where normalize is True")
+    if not normalize and isinstance(initial_state, tuple):
+        raise TypeError("initial_state: got a tuple, expected a tensor where normalize is False")
+    start, total = initial_state if isinstance(initial_state, tuple) else (initial_state, None)
+    o, state, final_sum = _operators.memory("linear_attention", q, k, v, None, None, None, None, start, total, scale,
+                                            None, normalize, eps, True, cu_seqlens, method, output_final_state)
+    if not output_final_state:
+        return o, None
+    return o, (state, final_sum) if normalize else state
+
+
+def gated_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, scale: float | None = None, initial_state: Tensor | None = None,
+    output_final_state: bool = False, cu_seqlens: Tensor | None = None, method: Method = "chunked",
+) -> tuple[Tensor, Tensor | None]:
+    """`fwm_py.gated_linear_attention`: g (B, T, HV) or (B, T, HV, K)."""
+    return _memory("gated_linear_attention", q, k, v, g, scale=scale, initial_state=initial_state,
+                   output_final_state=output_final_state, cu_seqlens=cu_seqlens, method=method)
+
+
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *, scale: float | None = None, qk_norm: Norm | None = None,
+    initial_state: Tensor | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
+    method: Method = "chunked",
+) -> tuple[Tensor, Tensor | None]:
+    """`fwm_py.delta_rule`: DeltaNet."""
+    return _memory("delta_rule", q, k, v, None, beta, scale=scale, qk_norm=qk_norm, initial_state=initial_state,
+                   output_final_state=output_final_state, cu_seqlens=cu_seqlens, method=method)
+
+
+def gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, *, scale: float | None = None, qk_norm: Norm | None = None,
+    initial_state: Tensor | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
+    method: Method = "chunked",
+) -> tuple[Tensor, Tensor | None]:
+    """`fwm_py.gated_delta_rule`: Gated DeltaNet, g (B, T, HV)."""
+    return _memory("gated_delta_rule", q, k, v, g, beta, scale=scale, qk_norm=qk_norm, initial_state=initial_state,
+                   output_final_state=output_final_state, cu_seqlens=cu_seqlens, method=method)
+
+
+def kimi_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, *, scale: float | None = None, qk_norm: Norm | None = None,
+    initial_state: Tensor | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
+    method: Method = "chunked",
+) -> tuple[Tensor, Tensor | None]:
+    """`fwm_py.kimi_delta_rule`: Kimi Delta Attention, g (B, T, HV, K)."""
+    return _memory("kimi_delta_rule", q, k, v, g, beta, scale=scale, qk_norm=qk_norm, initial_state=initial_state,
+                   output_final_state=output_final_state, cu_seqlens=cu_seqlens, method=method)
+
+
+def gated_delta_rule_2(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, *, scale: float | None = None,
+    qk_norm: Norm | None = None, initial_state: Tensor | None = None, output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None, method: Method = "chunked",
+) -> tuple[Tensor, Tensor | None]:
+    """`fwm_py.gated_delta_rule_2`: Gated DeltaNet-2, g and b (B, T, HV, K), w (B, T, HV, V)."""
+    return _memory("gated_delta_rule_2", q, k, v, g, None, b, w, scale=scale, qk_norm=qk_norm,
+                   initial_state=initial_state, output_final_state=output_final_state, cu_seqlens=cu_seqlens,
+                   method=method)
+
+
+def fast_weight_memory(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *, scale: float | None = None, qk_norm: Norm | None = None,
+    clamp_first: bool = True, initial_state: Tensor | None = None, output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None, method: Method = "chunked",
+) -> tuple[Tensor, Tensor | None]:
+    """`fwm_py.fast_weight_memory`: delta writes into a memory of bounded norm."""
+    return _memory("fast_weight_memory", q, k, v, None, beta, scale=scale, qk_norm=qk_norm, clamp_first=clamp_first,
+                   initial_state=initial_state, output_final_state=output_final_state, cu_seqlens=cu_seqlens,
+                   method=method)
+
+
+@overload
+def softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None,
+    return_lse: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`fwm_py.softmax_attention`; no gradient flows through lse."""
+    o, lse = _operators.softmax(q, k, v, causal, scale)
+    return (o, lse) if return_lse else o
+
+
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Literal["silu", "swish"] | None = None,
+    initial_state: Tensor | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`fwm_py.causal_conv1d`: x (B, T, D), weight (D, W); (B, D, T), as PyTorch's, is x.transpose(1, 2)."""
+    y, state = _operators.conv1d(x, weight, bias, initial_state, cu_seqlens, activation, output_final_state)
+    return y, state if output_final_state else None
+
+
+def elu1(x: Tensor) -> Tensor:
+    """`fwm_py.feature_maps.elu1`."""
+    return _operators.feature_map("elu1", x, None, None)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """`fwm_py.feature_maps.tanh`."""
+    return _operators.feature_map("tanh", x, None, None)
+
+
+def dpfp(x: Tensor, nu: int = 1) -> Tensor:
+    """`fwm_py.feature_maps.dpfp`."""
+    return _operators.feature_map("dpfp", x, nu, None)
+
+
+def favor(x: Tensor, omega: Tensor) -> Tensor:
+    """`fwm_py.feature_maps.favor`; omega counts as a constant."""
+    return _operators.feature_map("favor", x, None, omega)

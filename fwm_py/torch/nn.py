@@ -1,0 +1,210 @@
+"""A layer: multi-head attention whose memory is a fast weight matrix, with any feature map and any rule of `fwm_py`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fwm_py.torch as fwm
+from fwm_py import _core, feature_maps
+from fwm_py.random import Philox
+
+__all__ = ["FastWeightAttention"]
+
+State = Tensor | tuple[Tensor, Tensor]
+
+RULES = {row["function"]: row for row in _core.KERNELS}
+POSITIVE_MAPS = ("elu1", "dpfp", "favor")  # a sum of features is a sum of weights
+
+
+class FastWeightAttention(nn.Module):
+    """Causal multi-head attention: every head writes its keys and values into a memory, which its queries read.
+
+    q, k, v = W_q x, W_k x, W_v x, split into heads; phi(q), phi(k) by the feature map; the rule's strengths and gates are
+    projected from x too: beta, b, w = sigmoid(W x), g = -exp(A) softplus(W x + dt), which starts with a memory of 10 to
+    1000 tokens. The heads' outputs are joined and projected to d_model.
+
+    Parameters
+    ----------
+    d_model : int
+        Size of a token.
+    heads : int
+    head_dim, value_dim : int, optional
+        Sizes of a head's keys, before the map, and values: d_model // heads if not given.
+    feature_map : None, "elu1", "tanh", "dpfp" or "favor"
+        phi, a function of `fwm_py.feature_maps`.
+    nu : int
+        Of DPFP.
+    features : int, optional
+        m of FAVOR+, whose omega is drawn anew from PyTorch's generator: head_dim if not given.
+    rule : str
+        A function of `fwm_py.kernels`, or "softmax_attention".
+    gate : "scalar" or "channel"
+        One gate a head or one a feature, where the rule leaves it open (gated_linear_attention).
+    qk_norm : None, "l2", "sum" or "auto"
+        Of delta rules. "auto": "sum" for a positive map (the paper's), else "l2".
+    normalize : bool
+        Divide by the sum of weights (linear_attention).
+    bias : bool
+        Biases of q, k, v and of the output.
+
+    Raises
+    ------
+    ValueError
+        For words other than these, sizes below 1, heads that do not divide d_model where they must, and normalize with
+        another rule than linear_attention.
+
+    References
+    ----------
+    Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174.
+
+    Examples
+    --------
+    >>> layer = FastWeightAttention(256, heads=4, feature_map="dpfp", rule="delta_rule")
+    >>> y = layer(x)                                                  # x, y (B, T, 256)
+    >>> y, state = layer(x[:, :10], return_state=True)                # token by token from here
+    >>> y, state = layer(x[:, 10:11], state, return_state=True)
+    """
+
+    def __init__(
+        self, d_model: int, heads: int, *, head_dim: int | None = None, value_dim: int | None = None,
+        feature_map: Literal["elu1", "tanh", "dpfp", "favor"] | None = None, nu: int = 3, features: int | None = None,
+        rule: str = "delta_rule", gate: Literal["scalar", "channel"] = "scalar",
+        qk_norm: Literal["l2", "sum", "auto"] | None = "auto", normalize: bool = False, bias: bool = False,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("d_model", d_model), ("heads", heads), ("nu", nu)):
+            if size < 1:
+                raise ValueError(f"{name}: got {size}, expected at least 1")
+        if (head_dim is None or value_dim is None) and d_model % heads:
+            raise ValueError(f"heads: got {heads}, expected a divisor of d_model = {d_model}, or head_dim and value_dim")
+        if feature_map not in (None, "tanh", *POSITIVE_MAPS):
+            raise ValueError(f"feature_map: got {feature_map!r}, expected None, 'tanh' or one of {', '.join(POSITIVE_MAPS)}")
+        if rule not in RULES and rule != "softmax_attention":
+            raise ValueError(f"rule: got {rule!r}, expected one of {', '.join(RULES)}, softmax_attention")
+        if gate not in ("scalar", "channel"):
+            raise ValueError(f"gate: got {gate!r}, expected 'scalar' or 'channel'")
+        if qk_norm not in (None, "l2", "sum", "auto"):
+            raise ValueError(f"qk_norm: got {qk_norm!r}, expected None, 'l2', 'sum' or 'auto'")
+        if normalize and rule != "linear_attention":
+            raise ValueError(f"normalize: got True for {rule}, expected False, or linear_attention as the rule")
+        self.heads, self.rule, self.feature_map, self.nu, self.normalize = heads, rule, feature_map, nu, normalize
+        self.head_dim = head_dim or d_model // heads
+        self.value_dim = value_dim or d_model // heads
+        self.features = self._features(features or self.head_dim)
+        self.row: Any = RULES.get(rule, {})
+        self.channel_gate = bool(self.row) and self.row["channel_gate"] and (gate == "channel" or not self.row["scalar_gate"])
+        self.qk_norm = self._norm(qk_norm)
+        made = {"device": device, "dtype": dtype}
+        self.q_proj = nn.Linear(d_model, heads * self.head_dim, bias=bias, **made)
+        self.k_proj = nn.Linear(d_model, heads * self.head_dim, bias=bias, **made)
+        self.v_proj = nn.Linear(d_model, heads * self.value_dim, bias=bias, **made)
+        self.o_proj = nn.Linear(heads * self.value_dim, d_model, bias=bias, **made)
+        strength = self.row.get("strength", "")
+        if strength == "beta":
+            self.beta_proj = nn.Linear(d_model, heads, **made)
+        elif strength:
+            self.b_proj = nn.Linear(d_model, heads * self.features, **made)
+            self.w_proj = nn.Linear(d_model, heads * self.value_dim, **made)
+        if self.row and (self.row["scalar_gate"] or self.row["channel_gate"]):
+            gates = heads * self.features if self.channel_gate else heads
+            self.g_proj = nn.Linear(d_model, gates, bias=False, **made)
+            self.A_log = nn.Parameter(torch.empty(heads, **made))
+            self.dt_bias = nn.Parameter(torch.empty(gates, **made))
+        if feature_map == "favor":
+            self.register_buffer("omega", torch.empty(self.head_dim, features or self.head_dim, **made))
+        self.reset_parameters()
+
+    def _features(self, m: int) -> int:
+        return {"dpfp": 2 * self.nu * self.head_dim, "favor": 2 * m}.get(self.feature_map or "", self.head_dim)
+
+    def _norm(self, qk_norm: str | None) -> Any:
+        if not self.row.get("has_qk_norm", False):
+            return None
+        return qk_norm if qk_norm != "auto" else "sum" if self.feature_map in POSITIVE_MAPS else "l2"
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters, and FAVOR+'s directions, anew."""
+        for name, module in self.named_children():
+            nn.init.xavier_uniform_(module.weight, gain=2**-0.5 if name in ("q_proj", "k_proj", "v_proj") else 1.0)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if hasattr(self, "A_log"):
+            with torch.no_grad():
+                self.A_log.zero_()
+                dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+                self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
+        if self.feature_map == "favor":
+            seed = int(torch.randint(2**32, ()))
+            self.omega.copy_(torch.from_numpy(feature_maps.draw_omega(*self.omega.shape, Philox(seed))))
+
+    def _map(self, x: Tensor) -> Tensor:
+        if self.feature_map == "dpfp":
+            return fwm.dpfp(x, self.nu)
+        if self.feature_map == "favor":
+            return fwm.favor(x * self.head_dim**-0.25, self.omega)
+        return x if self.feature_map is None else getattr(fwm, self.feature_map)(x)
+
+    def _inputs(self, x: Tensor) -> list[Tensor]:
+        """What the rule takes: q, k, v, then g, beta, or b and w."""
+
+        def split(y: Tensor, size: int) -> Tensor:
+            return y.unflatten(-1, (self.heads, size))
+
+        inputs = [self._map(split(self.q_proj(x), self.head_dim)), self._map(split(self.k_proj(x), self.head_dim)),
+                  split(self.v_proj(x), self.value_dim)]
+        if hasattr(self, "g_proj"):
+            dt = F.softplus(self.g_proj(x) + self.dt_bias)
+            inputs.append(-self.A_log.exp()[:, None] * split(dt, self.features) if self.channel_gate else -self.A_log.exp() * dt)
+        if hasattr(self, "beta_proj"):
+            inputs.append(self.beta_proj(x).sigmoid())
+        if hasattr(self, "b_proj"):
+            inputs += [split(self.b_proj(x).sigmoid(), self.features), split(self.w_proj(x).sigmoid(), self.value_dim)]
+        return inputs
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, cu_seqlens: Tensor | None = None, return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, State]:
+        """Attend.
+
+        Parameters
+        ----------
+        x : tensor (B, T, d_model)
+        state : tensor (n, heads, features, value_dim), or a pair, optional
+            What an earlier call returned, of the tokens before: with normalize a pair (S, z), with softmax the keys and
+            values.
+        cu_seqlens : tensor (n + 1,), optional
+            Packs n sequences into one row, as in `fwm_py.kernels`; not with softmax.
+        return_state : bool
+
+        Returns
+        -------
+        tensor (B, T, d_model), and with return_state the state after the last token
+        """
+        inputs = self._inputs(x)
+        if self.rule == "softmax_attention":
+            if cu_seqlens is not None:
+                raise ValueError("cu_seqlens: got a tensor, expected None with softmax_attention")
+            q, k, v = inputs
+            if state is not None:
+                k, v = torch.cat([state[0], k], dim=1), torch.cat([state[1], v], dim=1)
+            o, after = fwm.softmax_attention(q, k, v), (k, v)
+        else:
+            options: dict[str, Any] = {"normalize": self.normalize} if self.row["normalizes"] else {}
+            if self.row["has_qk_norm"]:
+                options["qk_norm"] = self.qk_norm
+            if self.qk_norm == "sum":
+                options["scale"] = 1.0
+            o, after = getattr(fwm, self.rule)(*inputs, initial_state=state, output_final_state=return_state,
+                                               cu_seqlens=cu_seqlens, **options)
+        y = self.o_proj(o.flatten(2))
+        return (y, after) if return_state else y
+
+    def extra_repr(self) -> str:
+        norm = f", qk_norm={self.qk_norm!r}" if self.row.get("has_qk_norm") else ""
+        return f"heads={self.heads}, feature_map={self.feature_map!r}, rule={self.rule!r}{norm}"

@@ -1,0 +1,233 @@
+"""The kernels of `fwm_py` in the models of transformers, on the CPU.
+
+Models of the DeltaNet family look their rule and their causal convolution up by name in their modelling file, and on a
+CPU find reference functions in PyTorch, correct but slow, which refuse packed sequences. `enable()` puts faster
+functions under those names, with the same arguments and results, for models loaded before and after alike:
+
+>>> import fwm_py.transformers
+>>> fwm_py.transformers.enable()
+
+Prefill, cached decoding and training work as before; the gradients are those of `fwm_py.torch`. Sequences packed into one
+row are kept apart, by `cu_seq_lens_q` or by `seq_idx`. Tensors that are not on the CPU go to the function that was there
+before. Where a package for GPUs is installed but no GPU is there, its functions fail on the CPU; these do not.
+
+FAMILIES says which models there are. Needs transformers 5.23 or newer: pip install 'fwm_py[transformers]'.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import fwm_py.torch as fwm
+
+try:
+    import transformers as _transformers
+except ImportError as error:
+    raise ImportError("fwm_py.transformers needs transformers: pip install 'fwm_py[transformers]'") from error
+
+import torch
+from torch import Tensor
+
+__all__ = ["FAMILIES", "disable", "enable", "enabled"]
+
+FAMILIES = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "olmo_hybrid", "kimi_linear", "glm5_next", "bailing_hybrid")
+
+Changed = dict[str, tuple[str, ...]]
+_Place = tuple[ModuleType, str]
+
+
+# ---- boundaries of packed sequences ----------------------------------------------------------------------------------
+
+
+def _boundaries(seq_idx: Tensor) -> Tensor:
+    """cu_seqlens of the rows of seq_idx (B, T), one behind the other: a sequence ends where the number changes."""
+    B, T = seq_idx.shape
+    begins = torch.ones(B, T, dtype=torch.bool)
+    begins[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
+    return torch.cat([begins.flatten().nonzero().flatten(), torch.tensor([B * T])])
+
+
+def _packed(cu_seqlens: Tensor | None, cu_seq_lens_q: Tensor | None, seq_idx: Tensor | None) -> Tensor | None:
+    """Where sequences begin and end, however it was said."""
+    if cu_seqlens is None:
+        cu_seqlens = cu_seq_lens_q
+    return _boundaries(seq_idx) if cu_seqlens is None and seq_idx is not None else cu_seqlens
+
+
+def _in_one_row(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Rows behind one another, as packed sequences lie."""
+    return x if cu_seqlens is None or x.shape[0] == 1 else x.flatten(0, 1).unsqueeze(0)
+
+
+# ---- the functions that models call ----------------------------------------------------------------------------------
+
+
+def _rule(
+    function: Callable[..., tuple[Tensor, Tensor | None]], query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor,
+    initial_state: Tensor | None, output_final_state: bool, use_qk_l2norm_in_kernel: bool, cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    B, T = query.shape[:2]
+    rows = [_in_one_row(x, cu_seqlens) for x in (query, key, value, g, beta)]
+    o, state = function(*rows, qk_norm="l2" if use_qk_l2norm_in_kernel else None, initial_state=initial_state,
+                        output_final_state=output_final_state, cu_seqlens=cu_seqlens)
+    return o.reshape(B, T, *o.shape[2:]), state
+
+
+def _chunked(function: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def rule(
+        query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, chunk_size: int = 64,
+        initial_state: Tensor | None = None, output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False,
+        cu_seqlens: Tensor | None = None, cu_seq_lens_q: Tensor | None = None, seq_idx: Tensor | None = None, **others: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        return _rule(function, query, key, value, g, beta, initial_state, output_final_state, use_qk_l2norm_in_kernel,
+                     _packed(cu_seqlens, cu_seq_lens_q, seq_idx))
+
+    return rule
+
+
+def _recurrent(function: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def rule(
+        query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, initial_state: Tensor | None = None,
+        output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False, cu_seqlens: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None, seq_idx: Tensor | None = None, **others: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        return _rule(function, query, key, value, g, beta, initial_state, output_final_state, use_qk_l2norm_in_kernel,
+                     _packed(cu_seqlens, cu_seq_lens_q, seq_idx))
+
+    return rule
+
+
+def _activated(x: Tensor, activation: str | None) -> Tensor:
+    return x if activation is None else _transformers.activations.ACT2FN[activation](x)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, **options: Any) -> Tensor:
+    """x (B, T, D); an activation that the kernel does not have comes behind it."""
+    inside = activation in (None, "silu", "swish")
+    y, _ = fwm.causal_conv1d(x, weight, bias, activation=activation if inside else None, **options)
+    return y if inside else _activated(y, activation)
+
+
+def _causal_conv1d_fn(
+    hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None,
+    cu_seqlens: Tensor | None = None, cu_seq_lens_q: Tensor | None = None, seq_idx: Tensor | None = None, **others: Any,
+) -> Tensor:
+    """hidden_states (B, D, T)."""
+    packed = _packed(cu_seqlens, cu_seq_lens_q, seq_idx)
+    x = _in_one_row(hidden_states.transpose(1, 2), packed)
+    y = _convolve(x, weight, bias, activation, cu_seqlens=packed)
+    return y.reshape(*hidden_states.shape[::2], -1).transpose(1, 2)
+
+
+def _causal_conv1d_update(
+    hidden_states: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None,
+    **others: Any,
+) -> Tensor:
+    """hidden_states (B, D, T), as a rule one token; conv_state (B, D, ..): the last inputs, changed in place."""
+    window = torch.cat([conv_state, hidden_states.to(conv_state.dtype)], dim=-1)
+    conv_state.copy_(window[..., -conv_state.shape[-1] :])
+    T, W = hidden_states.shape[-1], weight.shape[-1]
+    y = _convolve(window[..., -(T + W - 1) :].transpose(1, 2), weight, bias, activation)
+    return y[:, -T:].transpose(1, 2).to(hidden_states.dtype)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch_chunk_gated_delta_rule": _chunked(fwm.gated_delta_rule),
+    "torch_recurrent_gated_delta_rule": _recurrent(fwm.gated_delta_rule),
+    "chunk_kimi_delta_attention": _chunked(fwm.kimi_delta_rule),
+    "recurrent_kimi_delta_attention": _recurrent(fwm.kimi_delta_rule),
+    "causal_conv1d_fn": _causal_conv1d_fn,
+    "causal_conv1d_update": _causal_conv1d_update,
+}
+
+
+# ---- putting them in place -------------------------------------------------------------------------------------------
+
+_lock = threading.RLock()
+_replaced: dict[_Place, tuple[Callable[..., Any], Callable[..., Any]]] = {}  # what was there, and ours
+
+
+def _on_cpu(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def chosen(x: Tensor, *args: Any, **options: Any) -> Any:
+        return (ours if x.device.type == "cpu" else original)(x, *args, **options)
+
+    return chosen
+
+
+def _modelling_files() -> Iterator[ModuleType]:
+    for family in FAMILIES:
+        if importlib.util.find_spec(f"transformers.models.{family}"):
+            yield importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+
+def _names(keys: Iterable[_Place]) -> Changed:
+    changed: Changed = {}
+    for module, name in keys:
+        family = module.__name__.rpartition("modeling_")[2]
+        changed[family] = (*changed.get(family, ()), name)
+    return changed
+
+
+def _replace() -> list[_Place]:
+    places = []
+    with _lock:
+        for module in _modelling_files():
+            for name, ours in _FUNCTIONS.items():
+                original = getattr(module, name, None)
+                if original is None or (module, name) in _replaced:
+                    continue
+                _replaced[module, name] = original, _on_cpu(original, ours)
+                setattr(module, name, _replaced[module, name][1])
+                places.append((module, name))
+    return places
+
+
+def _restore(places: Iterable[_Place]) -> list[_Place]:
+    restored = []
+    with _lock:
+        for module, name in places:
+            original, ours = _replaced.pop((module, name), (None, None))
+            if original is not None and getattr(module, name) is ours:  # else somebody has replaced it since
+                setattr(module, name, original)
+                restored.append((module, name))
+    return restored
+
+
+def enable() -> Changed:
+    """Let models on the CPU use the kernels of `fwm_py`.
+
+    Returns
+    -------
+    dict
+        The functions that this call has replaced, for each family of models that the installed transformers has.
+    """
+    return _names(_replace())
+
+
+def disable() -> Changed:
+    """Put back what was there before `enable()`.
+
+    Returns
+    -------
+    dict
+        The functions that this call has put back.
+    """
+    return _names(_restore(list(_replaced)))
+
+
+@contextmanager
+def enabled() -> Iterator[Changed]:
+    """`enable()` for the time of a with statement; what was enabled before stays so."""
+    places = _replace()
+    try:
+        yield _names(places)
+    finally:
+        _restore(places)

@@ -1,0 +1,37 @@
+"""The examples run, and show what they say they show."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, *flags):
+    process = subprocess.run([sys.executable, EXAMPLES / name, *flags], capture_output=True, text=True, timeout=300, env=os.environ)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_numpy_kernels():
+    adding, delta, learned = (float(line.split()[-1]) for line in run("numpy_kernels.py").splitlines())
+    assert learned < delta < adding and learned < 0.7 * adding
+
+
+def test_train_text(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    output = run("train_text.py", tmp_path / "text", "--steps", "40", "--length", "64")
+    bits = [float(number) for number in re.findall(r"([\d.]+) bits", output)]
+    assert len(bits) == 10 and bits[-1] < 0.7 * bits[0]
+    assert len(output.splitlines()[-1]) > 200
+
+
+def test_speed_up_qwen3_next():
+    pytest.importorskip("transformers")
+    losses = re.findall(r"loss ([\d.]+)", run("speed_up_qwen3_next.py"))
+    assert len(losses) == 2 and abs(float(losses[0]) - float(losses[1])) < 1e-4

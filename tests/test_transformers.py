@@ -1,0 +1,260 @@
+"""Models of transformers with and without the kernels: logits, losses, gradients, generation, packed documents."""
+
+import copy
+import importlib
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import kernel_cases  # noqa: E402
+import tiny_models  # noqa: E402
+import fwm_py.transformers as bridge  # noqa: E402
+
+every_family = pytest.mark.parametrize("family", tiny_models.MODELS)
+GATED, KIMI = "torch_chunk_gated_delta_rule", "chunk_kimi_delta_attention"
+
+
+@pytest.fixture(autouse=True)
+def disabled():
+    bridge.disable()
+    yield
+    bridge.disable()
+
+
+def modelling(family):
+    return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+
+def tokens(B=2, T=37, seed=1):
+    return torch.randint(2, 97, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_near(got, expected, tolerance=1e-4):
+    off, largest = (got - expected).abs().max(), expected.abs().max()
+    assert off <= tolerance * largest, f"off by {off:.3g} where the largest is {largest:.3g}"
+
+
+def training_step(model, ids):
+    model.zero_grad()
+    output = model(ids, labels=ids)
+    output.loss.backward()
+    return output.logits.detach(), output.loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# --- every family -----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_what_the_tests_have():
+    assert set(tiny_models.MODELS) == set(bridge.FAMILIES)
+
+
+@every_family
+def test_logits_loss_and_gradients(family):
+    """Equal to the reference's to 1e-4; where those are not right to 1e-4, by the same model in float64, no farther off."""
+    model, ids = tiny_models.make(family), tokens()
+    logits, loss, gradients = training_step(model, ids)
+    with bridge.enabled() as changed:
+        assert family in changed
+        ours = training_step(model, ids)
+        exact = training_step(copy.deepcopy(model).double(), ids)
+    assert_near(ours[0], logits)
+    assert_near(ours[1], loss)
+    assert ours[2].keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        their_error = (gradient - exact[2][name]).abs().max() / exact[2][name].abs().max()
+        assert_near(ours[2][name], exact[2][name], max(1e-4, 1.1 * their_error))
+        assert_near(ours[2][name], gradient, max(1e-4, 2 * their_error))
+
+
+@every_family
+def test_generated_tokens(family):
+    model, ids = tiny_models.make(family), tokens(T=11)
+
+    def generate():
+        with torch.no_grad():
+            return model.generate(ids, max_new_tokens=20, do_sample=False, output_logits=True, return_dict_in_generate=True)
+
+    expected = generate()
+    with bridge.enabled():
+        got = generate()
+    assert got.sequences.shape == (2, 31)
+    assert torch.equal(got.sequences, expected.sequences)
+    for ours, theirs in zip(got.logits, expected.logits):
+        assert_near(ours, theirs)
+
+
+@every_family
+def test_prefill_in_parts(family):
+    """A cached prefix, some tokens more, then one by one: the logits of the whole."""
+    model, ids = tiny_models.make(family), tokens(T=30)
+    whole = model(ids).logits
+    with bridge.enabled(), torch.no_grad():
+        cache, parts = None, []
+        for part in (ids[:, :9], ids[:, 9:26], *(ids[:, t : t + 1] for t in range(26, 30))):
+            output = model(part, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            parts.append(output.logits)
+    assert_near(torch.cat(parts, dim=1), whole)
+
+
+@every_family
+def test_bfloat16(family):
+    """As far from float32 as the reference in bfloat16 is, or nearer."""
+    model, ids = tiny_models.make(family), tokens()
+    exact = model(ids).logits
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    theirs = rounded(ids).logits
+    with bridge.enabled():
+        ours = rounded(ids).logits
+        assert ours.dtype == theirs.dtype
+        rounded(ids, labels=ids).loss.backward()
+    assert all(p.grad.isfinite().all() for p in rounded.parameters() if p.grad is not None)
+    far = (theirs - exact).pow(2).mean().sqrt()
+    assert (ours - exact).pow(2).mean().sqrt() <= 1.5 * far
+
+
+# --- packed documents -------------------------------------------------------------------------------------------------
+
+LENGTHS = (13, 1, 22)
+CU_SEQLENS = torch.tensor([0, *np.cumsum(LENGTHS)], dtype=torch.int32)
+SEQ_IDX = torch.repeat_interleave(torch.arange(3, dtype=torch.int32), torch.tensor(LENGTHS))[None]
+
+
+def linear_layer(family):
+    names = {"qwen3_next": "Qwen3NextGatedDeltaNet", "qwen3_5": "Qwen3_5GatedDeltaNet", "olmo_hybrid": "OlmoHybridGatedDeltaNet",
+             "kimi_linear": "KimiLinearDeltaAttention", "qwen3_5_moe": "Qwen3_5MoeGatedDeltaNet"}
+    model = tiny_models.make(family)
+    return next(module for module in model.modules() if type(module).__name__ == names[family])
+
+
+@pytest.mark.parametrize("boundaries", [{"cu_seq_lens_q": CU_SEQLENS}, {"seq_idx": SEQ_IDX}, {"cu_seq_lens_q": CU_SEQLENS, "seq_idx": SEQ_IDX}],
+                         ids=["cu_seq_lens_q", "seq_idx", "both"])
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid", "kimi_linear"])
+def test_packed_documents_are_apart(family, boundaries):
+    """A layer called by itself: the others' outputs, and their gradients, are the same to the bit; each is as if alone."""
+    layer = linear_layer(family)
+    x = torch.randn(1, sum(LENGTHS), 32, generator=torch.Generator().manual_seed(3))
+    other = x.clone()
+    other[0, 5] += 1  # in the first document
+    with bridge.enabled():
+        y, z = layer(x, **boundaries), layer(other, **boundaries)
+        alone = [layer(x[:, a:b]) for a, b in zip(CU_SEQLENS[:-1], CU_SEQLENS[1:])]
+    assert not torch.equal(y[:, :13], z[:, :13])
+    assert torch.equal(y[:, 13:], z[:, 13:])
+    assert_near(y, torch.cat(alone, dim=1), 1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
+def test_packed_rows_by_seq_idx(family):
+    """seq_idx of several rows."""
+    layer = linear_layer(family)
+    x = torch.randn(2, sum(LENGTHS), 32, generator=torch.Generator().manual_seed(3))
+    with bridge.enabled():
+        y = layer(x, seq_idx=torch.cat([SEQ_IDX, SEQ_IDX.clone().zero_()]))
+        first, second = layer(x[:1], seq_idx=SEQ_IDX), layer(x[1:])
+    assert_near(y, torch.cat([first, second]), 1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5", "olmo_hybrid"])
+def test_a_packed_model(family):
+    """The whole model with position_ids and boundaries, as a collator with flattening gives them."""
+    model = tiny_models.make(family)
+    ids = tokens(1, sum(LENGTHS))
+    positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
+    with bridge.enabled(), torch.no_grad():
+        whole = model(ids, position_ids=positions, cu_seq_lens_q=CU_SEQLENS, cu_seq_lens_k=CU_SEQLENS, max_length_q=22, max_length_k=22,
+                      use_cache=False)
+        alone = [model(ids[:, a:b]).logits for a, b in zip(CU_SEQLENS[:-1], CU_SEQLENS[1:])]
+    assert_near(whole.logits, torch.cat(alone, dim=1))
+
+
+# --- switching --------------------------------------------------------------------------------------------------------
+
+
+def test_enable_and_disable_in_any_order():
+    functions = {name: getattr(modelling("qwen3_next"), name) for name in (GATED, "torch_recurrent_gated_delta_rule", "causal_conv1d_fn")}
+    model, ids = tiny_models.make("qwen3_next"), tokens()
+    before = model(ids).logits
+    first = bridge.enable()
+    assert set(first) == set(bridge.FAMILIES)
+    assert set(functions) < set(first["qwen3_next"])
+    assert bridge.enable() == {}
+    with bridge.enabled() as changed:
+        assert changed == {}
+    assert not torch.equal(model(ids).logits, before)  # still enabled
+    assert bridge.disable() == first
+    assert bridge.disable() == {}
+    assert all(getattr(modelling("qwen3_next"), name) is function for name, function in functions.items())
+    assert torch.equal(model(ids).logits, before)
+    with pytest.raises(ZeroDivisionError), bridge.enabled():
+        1 / 0
+    assert torch.equal(model(ids).logits, before)
+    assert bridge.enable() == first
+
+
+def test_what_another_has_put_in_place_since_stays(monkeypatch):
+    bridge.enable()
+    monkeypatch.setattr(modelling("kimi_linear"), KIMI, None)
+    assert KIMI not in bridge.disable()["kimi_linear"]
+    assert getattr(modelling("kimi_linear"), KIMI) is None
+
+
+def test_other_devices_get_the_original(monkeypatch):
+    calls = []
+    monkeypatch.setattr(modelling("qwen3_next"), GATED, lambda *args, **options: calls.append(args[0].device.type))
+    with bridge.enabled():
+        getattr(modelling("qwen3_next"), GATED)(torch.empty(1, 2, 1, 4, device="meta"), None, None, None, None)
+    assert calls == ["meta"]
+
+
+def test_a_package_that_needs_a_gpu_is_not_called(monkeypatch):
+    def fails(*args, **options):
+        raise RuntimeError("0 active drivers")
+
+    for name in (GATED, "causal_conv1d_fn"):
+        monkeypatch.setattr(modelling("qwen3_next"), name, fails)
+    model, ids = tiny_models.make("qwen3_next"), tokens()
+    with pytest.raises(RuntimeError, match="active drivers"):
+        model(ids)
+    with bridge.enabled():
+        assert model(ids).logits.isfinite().all()
+
+
+def test_other_activations_and_widths():
+    function = modelling("qwen3_next").causal_conv1d_fn
+    x, weight = torch.randn(2, 6, 9), torch.randn(6, 4)
+    for activation in (None, "silu", "swish", "gelu"):
+        expected = function(x, weight, activation=activation)
+        with bridge.enabled():
+            assert_near(modelling("qwen3_next").causal_conv1d_fn(x, weight, activation=activation), expected, 1e-6)
+
+
+def test_without_transformers_it_says_what_to_install():
+    script = "import sys; sys.modules['transformers'] = None\ntry:\n    import fwm_py.transformers\nexcept ImportError as error:\n    print(error)"
+    assert "pip install 'fwm_py[transformers]'" in kernel_cases.run_python(script)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
+def test_compiled(family):
+    """A layer under torch.compile, without graph breaks in ours."""
+    layer = linear_layer(family)
+    x = torch.randn(1, 19, 32, generator=torch.Generator().manual_seed(3))
+    with bridge.enabled():
+        expected = layer(x)
+        got = torch.compile(layer, backend="aot_eager")(x)
+        got.sum().backward()
+    assert_near(got, expected, 1e-5)
+
+
+def test_gradient_checkpointing():
+    model, ids = tiny_models.make("qwen3_next"), tokens()
+    model.train()
+    with bridge.enabled():
+        _, _, expected = training_step(model, ids)
+        model.gradient_checkpointing_enable()
+        _, _, got = training_step(model, ids)
+    for name, gradient in expected.items():
+        assert_near(got[name], gradient, 1e-5)
