@@ -27,7 +27,7 @@ import transformers
 import fwm_py
 import fwm_py.transformers as bridge
 
-COMMON = {"vocab_size": 2048, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+COMMON = {"vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
           "intermediate_size": 512, "eos_token_id": None, "pad_token_id": None, "bos_token_id": None,
           "layer_types": ["linear_attention"] * 3 + ["full_attention"]}
 GATED = {"head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_dim": 64, "linear_num_key_heads": 4, "linear_num_value_heads": 8}
@@ -90,8 +90,8 @@ def ways(name):
 def work_of(name, model, quick):
     """A call for each kind of work."""
     short = 8 if quick else 1
-    ids = torch.randint(2048, (2, 1024 // short), generator=torch.Generator().manual_seed(1))
-    prompt = torch.randint(2048, (1, 2048 // short), generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(4096, (2, 1024 // short), generator=torch.Generator().manual_seed(1))
+    prompt = torch.randint(4096, (1, 2048 // short), generator=torch.Generator().manual_seed(2))
     optimiser = torch.optim.SGD(model.parameters(), 1e-6)
 
     def training_step():

@@ -12,7 +12,7 @@ import numpy as np
 import fwm_py
 
 random = np.random.default_rng(0)
-N, K, V = 8, 32, 4
+N, K, V = 8, 16, 4
 keys, values = random.standard_normal((N, K)), random.standard_normal((N, V))
 keys /= np.linalg.norm(keys, axis=1, keepdims=True)
 
@@ -38,7 +38,7 @@ for step in range(200):
     do = np.zeros_like(o)
     do[0, N:, 0] = (o[0, N:, 0] - values) / N  # of half the mean squared error
     gradients = fwm_py.delta_rule_backward(do, q, k, v, beta, scale=1.0)
-    strength -= gradients.dbeta[0, :N, 0]
+    strength -= 0.2 * gradients.dbeta[0, :N, 0]
 print(f"the delta rule, strengths learned:  {error(o):.3f}")
 
 # Token by token, the state in place, as in decoding: the same answers.
