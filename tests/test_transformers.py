@@ -254,7 +254,7 @@ def test_gradient_checkpointing():
     model.train()
     with bridge.enabled():
         _, _, expected = training_step(model, ids)
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
         _, _, got = training_step(model, ids)
     for name, gradient in expected.items():
         assert_near(got[name], gradient, 1e-5)
