@@ -72,7 +72,8 @@ def memory_backward(
     function: str, do: npt.ArrayLike, dfinal_state: _StateLike | None, q: npt.ArrayLike, k: npt.ArrayLike,
     v: npt.ArrayLike, g: npt.ArrayLike | None, beta: npt.ArrayLike | None, b: npt.ArrayLike | None,
     w: npt.ArrayLike | None, initial_state: _StateLike | None, scale: float | None, qk_norm: str | None,
-    normalize: bool, eps: float, clamp_first: bool, cu_seqlens: npt.ArrayLike | None, method: str, /,
+    normalize: bool, eps: float, clamp_first: bool, cu_seqlens: npt.ArrayLike | None, method: str,
+    out: tuple[Any, ...] | None, /,
 ) -> tuple[_Real, _Real, _Real, Any, Any, Any, Any, Any]: ...
 @overload
 def attention_forward(
@@ -86,7 +87,7 @@ def attention_forward(
 ) -> _Real | tuple[_Real, _Real]: ...
 def attention_backward(
     do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, causal: bool, scale: float | None,
-    o: npt.ArrayLike | None, lse: npt.ArrayLike | None, /,
+    o: npt.ArrayLike | None, lse: npt.ArrayLike | None, out: tuple[_Real, _Real, _Real] | None, /,
 ) -> tuple[_Real, _Real, _Real]: ...
 def convolution_forward(
     x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None, activation: str | None,
@@ -95,7 +96,8 @@ def convolution_forward(
 ) -> tuple[_Real, _Real | None]: ...
 def convolution_backward(
     dy: npt.ArrayLike, x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None, activation: str | None,
-    initial_state: npt.ArrayLike | None, cu_seqlens: npt.ArrayLike | None, dfinal_state: npt.ArrayLike | None, /,
+    initial_state: npt.ArrayLike | None, cu_seqlens: npt.ArrayLike | None, dfinal_state: npt.ArrayLike | None,
+    out: tuple[_Real | None, ...] | None, /,
 ) -> tuple[_Real, _Real, _Real | None, _Real | None]: ...
 def draw_omega(d: int, m: int, generator: Philox | MT19937, /) -> npt.NDArray[np.float32]: ...
 

@@ -89,6 +89,7 @@ def softmax_attention(
 def softmax_attention_backward(
     do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, causal: bool = True,
     scale: float | None = None, o: npt.ArrayLike | None = None, lse: npt.ArrayLike | None = None,
+    out: tuple[Real, Real, Real] | None = None,
 ) -> SoftmaxGradients:
     """The gradient of sum(do * softmax_attention(q, k, v)).
 
@@ -102,9 +103,11 @@ def softmax_attention_backward(
     lse : array (B, T, HQ), of q's dtype, or None
         What the forward call returned, both or neither (else ValueError): without them they are computed again, to the
         same bits.
+    out : tuple (dq, dk, dv) of arrays of q's dtype, or None
+        Are written and returned, as out of the forward call is.
 
     Returns
     -------
     SoftmaxGradients
     """
-    return SoftmaxGradients(*_core.attention_backward(do, q, k, v, causal, scale, o, lse))
+    return SoftmaxGradients(*_core.attention_backward(do, q, k, v, causal, scale, o, lse, out))

@@ -90,6 +90,7 @@ def causal_conv1d_backward(
     dy: npt.ArrayLike, x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None = None, *,
     activation: Activation | None = None, initial_state: npt.ArrayLike | None = None,
     cu_seqlens: npt.ArrayLike | None = None, dfinal_state: npt.ArrayLike | None = None,
+    out: tuple[Real | None, ...] | None = None,
 ) -> CausalConv1dGradients:
     """The gradient of sum(dy * y) + sum(dfinal_state * final_state), for what `causal_conv1d` returns.
 
@@ -101,10 +102,12 @@ def causal_conv1d_backward(
         As in the forward call.
     dfinal_state : array (n, W - 1, D), of x's dtype, optional
         Gradient with respect to the final state. Zeros if not given.
+    out : tuple (dx, dweight, dbias, dinitial_state) of arrays, with None where the result has it, optional
+        Are written and returned, as out of the forward call is.
 
     Returns
     -------
     CausalConv1dGradients
     """
     return CausalConv1dGradients(
-        *_core.convolution_backward(dy, x, weight, bias, activation, initial_state, cu_seqlens, dfinal_state))
+        *_core.convolution_backward(dy, x, weight, bias, activation, initial_state, cu_seqlens, dfinal_state, out))

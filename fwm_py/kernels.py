@@ -36,6 +36,7 @@ out : array o, or tuple (o, state), optional
     Arrays to write into, which are returned: of the results' shape and dtype, C-contiguous, and sharing no memory with
     an input or with each other; only state may be the array given as initial_state (decoding in place). With a state
     in out it is returned whatever output_final_state says.
+    Of a backward function: a tuple of arrays as the result is, in whose order and with whose Nones.
 do : array (B, T, max(HQ, HV), V), of q's dtype
     Gradient with respect to o.
 dfinal_state : array, of the state's shape and dtype, optional
@@ -173,11 +174,12 @@ def linear_attention_backward(
     do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, scale: float | None = None,
     normalize: bool = False, eps: float = 1e-6, initial_state: SumStateLike | None = None,
     cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", dfinal_state: SumStateLike | None = None,
+    out: tuple[Any, ...] | None = None,
 ) -> LinearAttentionGradients:
     """Gradients of `linear_attention`, which says what normalize and eps are."""
     dq, dk, dv, _, _, _, _, dinitial_state = _core.memory_backward(
         "linear_attention", do, dfinal_state, q, k, v, None, None, None, None, initial_state, scale, None, normalize,
-        eps, True, cu_seqlens, method)
+        eps, True, cu_seqlens, method, out)
     return LinearAttentionGradients(dq, dk, dv, dinitial_state)
 
 
@@ -205,11 +207,12 @@ def gated_linear_attention_backward(
     do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, *,
     scale: float | None = None, initial_state: npt.ArrayLike | None = None, cu_seqlens: npt.ArrayLike | None = None,
     method: Method = "chunked", dfinal_state: npt.ArrayLike | None = None,
+    out: tuple[Any, ...] | None = None,
 ) -> GatedLinearAttentionGradients:
     """Gradients of `gated_linear_attention`."""
     dq, dk, dv, dg, _, _, _, dinitial_state = _core.memory_backward(
         "gated_linear_attention", do, dfinal_state, q, k, v, g, None, None, None, initial_state, scale, None, False,
-        0.0, True, cu_seqlens, method)
+        0.0, True, cu_seqlens, method, out)
     return GatedLinearAttentionGradients(dq, dk, dv, dg, dinitial_state)
 
 
@@ -235,11 +238,12 @@ def delta_rule_backward(
     do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, beta: npt.ArrayLike, *,
     scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
     cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", dfinal_state: npt.ArrayLike | None = None,
+    out: tuple[Any, ...] | None = None,
 ) -> DeltaRuleGradients:
     """Gradients of `delta_rule`."""
     dq, dk, dv, _, dbeta, _, _, dinitial_state = _core.memory_backward(
         "delta_rule", do, dfinal_state, q, k, v, None, beta, None, None, initial_state, scale, qk_norm, False, 0.0,
-        True, cu_seqlens, method)
+        True, cu_seqlens, method, out)
     return DeltaRuleGradients(dq, dk, dv, dbeta, dinitial_state)
 
 
@@ -266,11 +270,12 @@ def gated_delta_rule_backward(
     do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, beta: npt.ArrayLike, *,
     scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
     cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", dfinal_state: npt.ArrayLike | None = None,
+    out: tuple[Any, ...] | None = None,
 ) -> GatedDeltaRuleGradients:
     """Gradients of `gated_delta_rule`."""
     dq, dk, dv, dg, dbeta, _, _, dinitial_state = _core.memory_backward(
         "gated_delta_rule", do, dfinal_state, q, k, v, g, beta, None, None, initial_state, scale, qk_norm, False, 0.0,
-        True, cu_seqlens, method)
+        True, cu_seqlens, method, out)
     return GatedDeltaRuleGradients(dq, dk, dv, dg, dbeta, dinitial_state)
 
 
@@ -297,11 +302,12 @@ def kimi_delta_rule_backward(
     do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, beta: npt.ArrayLike, *,
     scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
     cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", dfinal_state: npt.ArrayLike | None = None,
+    out: tuple[Any, ...] | None = None,
 ) -> GatedDeltaRuleGradients:
     """Gradients of `kimi_delta_rule`."""
     dq, dk, dv, dg, dbeta, _, _, dinitial_state = _core.memory_backward(
         "kimi_delta_rule", do, dfinal_state, q, k, v, g, beta, None, None, initial_state, scale, qk_norm, False, 0.0,
-        True, cu_seqlens, method)
+        True, cu_seqlens, method, out)
     return GatedDeltaRuleGradients(dq, dk, dv, dg, dbeta, dinitial_state)
 
 
@@ -337,11 +343,12 @@ def gated_delta_rule_2_backward(
     w: npt.ArrayLike, *, scale: float | None = None, qk_norm: Norm | None = None,
     initial_state: npt.ArrayLike | None = None, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
     dfinal_state: npt.ArrayLike | None = None,
+    out: tuple[Any, ...] | None = None,
 ) -> GatedDeltaRule2Gradients:
     """Gradients of `gated_delta_rule_2`, which says what b and w are."""
     dq, dk, dv, dg, _, db, dw, dinitial_state = _core.memory_backward(
         "gated_delta_rule_2", do, dfinal_state, q, k, v, g, None, b, w, initial_state, scale, qk_norm, False, 0.0,
-        True, cu_seqlens, method)
+        True, cu_seqlens, method, out)
     return GatedDeltaRule2Gradients(dq, dk, dv, dg, db, dw, dinitial_state)
 
 
@@ -375,9 +382,10 @@ def fast_weight_memory_backward(
     scale: float | None = None, qk_norm: Norm | None = None, clamp_first: bool = True,
     initial_state: npt.ArrayLike | None = None, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
     dfinal_state: npt.ArrayLike | None = None,
+    out: tuple[Any, ...] | None = None,
 ) -> DeltaRuleGradients:
     """Gradients of `fast_weight_memory`, which says what clamp_first is."""
     dq, dk, dv, _, dbeta, _, _, dinitial_state = _core.memory_backward(
         "fast_weight_memory", do, dfinal_state, q, k, v, None, beta, None, None, initial_state, scale, qk_norm, False,
-        0.0, clamp_first, cu_seqlens, method)
+        0.0, clamp_first, cu_seqlens, method, out)
     return DeltaRuleGradients(dq, dk, dv, dbeta, dinitial_state)

@@ -21,7 +21,7 @@ def test_signatures_follow_the_table(row):
     options |= {"normalize", "eps"} if row["normalizes"] else set()
     options |= {"qk_norm"} if row["has_qk_norm"] else set()
     options |= {"clamp_first"} if row["clamps"] else set()
-    for backward, first, own in ((False, [], {"output_final_state", "out"}), (True, ["do"], {"dfinal_state"})):
+    for backward, first, own in ((False, [], {"output_final_state", "out"}), (True, ["do"], {"dfinal_state", "out"})):
         call = Call(row, forms(row)[0][0], False, backward)
         kinds = {kind: [name for name, p in call.parameters.items() if p.kind == kind]
                  for kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)}

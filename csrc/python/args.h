@@ -31,6 +31,19 @@ PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, con
 /* 0, or -1 with an exception if `out`, which is contiguous, shares memory with `other`. */
 int fwm_check_apart(PyArrayObject *out, const char *name, PyArrayObject *other, const char *other_name);
 
+/* An array that is read, or written elsewhere, and its name. */
+typedef struct {
+    PyArrayObject *array;
+    const char *name;
+} FwmNamedArray;
+
+/* An array for the gradient of an input: new if `given` is NULL, else the one given, which can be written and is apart from others. */
+PyArrayObject *fwm_gradient_array(PyObject *given, const char *name, PyArrayObject *input, const char *like,
+                                  const FwmNamedArray *others, size_t n_others);
+
+/* The tuple of gradients to write into, of so many. */
+int fwm_check_gradients(PyObject *out, Py_ssize_t n);
+
 /* The numbers of an array, which may be NULL. */
 void *fwm_data(PyArrayObject *array);
 

@@ -68,3 +68,27 @@ int fwm_check_apart(PyArrayObject *out, const char *name, PyArrayObject *other, 
         PyErr_Format(PyExc_ValueError, "%s: got memory of %s, expected memory of its own", name, other_name);
     return shares == 0 ? 0 : -1;
 }
+
+PyArrayObject *fwm_gradient_array(PyObject *given, const char *name, PyArrayObject *input, const char *like,
+                                  const FwmNamedArray *others, size_t n_others)
+{
+    const int rank = PyArray_NDIM(input), type = PyArray_TYPE(input);
+    if (!given)
+        return (PyArrayObject *)PyArray_SimpleNew(rank, PyArray_DIMS(input), type);
+    PyArrayObject *array = fwm_output_array(given, name, type, like, "as its input", rank, PyArray_DIMS(input));
+    for (size_t i = 0; array && i < n_others; i++)
+        if (fwm_check_apart(array, name, others[i].array, others[i].name) < 0)
+            Py_CLEAR(array);
+    return array;
+}
+
+int fwm_check_gradients(PyObject *out, Py_ssize_t n)
+{
+    if (PyTuple_Check(out) && PyTuple_GET_SIZE(out) == n)
+        return 0;
+    if (PyTuple_Check(out))
+        PyErr_Format(PyExc_ValueError, "out: got a tuple of %zd, expected one of the %zd gradients", PyTuple_GET_SIZE(out), n);
+    else
+        PyErr_Format(PyExc_TypeError, "out: got %.100s, expected a tuple of the %zd gradients", Py_TYPE(out)->tp_name, n);
+    return -1;
+}

@@ -8,10 +8,13 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "python/args.h"
 #include "python/bind_attention.h"
 #include "runtime/threads.h"
+
+enum { N_READ = 6 }; /* q, k, v, do, o, lse */
 
 typedef struct {
     const FwmKernels *kernels;
@@ -161,26 +164,44 @@ static int read_dout(AttentionCall *c, PyObject *dout)
     return 0;
 }
 
-static int backward(AttentionCall *c)
+/* dq, dk and dv, all zeros: new, or those of out. came: what they must not overlap. */
+static int make_gradients(AttentionCall *c, PyObject *out, PyObject *const came[N_READ])
 {
+    static const char *const read_names[] = {"q", "k", "v", "do", "o", "lse"}, *const names[] = {"out[0]", "out[1]", "out[2]"};
     PyArrayObject *const inputs[] = {c->q, c->k, c->v}, **const gradients[] = {&c->dq, &c->dk, &c->dv};
     void **const numbers[] = {&c->a.dq, &c->a.dk, &c->a.dv};
-    for (size_t i = 0; i < 3; i++) {
-        *gradients[i] = (PyArrayObject *)PyArray_ZEROS(4, PyArray_DIMS(inputs[i]), c->type, 0);
+    FwmNamedArray others[N_READ + 3];
+    size_t n = 0;
+    if (out != Py_None && fwm_check_gradients(out, 3) < 0)
+        return -1;
+    for (size_t i = 0; i < N_READ; i++)
+        if (PyArray_Check(came[i]))
+            others[n++] = (FwmNamedArray){(PyArrayObject *)came[i], read_names[i]};
+    for (Py_ssize_t i = 0; i < 3; i++) {
+        *gradients[i] = fwm_gradient_array(out == Py_None ? NULL : PyTuple_GET_ITEM(out, i), names[i], inputs[i], "q", others, n);
         if (!*gradients[i])
             return -1;
+        others[n++] = (FwmNamedArray){*gradients[i], names[i]};
         *numbers[i] = PyArray_DATA(*gradients[i]);
+        memset(*numbers[i], 0, (size_t)PyArray_NBYTES(*gradients[i]));
     }
+    return 0;
+}
+
+static int backward(AttentionCall *c)
+{
     return has_work(&c->a) ? run(c, c->kernels->attention.backward_scratch, c->kernels->attention.backward) : 0;
 }
 
 PyObject *fwm_py_attention_backward(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *dout, *q, *k, *v, *causal, *scale, *o, *lse, *result = NULL;
-    if (!PyArg_ParseTuple(args, "OOOOOOOO:attention_backward", &dout, &q, &k, &v, &causal, &scale, &o, &lse))
+    PyObject *dout, *q, *k, *v, *causal, *scale, *o, *lse, *out, *result = NULL;
+    if (!PyArg_ParseTuple(args, "OOOOOOOOO:attention_backward", &dout, &q, &k, &v, &causal, &scale, &o, &lse, &out))
         return NULL;
     AttentionCall c = {0};
-    if (read_inputs(&c, q, k, v, causal, scale) == 0 && read_dout(&c, dout) == 0 && read_results(&c, o, lse) == 0 && backward(&c) == 0)
+    PyObject *const came[N_READ] = {q, k, v, dout, o, lse};
+    if (read_inputs(&c, q, k, v, causal, scale) == 0 && read_dout(&c, dout) == 0 && read_results(&c, o, lse) == 0 &&
+        make_gradients(&c, out, came) == 0 && backward(&c) == 0)
         result = PyTuple_Pack(3, (PyObject *)c.dq, (PyObject *)c.dk, (PyObject *)c.dv);
     release(&c);
     return result;

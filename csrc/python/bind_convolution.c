@@ -29,6 +29,8 @@ typedef struct {
     PyArrayObject *gradients[N_GRADIENTS]; /* NULL for inputs that there are not */
 } Call;
 
+static const char *const input_names[N_INPUTS] = {"x", "weight", "bias", "initial_state", "dy", "dfinal_state"};
+
 static void release(Call *k)
 {
     for (int i = 0; i < N_INPUTS; i++)
@@ -129,10 +131,9 @@ static int place_sequences(Call *k)
 /* Apart from all inputs; only a state may be the initial one, if it is all of it. */
 static int check_apart_from_inputs(const Call *k, PyArrayObject *out, const char *name)
 {
-    static const char *const names[] = {"x", "weight", "bias", "initial_state"};
     for (int i = 0; i < N_GRADIENTS; i++) {
         const bool in_place = i == IN_STATE && out == k->state && k->inputs[i] && PyArray_DATA(out) == PyArray_DATA(k->inputs[i]);
-        if (k->inputs[i] && !in_place && fwm_check_apart(out, name, k->came[i], names[i]) < 0)
+        if (k->inputs[i] && !in_place && fwm_check_apart(out, name, k->came[i], input_names[i]) < 0)
             return -1;
     }
     return 0;
@@ -195,25 +196,39 @@ PyObject *fwm_py_convolution_forward(PyObject *Py_UNUSED(module), PyObject *cons
 
 /* ---- backward ---- */
 
-/* A gradient for every input there is. */
-static int make_gradients(Call *k)
+/* A gradient for every input there is: new, or of out, with None for the others. */
+static int make_gradients(Call *k, PyObject *out)
 {
+    static const char *const names[] = {"out[0]", "out[1]", "out[2]", "out[3]"};
     void **const pointers[] = {&k->c.dx, &k->c.dweight, &k->c.dbias, &k->c.dinitial_state};
+    FwmNamedArray others[N_INPUTS + N_GRADIENTS];
+    size_t n = 0;
+    if (out != Py_None && fwm_check_gradients(out, N_GRADIENTS) < 0)
+        return -1;
+    for (int i = 0; i < N_INPUTS; i++)
+        if (k->inputs[i])
+            others[n++] = (FwmNamedArray){k->came[i], input_names[i]};
     for (int i = 0; i < N_GRADIENTS; i++) {
-        PyArrayObject *input = k->inputs[i];
-        if (!input)
-            continue;
-        k->gradients[i] = (PyArrayObject *)PyArray_SimpleNew(PyArray_NDIM(input), PyArray_DIMS(input), k->type);
+        PyObject *given = out == Py_None ? NULL : PyTuple_GET_ITEM(out, i);
+        if (!k->inputs[i]) {
+            if (!given || given == Py_None)
+                continue;
+            PyErr_Format(PyExc_ValueError, "%s: got %.100s, expected None, because there is no %s", names[i], Py_TYPE(given)->tp_name,
+                         input_names[i]);
+            return -1;
+        }
+        k->gradients[i] = fwm_gradient_array(given, names[i], k->inputs[i], "x", others, n);
         if (!k->gradients[i])
             return -1;
+        others[n++] = (FwmNamedArray){k->gradients[i], names[i]};
         *pointers[i] = PyArray_DATA(k->gradients[i]);
     }
     return 0;
 }
 
-static int backward(Call *k)
+static int backward(Call *k, PyObject *out)
 {
-    if (make_gradients(k) < 0 || place_sequences(k) < 0)
+    if (make_gradients(k, out) < 0 || place_sequences(k) < 0)
         return -1;
     const int threads = fwm_num_threads();
     size_t unused;
@@ -235,19 +250,19 @@ static PyObject *gradient_tuple(const Call *k)
     return tuple;
 }
 
-/* args: dy, x, weight, bias, activation, initial_state, cu_seqlens, dfinal_state. */
+/* args: dy, x, weight, bias, activation, initial_state, cu_seqlens, dfinal_state, out. */
 PyObject *fwm_py_convolution_backward(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
     Call k = {0};
     PyObject *result = NULL;
-    if (fwm_check_count("convolution_backward", n_args, 8) < 0)
+    if (fwm_check_count("convolution_backward", n_args, 9) < 0)
         return NULL;
     if (read_inputs(&k, args + 1, args[5], args[6]) == 0 &&
         read_array(&k, IN_DY, args[0], "dy", "(B, T, D)", 3, k.x_shape) == 0 &&
         read_state(&k, IN_DSTATE, args[7], "dfinal_state") == 0) {
         k.c.dy = PyArray_DATA(k.inputs[IN_DY]);
         k.c.dfinal_state = fwm_data(k.inputs[IN_DSTATE]);
-        result = backward(&k) == 0 ? gradient_tuple(&k) : NULL;
+        result = backward(&k, args[8]) == 0 ? gradient_tuple(&k) : NULL;
     }
     release(&k);
     return result;

@@ -98,22 +98,6 @@ PyObject *fwm_py_memory_forward(PyObject *Py_UNUSED(module), PyObject *const *ar
 
 /* ---- backward ---- */
 
-/* A gradient for every input there is. */
-static int make_gradients(FwmMemoryCall *c, PyArrayObject *gradients[N_GRADIENTS])
-{
-    FwmMemory *m = &c->m;
-    void **const pointers[] = {&m->dq, &m->dk, &m->dv, &m->dg, &m->dbeta, &m->db, &m->dw, &m->dinitial_state, &m->dinitial_sum};
-    for (int i = 0; i < N_GRADIENTS; i++) {
-        if (!c->inputs[i])
-            continue;
-        gradients[i] = new_array(c, PyArray_NDIM(c->inputs[i]), PyArray_DIMS(c->inputs[i]));
-        if (!gradients[i])
-            return -1;
-        *pointers[i] = PyArray_DATA(gradients[i]);
-    }
-    return 0;
-}
-
 /* (dq, dk, dv, dg, dbeta, db, dw, dinitial_state), None where there is no such input; the last may be a pair. */
 static PyObject *gradient_tuple(PyArrayObject *const gradients[N_GRADIENTS])
 {
@@ -132,16 +116,16 @@ static PyObject *gradient_tuple(PyArrayObject *const gradients[N_GRADIENTS])
     return tuple;
 }
 
-/* args: function, do, dfinal_state, the common ones. */
+/* args: function, do, dfinal_state, the common ones, out. */
 PyObject *fwm_py_memory_backward(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
     FwmMemoryCall c = {0};
     PyArrayObject *gradients[N_GRADIENTS] = {NULL};
     PyObject *out = NULL;
-    if (fwm_check_count("memory_backward", n_args, N_COMMON_ARGS + 3) < 0)
+    if (fwm_check_count("memory_backward", n_args, N_COMMON_ARGS + 4) < 0)
         return NULL;
     if (fwm_read_memory(&c, args[0], args + 3) == 0 && fwm_read_memory_gradients(&c, args[1], args[2]) == 0 &&
-        make_gradients(&c, gradients) == 0 &&
+        fwm_memory_gradients(&c, args[N_COMMON_ARGS + 3], gradients) == 0 &&
         run(&c, (Direction){c.kernels->memory.backward_scratch, c.kernels->memory.backward}) == 0)
         out = gradient_tuple(gradients);
     for (int i = 0; i < N_GRADIENTS; i++)

@@ -35,6 +35,9 @@ int fwm_read_memory(FwmMemoryCall *c, PyObject *function, PyObject *const *args)
 int fwm_read_memory_gradients(FwmMemoryCall *c, PyObject *dout, PyObject *dfinal_state);
 int fwm_read_memory_out(FwmMemoryCall *c, PyObject *out);
 
+/* Arrays for a gradient of every input there is: new, or of out, None or a tuple like that of the results. */
+int fwm_memory_gradients(FwmMemoryCall *c, PyObject *out, PyArrayObject *gradients[N_GRADIENTS]);
+
 /* Shapes of the outputs. */
 void fwm_memory_shapes(const FwmMemoryCall *c, npy_intp o[4], npy_intp state[4], npy_intp sum[3]);
 

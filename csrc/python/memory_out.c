@@ -9,14 +9,16 @@
 #include "python/args.h"
 #include "python/memory_args.h"
 
+static const char *const input_names[N_INPUTS] = {"q", "k", "v", "g", "beta", "b", "w", "initial_state", "initial_state",
+                                                  "do", "dfinal_state", "dfinal_state"};
+
 /* itself: the input that `out` may be, if it is all of it; or -1. */
 static int check_apart_from_inputs(const FwmMemoryCall *c, PyArrayObject *out, const char *name, int itself)
 {
-    static const char *const names[] = {"q", "k", "v", "g", "beta", "b", "w", "initial_state", "initial_state"};
     for (int i = 0; i < N_GRADIENTS; i++) {
         if (!c->inputs[i] || (i == itself && PyArray_DATA(out) == PyArray_DATA(c->inputs[i])))
             continue;
-        if (fwm_check_apart(out, name, c->came[i], names[i]) < 0)
+        if (fwm_check_apart(out, name, c->came[i], input_names[i]) < 0)
             return -1;
     }
     return 0;
@@ -63,4 +65,73 @@ int fwm_read_memory_out(FwmMemoryCall *c, PyObject *out)
     if (!c->o || check_apart_from_inputs(c, c->o, name, -1) < 0)
         return -1;
     return given_state ? read_out_state(c, given_state, state, sum) : 0;
+}
+
+/* ---- the backward's ---- */
+
+enum { NAME = 16 };
+
+/* The state's part of out: None without an initial state, with normalize a pair. */
+static int deal_state(const FwmMemoryCall *c, PyObject *given, Py_ssize_t at, PyObject *slots[N_GRADIENTS], char names[][NAME])
+{
+    PyOS_snprintf(names[IN_STATE], NAME, c->m.normalize ? "out[%zd][0]" : "out[%zd]", at);
+    PyOS_snprintf(names[IN_SUM], NAME, "out[%zd][1]", at);
+    if (!c->inputs[IN_STATE]) {
+        if (given == Py_None)
+            return 0;
+        PyErr_Format(PyExc_ValueError, "out[%zd]: got %.100s, expected None, because there is no initial_state", at, Py_TYPE(given)->tp_name);
+        return -1;
+    }
+    slots[IN_STATE] = given;
+    if (!c->m.normalize)
+        return 0;
+    char pair[NAME];
+    PyOS_snprintf(pair, NAME, "out[%zd]", at);
+    if (fwm_check_pair(given, pair, "a tuple (S, z) where normalize is True") < 0)
+        return -1;
+    slots[IN_STATE] = PyTuple_GET_ITEM(given, 0);
+    slots[IN_SUM] = PyTuple_GET_ITEM(given, 1);
+    return 0;
+}
+
+/* out: one for each input that there is, and the state's. */
+static int deal_out(const FwmMemoryCall *c, PyObject *out, PyObject *slots[N_GRADIENTS], char names[][NAME])
+{
+    Py_ssize_t n = 0, at = 0;
+    for (int i = 0; i < IN_STATE; i++)
+        n += c->inputs[i] != NULL;
+    if (fwm_check_gradients(out, n + 1) < 0)
+        return -1;
+    for (int i = 0; i < IN_STATE; i++) {
+        if (!c->inputs[i])
+            continue;
+        PyOS_snprintf(names[i], NAME, "out[%zd]", at);
+        slots[i] = PyTuple_GET_ITEM(out, at++);
+    }
+    return deal_state(c, PyTuple_GET_ITEM(out, n), n, slots, names);
+}
+
+int fwm_memory_gradients(FwmMemoryCall *c, PyObject *out, PyArrayObject *gradients[N_GRADIENTS])
+{
+    FwmMemory *m = &c->m;
+    void **const pointers[] = {&m->dq, &m->dk, &m->dv, &m->dg, &m->dbeta, &m->db, &m->dw, &m->dinitial_state, &m->dinitial_sum};
+    PyObject *slots[N_GRADIENTS] = {NULL};
+    char names[N_GRADIENTS][NAME];
+    FwmNamedArray others[N_INPUTS + N_GRADIENTS];
+    size_t n = 0;
+    if (out != Py_None && deal_out(c, out, slots, names) < 0)
+        return -1;
+    for (int i = 0; i < N_INPUTS; i++)
+        if (c->inputs[i])
+            others[n++] = (FwmNamedArray){c->came[i], input_names[i]};
+    for (int i = 0; i < N_GRADIENTS; i++) {
+        if (!c->inputs[i])
+            continue;
+        gradients[i] = fwm_gradient_array(slots[i], names[i], c->inputs[i], "q", others, n);
+        if (!gradients[i])
+            return -1;
+        others[n++] = (FwmNamedArray){gradients[i], names[i]};
+        *pointers[i] = PyArray_DATA(gradients[i]);
+    }
+    return 0;
 }

@@ -126,7 +126,7 @@ def memory_backward_kernel(function: str, do: Tensor, dstate: Tensor | None, dto
     dtype = computed_in(*inputs)
     dfinal = pair(to_array(dstate, dtype), to_array(dtotal, dtype))
     arguments = core_arguments(inputs, options, dtype)
-    *gradients, dinitial = run(_core.memory_backward, function, to_array(do, dtype), dfinal, *arguments)
+    *gradients, dinitial = run(_core.memory_backward, function, to_array(do, dtype), dfinal, *arguments, None)
     every = (*gradients, *split(dinitial))
     return tuple(to_tensor(x, inputs[0].dtype if of is None else of.dtype) for x, of in zip(every, inputs))
 
@@ -177,7 +177,7 @@ def softmax_backward_kernel(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = computed_in(q, k, v)
     arrays = [to_array(x, dtype) for x in (do, q, k, v, o, lse)]
-    gradients = run(_core.attention_backward, *arrays[:4], causal, scale, *arrays[4:])
+    gradients = run(_core.attention_backward, *arrays[:4], causal, scale, *arrays[4:], None)
     dq, dk, dv = (to_tensor(x, of.dtype) for x, of in zip(gradients, (q, k, v)))
     return dq, dk, dv
 
