@@ -112,7 +112,7 @@ class Work:
 
 
 class Ours:
-    """The forward writes into an output made before, as OnnxRuntime does; one token also updates its state in place."""
+    """Writes into arrays made before, as OnnxRuntime does; one token also updates its state in place."""
 
     name = "ours"
 
@@ -122,7 +122,7 @@ class Ours:
         self.forward = getattr(fwm_py, work.function)
         self.backward = getattr(fwm_py, work.function + "_backward")
         self.inputs, self.do = [inputs[name] for name in work.names()], inputs["do"]
-        self.options, self.results = {}, {}
+        self.options, self.results, self.gradients = {}, {}, None
         if work.rule.qk_norm:
             self.options["qk_norm"] = "l2"
         self.out = np.empty(work.shape("o"), np.float32)
@@ -140,19 +140,20 @@ class Ours:
             self.forward(*self.inputs, out=self.out, **self.options)
             self.results = {"o": self.out}
             if self.with_backward:
-                self.add_gradients(self.backward(self.do, *self.inputs, **self.options))
+                self.make_gradients(**self.options)
 
     def attention(self):
         if self.with_backward:
-            o, lse = self.forward(*self.inputs, return_lse=True)
+            o, lse = self.forward(*self.inputs, return_lse=True, out=self.out)
             self.results = {"o": o}
-            self.add_gradients(self.backward(self.do, *self.inputs, o=o, lse=lse))
+            self.make_gradients(o=o, lse=lse)
         else:
             self.forward(*self.inputs, out=self.out)
             self.results = {"o": self.out}
 
-    def add_gradients(self, gradients):
-        self.results |= {"d" + name: getattr(gradients, "d" + name) for name in self.work.names()}
+    def make_gradients(self, **options):
+        self.gradients = self.backward(self.do, *self.inputs, out=self.gradients, **options)  # the first call makes them
+        self.results |= {"d" + name: getattr(self.gradients, "d" + name) for name in self.work.names()}
 
     def arrays(self):
         return self.results
