@@ -7,9 +7,11 @@ functions under those names, with the same arguments and results, for models loa
 >>> import fwm_py.transformers
 >>> fwm_py.transformers.enable()
 
-Prefill, cached decoding and training work as before; the gradients are those of `fwm_py.torch`. Sequences packed into one
-row are kept apart, by `cu_seq_lens_q` or by `seq_idx`. Tensors that are not on the CPU go to the function that was there
-before. Where a package for GPUs is installed but no GPU is there, its functions fail on the CPU; these do not.
+Prefill, cached decoding and training work as before; the gradients are those of `fwm_py.torch`. In these layers sequences
+packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`; what a model's softmax layers see is transformers'
+business (with use_cache=False they keep them apart in all families but glm5_next). Tensors that are not on the CPU,
+torch.func's transforms, and convolutions of other widths than 2 to 4 go to the function that was there before. Where a
+package for GPUs is installed but no GPU is there, its functions fail on the CPU; these do not.
 
 FAMILIES says which models there are. Needs transformers 5.23 or newer: pip install 'fwm_py[transformers]'.
 """
@@ -34,10 +36,13 @@ except ImportError as error:
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["FAMILIES", "disable", "enable", "enabled"]
 
 FAMILIES = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "olmo_hybrid", "kimi_linear", "glm5_next", "bailing_hybrid")
+
+WIDTHS = (2, 3, 4)  # of the convolution; others are left to the original
 
 Changed = dict[str, tuple[str, ...]]
 _Place = tuple[ModuleType, str]
@@ -69,50 +74,28 @@ def _in_one_row(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
 # ---- the functions that models call ----------------------------------------------------------------------------------
 
 
-def _rule(
-    function: Callable[..., tuple[Tensor, Tensor | None]], query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor,
-    initial_state: Tensor | None, output_final_state: bool, use_qk_l2norm_in_kernel: bool, cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
-    B, T = query.shape[:2]
-    rows = [_in_one_row(x, cu_seqlens) for x in (query, key, value, g, beta)]
-    o, state = function(*rows, qk_norm="l2" if use_qk_l2norm_in_kernel else None, initial_state=initial_state,
-                        output_final_state=output_final_state, cu_seqlens=cu_seqlens)
-    return o.reshape(B, T, *o.shape[2:]), state
+def _rule(function: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The rule with the models' arguments, which come by name from initial_state on."""
 
-
-def _chunked(function: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def rule(
-        query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, chunk_size: int = 64,
-        initial_state: Tensor | None = None, output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False,
-        cu_seqlens: Tensor | None = None, cu_seq_lens_q: Tensor | None = None, seq_idx: Tensor | None = None, **others: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        return _rule(function, query, key, value, g, beta, initial_state, output_final_state, use_qk_l2norm_in_kernel,
-                     _packed(cu_seqlens, cu_seq_lens_q, seq_idx))
-
-    return rule
-
-
-def _recurrent(function: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    def rule(
-        query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, initial_state: Tensor | None = None,
+        query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, *, initial_state: Tensor | None = None,
         output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False, cu_seqlens: Tensor | None = None,
         cu_seq_lens_q: Tensor | None = None, seq_idx: Tensor | None = None, **others: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        return _rule(function, query, key, value, g, beta, initial_state, output_final_state, use_qk_l2norm_in_kernel,
-                     _packed(cu_seqlens, cu_seq_lens_q, seq_idx))
+        packed = _packed(cu_seqlens, cu_seq_lens_q, seq_idx)
+        rows = [_in_one_row(x, packed) for x in (query, key, value, g, beta)]
+        o, state = function(*rows, qk_norm="l2" if use_qk_l2norm_in_kernel else None, initial_state=initial_state,
+                            output_final_state=output_final_state, cu_seqlens=packed)
+        return o.reshape(*query.shape[:2], *o.shape[2:]), state
 
     return rule
 
 
-def _activated(x: Tensor, activation: str | None) -> Tensor:
-    return x if activation is None else _transformers.activations.ACT2FN[activation](x)
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, **options: Any) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, packed: Tensor | None = None) -> Tensor:
     """x (B, T, D); an activation that the kernel does not have comes behind it."""
     inside = activation in (None, "silu", "swish")
-    y, _ = fwm.causal_conv1d(x, weight, bias, activation=activation if inside else None, **options)
-    return y if inside else _activated(y, activation)
+    y, _ = fwm.causal_conv1d(x, weight, bias, activation=activation if inside else None, cu_seqlens=packed)
+    return y if inside else _transformers.activations.ACT2FN[activation](y)
 
 
 def _causal_conv1d_fn(
@@ -120,10 +103,12 @@ def _causal_conv1d_fn(
     cu_seqlens: Tensor | None = None, cu_seq_lens_q: Tensor | None = None, seq_idx: Tensor | None = None, **others: Any,
 ) -> Tensor:
     """hidden_states (B, D, T)."""
+    if weight.shape[-1] not in WIDTHS:
+        return NotImplemented
+    B, D, T = hidden_states.shape
     packed = _packed(cu_seqlens, cu_seq_lens_q, seq_idx)
-    x = _in_one_row(hidden_states.transpose(1, 2), packed)
-    y = _convolve(x, weight, bias, activation, cu_seqlens=packed)
-    return y.reshape(*hidden_states.shape[::2], -1).transpose(1, 2)
+    y = _convolve(_in_one_row(hidden_states.transpose(1, 2), packed), weight, bias, activation, packed)
+    return y.reshape(B, T, D).transpose(1, 2)
 
 
 def _causal_conv1d_update(
@@ -131,18 +116,20 @@ def _causal_conv1d_update(
     **others: Any,
 ) -> Tensor:
     """hidden_states (B, D, T), as a rule one token; conv_state (B, D, ..): the last inputs, changed in place."""
-    window = torch.cat([conv_state, hidden_states.to(conv_state.dtype)], dim=-1)
-    conv_state.copy_(window[..., -conv_state.shape[-1] :])
     T, W = hidden_states.shape[-1], weight.shape[-1]
+    if W not in WIDTHS:
+        return NotImplemented
+    window = torch.cat([conv_state, hidden_states], dim=-1)
+    conv_state.copy_(window[..., -conv_state.shape[-1] :])
     y = _convolve(window[..., -(T + W - 1) :].transpose(1, 2), weight, bias, activation)
     return y[:, -T:].transpose(1, 2).to(hidden_states.dtype)
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "torch_chunk_gated_delta_rule": _chunked(fwm.gated_delta_rule),
-    "torch_recurrent_gated_delta_rule": _recurrent(fwm.gated_delta_rule),
-    "chunk_kimi_delta_attention": _chunked(fwm.kimi_delta_rule),
-    "recurrent_kimi_delta_attention": _recurrent(fwm.kimi_delta_rule),
+    "torch_chunk_gated_delta_rule": _rule(fwm.gated_delta_rule),
+    "torch_recurrent_gated_delta_rule": _rule(fwm.gated_delta_rule),
+    "chunk_kimi_delta_attention": _rule(fwm.kimi_delta_rule),
+    "recurrent_kimi_delta_attention": _rule(fwm.kimi_delta_rule),
     "causal_conv1d_fn": _causal_conv1d_fn,
     "causal_conv1d_update": _causal_conv1d_update,
 }
@@ -154,10 +141,19 @@ _lock = threading.RLock()
 _replaced: dict[_Place, tuple[Callable[..., Any], Callable[..., Any]]] = {}  # what was there, and ours
 
 
-def _on_cpu(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+def _is_ours(x: Tensor) -> bool:
+    """On the CPU, and not inside torch.func's transforms or derivatives in forward mode, which know no operators like ours."""
+    return x.device.type == "cpu" and forward_ad._current_level < 0 and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _chosen(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def chosen(x: Tensor, *args: Any, **options: Any) -> Any:
-        return (ours if x.device.type == "cpu" else original)(x, *args, **options)
+    def chosen(*args: Any, **options: Any) -> Any:
+        if _is_ours(args[0] if args else next(iter(options.values()))):
+            result = ours(*args, **options)
+            if result is not NotImplemented:
+                return result
+        return original(*args, **options)
 
     return chosen
 
@@ -179,12 +175,12 @@ def _names(keys: Iterable[_Place]) -> Changed:
 def _replace() -> list[_Place]:
     places = []
     with _lock:
-        for module in _modelling_files():
+        for module in list(_modelling_files()):  # all are there before one is changed
             for name, ours in _FUNCTIONS.items():
                 original = getattr(module, name, None)
                 if original is None or (module, name) in _replaced:
                     continue
-                _replaced[module, name] = original, _on_cpu(original, ours)
+                _replaced[module, name] = original, _chosen(original, ours)
                 setattr(module, name, _replaced[module, name][1])
                 places.append((module, name))
     return places

@@ -1,7 +1,5 @@
 """fwm_py.torch: the same numbers as on arrays, gradients, and what PyTorch does with operators."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -14,6 +12,7 @@ import fwm_py.torch as fwm  # noqa: E402
 from fwm_py import _core, attention, convolution, feature_maps  # noqa: E402
 from fwm_py.torch import _operators, fla  # noqa: E402
 
+OPERATORS = torch.ops.fwm_py
 every_case = pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
 
 
@@ -202,20 +201,20 @@ def operator_arguments(case, x, sizes):
 @every_case
 def test_opcheck(case, sizes):
     x = tensors(case.inputs(sizes), requires_grad=True)
-    torch.library.opcheck(_operators.memory, (case.function, *operator_arguments(case, x, sizes), True))
+    torch.library.opcheck(OPERATORS.memory.default, (case.function, *operator_arguments(case, x, sizes), True))
     x = {name: y.detach() for name, y in x.items()}
     dfinal = x["dfinal_state"], x.get("dfinal_sum")
-    torch.library.opcheck(_operators.memory_backward, (case.function, x["do"], *dfinal, *operator_arguments(case, x, sizes)))
+    torch.library.opcheck(OPERATORS.memory_backward.default, (case.function, x["do"], *dfinal, *operator_arguments(case, x, sizes)))
 
 
 def test_opcheck_of_the_others():
     q, k, v = softmax_inputs(torch.float32)
-    torch.library.opcheck(_operators.softmax, (q, k, v, True, None))
+    torch.library.opcheck(OPERATORS.softmax_attention.default, (q, k, v, True, None))
     x, weight, bias, state = conv_inputs(torch.float32)
-    torch.library.opcheck(_operators.conv1d, (x, weight, bias, state, None, "silu", True))
-    torch.library.opcheck(_operators.conv1d, (x[:1], weight, None, None, torch.tensor([0, 2, 7]), None, False))
+    torch.library.opcheck(OPERATORS.causal_conv1d.default, (x, weight, bias, state, None, "silu", True))
+    torch.library.opcheck(OPERATORS.causal_conv1d.default, (x[:1], weight, None, None, torch.tensor([0, 2, 7]), None, False))
     for function, nu, omega in (("elu1", None, None), ("dpfp", 2, None), ("favor", None, OMEGA)):
-        torch.library.opcheck(_operators.feature_map, (function, x, nu, omega))
+        torch.library.opcheck(OPERATORS.feature_map.default, (function, x, nu, omega))
 
 
 @pytest.mark.parametrize("function", ["gated_delta_rule", "linear_attention"])
@@ -269,6 +268,27 @@ def test_no_second_derivatives():
     (dq,) = torch.autograd.grad(Layer()(*inputs).square().sum(), inputs[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="cannot be differentiated again"):
         dq.sum().backward()
+
+
+def test_no_derivatives_in_forward_mode():
+    inputs = gated_inputs()
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        torch.func.jvp(Layer(), tuple(inputs), tuple(inputs))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
+        fwm.tanh(torch.autograd.forward_ad.make_dual(inputs[0], inputs[0]))
+
+
+def test_vmap():
+    inputs = [torch.stack([x, x.flip(1), 0.5 * x]) for x in gated_inputs()]
+    expected = torch.stack([Layer()(*(x[i] for x in inputs)) for i in range(3)])
+    assert torch.allclose(torch.vmap(Layer())(*inputs), expected, atol=1e-6)
+
+
+def test_inference_mode_and_meta_tensors():
+    inputs = gated_inputs()
+    with torch.inference_mode():
+        assert torch.equal(Layer()(*inputs), Layer()(*inputs))
+    assert Layer()(*(x.to("meta") for x in inputs)).shape == Layer()(*inputs).shape
 
 
 # --- threads and processes --------------------------------------------------------------------------------------------
@@ -327,8 +347,16 @@ def test_bad_input():
     q, k, v, g, beta = gated_inputs()
     with pytest.raises(ValueError, match="^beta: got shape"):
         fwm.gated_delta_rule(q, k, v, g, beta[:, :-1])
-    with pytest.raises(TypeError, match="expected floating point"):
+    with pytest.raises(TypeError, match="^q: got torch.int64, expected floating point"):
         fwm.gated_delta_rule(q.long(), k, v, g, beta)
+    with pytest.raises(TypeError, match="^omega: got torch.int64"):
+        fwm.favor(q, torch.ones(q.shape[-1], 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="^initial_state: got a tensor on meta, expected one on cpu, as q is"):
+        fwm.gated_delta_rule(q, k, v, g, beta, initial_state=torch.empty(1, 1, 33, 64, device="meta"))
+    with pytest.raises(ValueError, match="^cu_seqlens: got a tensor on meta"):
+        fwm.gated_delta_rule(q, k, v, g, beta, cu_seqlens=torch.empty(2, dtype=torch.int64, device="meta"))
+    with pytest.raises(ValueError, match="^weight: got a tensor on meta"):
+        fwm.causal_conv1d(q[:, :, 0], torch.empty(q.shape[-1], 4, device="meta"))
     with pytest.raises(ValueError, match="^qk_norm: got 'l3'"):
         fwm.gated_delta_rule(q, k, v, g, beta, qk_norm="l3")
     with pytest.raises(TypeError, match=r"^initial_state: got Tensor, expected a tuple \(S, z\)"):
@@ -355,14 +383,13 @@ def test_names_of_the_triton_package():
     q, k, v, g, beta = gated_inputs()
     channel = g[..., None].expand(*g.shape, k.shape[-1])
     same = torch.equal
-    for chunk, recurrent in itertools.pairwise(["chunk_", "fused_recurrent_"]):
-        for prefix in (chunk, recurrent):
-            assert same(getattr(fla, prefix + "delta_rule")(q, k, v, beta, use_qk_l2norm_in_kernel=True)[0],
-                        fwm.delta_rule(q, k, v, beta, qk_norm="l2")[0])
-            assert same(getattr(fla, prefix + "gated_delta_rule")(q, k, v, g=g, beta=beta, scale=0.3)[0],
-                        fwm.gated_delta_rule(q, k, v, g, beta, scale=0.3)[0])
-            assert same(getattr(fla, prefix + "kda")(q, k, v, channel, beta)[0], fwm.kimi_delta_rule(q, k, v, channel, beta)[0])
-            assert same(getattr(fla, prefix + "linear_attn")(q, k, v, normalize=False)[0], fwm.linear_attention(q, k, v)[0])
+    for prefix in ("chunk_", "fused_recurrent_"):
+        assert same(getattr(fla, prefix + "delta_rule")(q, k, v, beta, use_qk_l2norm_in_kernel=True)[0],
+                    fwm.delta_rule(q, k, v, beta, qk_norm="l2")[0])
+        assert same(getattr(fla, prefix + "gated_delta_rule")(q, k, v, g=g, beta=beta, scale=0.3)[0],
+                    fwm.gated_delta_rule(q, k, v, g, beta, scale=0.3)[0])
+        assert same(getattr(fla, prefix + "kda")(q, k, v, channel, beta)[0], fwm.kimi_delta_rule(q, k, v, channel, beta)[0])
+        assert same(getattr(fla, prefix + "linear_attn")(q, k, v, normalize=False)[0], fwm.linear_attention(q, k, v)[0])
     assert same(fla.fused_recurrent_gated_delta_rule(q, k, v, gk=channel, beta=beta)[0], fwm.kimi_delta_rule(q, k, v, channel, beta)[0])
     assert same(fla.fused_recurrent_gated_delta_rule(q, k, v)[0], fwm.delta_rule(q, k, v, torch.ones_like(beta))[0])
     cu_seqlens = torch.tensor([0, 9, 33])
@@ -384,6 +411,8 @@ def test_normalised_reading_of_the_triton_package():
     first, state = fla.chunk_linear_attn(q[:, :half], k[:, :half], v_[:, :half], output_final_state=True)
     rest, _ = fla.chunk_linear_attn(q[:, half:], k[:, half:], v_[:, half:], initial_state=state)
     assert torch.allclose(torch.cat([first, rest], 1), expected, atol=1e-5)
+    zeros = torch.zeros_like(S)
+    assert all(torch.equal(fla.chunk_linear_attn(q, k, v_, initial_state=start)[0], o) for start in (zeros, (zeros, None)))
 
 
 @pytest.mark.parametrize("name", fla.__all__)

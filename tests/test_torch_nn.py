@@ -157,6 +157,7 @@ def test_initial_gates_remember():
 @pytest.mark.parametrize(("options", "message"), [
     ({"rule": "delta"}, "^rule: got 'delta'"), ({"feature_map": "relu"}, "^feature_map"), ({"gate": "both"}, "^gate"),
     ({"qk_norm": "l3"}, "^qk_norm"), ({"normalize": True}, "^normalize"), ({"head_dim": None}, "^heads: got 5"), ({"nu": 0}, "^nu: got 0"),
+    ({"head_dim": 0}, "^head_dim: got 0"), ({"value_dim": -1}, "^value_dim: got -1"), ({"features": 0}, "^features: got 0"),
 ], ids=str)
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):

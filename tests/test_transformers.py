@@ -75,7 +75,7 @@ def test_generated_tokens(family):
 
     def generate():
         with torch.no_grad():
-            return model.generate(ids, max_new_tokens=20, do_sample=False, output_logits=True, return_dict_in_generate=True)
+            return model.generate(ids, max_new_tokens=20, min_new_tokens=20, do_sample=False, output_logits=True, return_dict_in_generate=True)
 
     expected = generate()
     with bridge.enabled():
@@ -124,27 +124,31 @@ SEQ_IDX = torch.repeat_interleave(torch.arange(3, dtype=torch.int32), torch.tens
 
 
 def linear_layer(family):
-    names = {"qwen3_next": "Qwen3NextGatedDeltaNet", "qwen3_5": "Qwen3_5GatedDeltaNet", "olmo_hybrid": "OlmoHybridGatedDeltaNet",
-             "kimi_linear": "KimiLinearDeltaAttention", "qwen3_5_moe": "Qwen3_5MoeGatedDeltaNet"}
-    model = tiny_models.make(family)
-    return next(module for module in model.modules() if type(module).__name__ == names[family])
+    """The first layer that calls the rule."""
+    names = ("GatedDeltaNet", "DeltaAttention", "KimiDelta", "KDA", "LinearAttention")
+    modules = [module for module in tiny_models.make(family).modules() if hasattr(module, "conv1d") or hasattr(module, "q_conv1d")]
+    return next(module for module in modules if any(name in type(module).__name__ for name in names))
 
 
 @pytest.mark.parametrize("boundaries", [{"cu_seq_lens_q": CU_SEQLENS}, {"seq_idx": SEQ_IDX}, {"cu_seq_lens_q": CU_SEQLENS, "seq_idx": SEQ_IDX}],
                          ids=["cu_seq_lens_q", "seq_idx", "both"])
-@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid", "kimi_linear"])
+@every_family
 def test_packed_documents_are_apart(family, boundaries):
-    """A layer called by itself: the others' outputs, and their gradients, are the same to the bit; each is as if alone."""
+    """A layer called by itself: the others' outputs and gradients are the same to the bit; each is as if alone."""
     layer = linear_layer(family)
-    x = torch.randn(1, sum(LENGTHS), 32, generator=torch.Generator().manual_seed(3))
-    other = x.clone()
+    x = torch.randn(1, sum(LENGTHS), 32, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    other = x.detach().clone()
     other[0, 5] += 1  # in the first document
+    other.requires_grad_()
     with bridge.enabled():
         y, z = layer(x, **boundaries), layer(other, **boundaries)
         alone = [layer(x[:, a:b]) for a, b in zip(CU_SEQLENS[:-1], CU_SEQLENS[1:])]
     assert not torch.equal(y[:, :13], z[:, :13])
     assert torch.equal(y[:, 13:], z[:, 13:])
     assert_near(y, torch.cat(alone, dim=1), 1e-5)
+    dx, dother = torch.autograd.grad(y.square().sum(), x)[0], torch.autograd.grad(z.square().sum(), other)[0]
+    assert not torch.equal(dx[:, :13], dother[:, :13])
+    assert torch.equal(dx[:, 13:], dother[:, 13:])
 
 
 @pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
@@ -160,7 +164,8 @@ def test_packed_rows_by_seq_idx(family):
 
 @pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5", "olmo_hybrid"])
 def test_a_packed_model(family):
-    """The whole model with position_ids and boundaries, as a collator with flattening gives them."""
+    """The whole model with position_ids and boundaries, as a collator with flattening gives them; with a cache transformers'
+    own attention would let documents see each other."""
     model = tiny_models.make(family)
     ids = tokens(1, sum(LENGTHS))
     positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
@@ -223,13 +228,48 @@ def test_a_package_that_needs_a_gpu_is_not_called(monkeypatch):
         assert model(ids).logits.isfinite().all()
 
 
-def test_other_activations_and_widths():
-    function = modelling("qwen3_next").causal_conv1d_fn
-    x, weight = torch.randn(2, 6, 9), torch.randn(6, 4)
+@pytest.mark.parametrize("W", [1, 2, 3, 4, 5])
+def test_other_activations_and_widths(W):
+    module = modelling("qwen3_next")
+    x, weight, state = torch.randn(2, 6, 9), torch.randn(6, W), torch.randn(2, 6, W)
     for activation in (None, "silu", "swish", "gelu"):
-        expected = function(x, weight, activation=activation)
+        expected = module.causal_conv1d_fn(x, weight, activation=activation)
+        token, before = module.causal_conv1d_update(x[..., :1], (theirs := state.clone()), weight, None, activation), state.clone()
         with bridge.enabled():
-            assert_near(modelling("qwen3_next").causal_conv1d_fn(x, weight, activation=activation), expected, 1e-6)
+            assert_near(module.causal_conv1d_fn(hidden_states=x, weight=weight, activation=activation), expected, 1e-6)
+            assert_near(module.causal_conv1d_update(x[..., :1], before, weight, None, activation), token, 1e-6)
+            assert torch.equal(before, theirs)
+
+
+def test_no_rows():
+    with bridge.enabled():
+        assert modelling("qwen3_next").causal_conv1d_fn(torch.empty(0, 6, 9), torch.ones(6, 4)).shape == (0, 6, 9)
+
+
+def test_a_state_of_another_dtype():
+    module = modelling("qwen3_next")
+    x, weight, state = torch.randn(1, 6, 1), torch.randn(6, 4), torch.randn(1, 6, 4, dtype=torch.bfloat16)
+    expected = module.causal_conv1d_update(x, state.clone(), weight)
+    with bridge.enabled():
+        assert_near(module.causal_conv1d_update(x, state.clone(), weight), expected, 1e-6)
+
+
+def test_transforms_get_the_original():
+    """torch.func.grad does not take operators like ours, and forward mode would drop their tangents."""
+    layer = linear_layer("qwen3_next").requires_grad_(False)
+    x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(3))
+    expected = torch.func.jvp(layer, (x,), (x,))[1], torch.func.grad(lambda x: layer(x).square().sum())(x)
+    with bridge.enabled():
+        assert torch.equal(torch.func.jvp(layer, (x,), (x,))[1], expected[0])
+        assert torch.equal(torch.func.grad(lambda x: layer(x).square().sum())(x), expected[1])
+
+
+def test_a_family_that_cannot_be_imported_changes_nothing(monkeypatch):
+    monkeypatch.setattr(bridge, "FAMILIES", (*bridge.FAMILIES, "llama_without"))
+    monkeypatch.setattr(bridge.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(ImportError):
+        bridge.enable()
+    assert bridge.disable() == {}
 
 
 def test_without_transformers_it_says_what_to_install():
@@ -244,7 +284,7 @@ def test_compiled(family):
     x = torch.randn(1, 19, 32, generator=torch.Generator().manual_seed(3))
     with bridge.enabled():
         expected = layer(x)
-        got = torch.compile(layer, backend="aot_eager")(x)
+        got = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
         got.sum().backward()
     assert_near(got, expected, 1e-5)
 

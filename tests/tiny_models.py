@@ -23,7 +23,7 @@ MODELS = {
     "qwen3_5_moe": ("Qwen3_5Moe", "TextConfig", GATED | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 16}),
     "qwen4_exp": ("Qwen4Exp", "TextConfig", GATED | EXPERTS | {
         "num_experts": 4, "shared_expert_intermediate_size": 16, "hc_lowrank": 8, "hc_count": 2, "ngram_vocab_size_base": 128,
-        "split_ngram_parts": 1, "heads_per_ngram": 2, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16,
+        "split_ngram_parts": 1, "ple_layer_ids": [1], "ple_embed_dim": 16, "eos_token_id": 96, "heads_per_ngram": 2, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16,
         "indexer_budget": 64, "indexer_compress_ratio": 8}),
     "olmo_hybrid": ("OlmoHybrid", "Config", {
         "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 12,

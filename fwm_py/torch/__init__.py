@@ -12,8 +12,10 @@ Every function has the name, the arguments and the shapes of the one on NumPy ar
 - As many threads work as `torch.set_num_threads` says; results do not depend on it, to the bit.
 
 The functions are custom operators (torch.ops.fwm_py), so that torch.compile, torch.export, autocast and activation
-checkpointing know them. Tensors elsewhere than on the CPU are refused by PyTorch (NotImplementedError). Errors are those
-of the functions on arrays, and TypeError for tensors that hold no floating point numbers.
+checkpointing know them, and torch.vmap. Of other devices PyTorch says that there is no kernel (NotImplementedError); meta
+tensors give shapes. Derivatives in forward mode are refused (NotImplementedError), and torch.func.grad does not take
+operators like these (RuntimeError). Errors are those of the functions on arrays, TypeError for a tensor that holds no
+floating point numbers, and ValueError for tensors on several devices.
 
 >>> import fwm_py.torch as fwm
 >>> o, state = fwm.gated_delta_rule(q, k, v, g, beta, qk_norm="l2", output_final_state=True)

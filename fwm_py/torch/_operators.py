@@ -14,23 +14,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from fwm_py import _core, convolution
+from fwm_py import _core
 
 Operator = Callable[..., Any]
 
-INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? beta, Tensor? b, Tensor? w, Tensor? initial_state, Tensor? initial_sum"
-N_INPUTS = 9
+NAMES = ("q", "k", "v", "g", "beta", "b", "w", "initial_state", "initial_sum")
+INPUTS = "Tensor q, Tensor k, Tensor v, " + ", ".join(f"Tensor? {name}" for name in NAMES[3:])
+N_INPUTS = len(NAMES)
 OPTIONS = "float? scale, str? qk_norm, bool normalize, float eps, bool clamp_first, Tensor? cu_seqlens, str method"
 
 
-def computed_in(*tensors: Tensor | None) -> torch.dtype:
-    """The dtype of the computation."""
-    dtypes = [x.dtype for x in tensors if x is not None]
-    for dtype in dtypes:
-        if not dtype.is_floating_point:
-            raise TypeError(f"got a tensor of {dtype}, expected floating point numbers")
-    return torch.float64 if torch.float64 in dtypes else torch.float32
+def computed_in(tensors: dict[str, Tensor | None], integers: Tensor | None = None) -> torch.dtype:
+    """The dtype of the computation; all are on one device, and hold floating point numbers but for the integers."""
+    there = {name: x for name, x in tensors.items() if x is not None}
+    first, *_ = there
+    for name, x in (there if integers is None else there | {"cu_seqlens": integers}).items():
+        if x.device != there[first].device:
+            raise ValueError(f"{name}: got a tensor on {x.device}, expected one on {there[first].device}, as {first} is")
+        if name != "cu_seqlens" and not x.is_floating_point():
+            raise TypeError(f"{name}: got {x.dtype}, expected floating point numbers")
+    return torch.float64 if any(x.dtype == torch.float64 for x in there.values()) else torch.float32
 
 
 def to_array(x: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
@@ -59,7 +64,14 @@ def define(name: str, schema: str, kernel: Callable[..., Any], shapes: Callable[
     _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
     _library.impl(name, kernel, "CPU")
     torch.library.register_fake(f"fwm_py::{name}", shapes, lib=_library)
-    return getattr(torch.ops.fwm_py, name).default
+    operator = getattr(torch.ops.fwm_py, name).default
+
+    def call(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:  # PyTorch would drop the tangents silently
+            raise NotImplementedError("fwm_py.torch: there are no derivatives in forward mode")
+        return operator(*args)
+
+    return call
 
 
 def differentiate(name: str, backward: Callable[..., Any], save: Callable[..., None]) -> None:
@@ -103,7 +115,7 @@ def core_arguments(inputs: tuple[Tensor | None, ...], options: tuple[Any, ...], 
 
 def memory_kernel(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs, options, output_final_state = args[:N_INPUTS], args[N_INPUTS:-1], args[-1]
-    dtype = computed_in(*inputs)
+    dtype = computed_in(dict(zip(NAMES, inputs)), options[-2])
     arguments = core_arguments(inputs, options, dtype)
     o, final = run(_core.memory_forward, function, *arguments, output_final_state, None)
     state, total = split(final)
@@ -112,7 +124,8 @@ def memory_kernel(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def memory_shapes(function: str, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs, options, output_final_state = (q, k, v, *args[: N_INPUTS - 3]), args[N_INPUTS - 3 : -1], args[-1]
-    dtype, normalize, cu_seqlens = computed_in(*inputs), options[2], options[5]
+    normalize, cu_seqlens = options[2], options[5]
+    dtype = computed_in(dict(zip(NAMES, inputs)), cu_seqlens)
     B, T, HQ, K = q.shape
     H, HV, V = k.shape[2], v.shape[2], v.shape[3]
     n = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -121,9 +134,11 @@ def memory_shapes(function: str, q: Tensor, k: Tensor, v: Tensor, *args: Any) ->
     return q.new_empty((B, T, max(HQ, HV), V)), state, total
 
 
-def memory_backward_kernel(function: str, do: Tensor, dstate: Tensor | None, dtotal: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+def memory_backward_kernel(
+    function: str, do: Tensor, dstate: Tensor | None, dtotal: Tensor | None, *args: Any
+) -> tuple[Tensor, ...]:
     inputs, options = args[:N_INPUTS], args[N_INPUTS:]
-    dtype = computed_in(*inputs)
+    dtype = computed_in(dict(zip(NAMES, inputs)), options[-2])
     dfinal = pair(to_array(dstate, dtype), to_array(dtotal, dtype))
     arguments = core_arguments(inputs, options, dtype)
     *gradients, dinitial = run(_core.memory_backward, function, to_array(do, dtype), dfinal, *arguments, None)
@@ -163,19 +178,19 @@ differentiate("memory", differentiate_memory, save_memory)
 
 
 def softmax_kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    dtype = computed_in(q, k, v)
+    dtype = computed_in({"q": q, "k": k, "v": v})
     o, lse = run(_core.attention_forward, to_array(q, dtype), to_array(k, dtype), to_array(v, dtype), causal, scale, True, None)
     return to_tensor(o, q.dtype), to_tensor(lse, dtype)
 
 
 def softmax_shapes(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=computed_in(q, k, v))
+    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=computed_in({"q": q, "k": k, "v": v}))
 
 
 def softmax_backward_kernel(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool, scale: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = computed_in(q, k, v)
+    dtype = computed_in({"q": q, "k": k, "v": v})
     arrays = [to_array(x, dtype) for x in (do, q, k, v, o, lse)]
     gradients = run(_core.attention_backward, *arrays[:4], causal, scale, *arrays[4:], None)
     dq, dk, dv = (to_tensor(x, of.dtype) for x, of in zip(gradients, (q, k, v)))
@@ -208,49 +223,46 @@ differentiate("softmax_attention", differentiate_softmax, save_softmax)
 TAPS = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? cu_seqlens, str? activation"
 
 
-def convolution_kernel(
+def convolution_arguments(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
-    activation: str | None, output_final_state: bool,
-) -> tuple[Tensor, Tensor]:
-    dtype = computed_in(x, weight, bias, initial_state)
-    x_, weight_, bias_, state_ = (to_array(y, dtype) for y in (x, weight, bias, initial_state))
-
-    def call() -> Any:
-        return convolution.causal_conv1d(
-            x_, weight_, bias_, activation=activation, initial_state=state_, output_final_state=output_final_state,
-            cu_seqlens=None if cu_seqlens is None else cu_seqlens.numpy())
-
-    y, state = run(call)
-    return to_tensor(y, x.dtype), to_tensor(state, dtype)
+) -> tuple[torch.dtype, list[np.ndarray | None], np.ndarray | None]:
+    """The dtype, the arrays of x, weight, bias and initial_state, and cu_seqlens."""
+    dtype = convolved_in(x, weight, bias, initial_state, cu_seqlens)
+    arrays = [to_array(y, dtype) for y in (x, weight, bias, initial_state)]
+    return dtype, arrays, None if cu_seqlens is None else cu_seqlens.numpy()
 
 
-def convolution_shapes(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
-    activation: str | None, output_final_state: bool,
-) -> tuple[Tensor, Tensor]:
+def convolved_in(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None
+) -> torch.dtype:
+    return computed_in({"x": x, "weight": weight, "bias": bias, "initial_state": initial_state}, cu_seqlens)
+
+
+def convolution_kernel(*args: Any) -> tuple[Tensor, Tensor]:
+    *tensors, activation, output_final_state = args
+    dtype, (x, weight, bias, state), cu_seqlens = convolution_arguments(*tensors)
+    y, final = run(_core.convolution_forward, x, weight, bias, activation, state, output_final_state, cu_seqlens, None)
+    return to_tensor(y, tensors[0].dtype), to_tensor(final, dtype)
+
+
+def convolution_shapes(*args: Any) -> tuple[Tensor, Tensor]:
+    x, weight, _, _, cu_seqlens = args[:5]
     n = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    state = (n, weight.shape[1] - 1, x.shape[2]) if output_final_state else (0,)
-    return x.new_empty(x.shape), x.new_empty(state, dtype=computed_in(x, weight, bias, initial_state))
+    state = (n, weight.shape[1] - 1, x.shape[2]) if args[-1] else (0,)
+    return x.new_empty(x.shape), x.new_empty(state, dtype=convolved_in(*args[:5]))
 
 
-def convolution_backward_kernel(
-    dy: Tensor, dfinal_state: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None,
-    cu_seqlens: Tensor | None, activation: str | None,
-) -> tuple[Tensor, ...]:
-    inputs = (x, weight, bias, initial_state)
-    dtype = computed_in(*inputs)
-    dy_, dfinal_, x_, weight_, bias_, state_ = (to_array(y, dtype) for y in (dy, dfinal_state, *inputs))
-
-    def call() -> Any:
-        return convolution.causal_conv1d_backward(
-            dy_, x_, weight_, bias_, activation=activation, initial_state=state_, dfinal_state=dfinal_,
-            cu_seqlens=None if cu_seqlens is None else cu_seqlens.numpy())
-
-    return tuple(to_tensor(y, x.dtype if of is None else of.dtype) for y, of in zip(run(call), inputs))
+def convolution_backward_kernel(dy: Tensor, dfinal_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    *tensors, activation = args
+    dtype, (x, weight, bias, state), cu_seqlens = convolution_arguments(*tensors)
+    gradients = run(_core.convolution_backward, to_array(dy, dtype), x, weight, bias, activation, state, cu_seqlens,
+                    to_array(dfinal_state, dtype), None)
+    return tuple(to_tensor(y, tensors[0].dtype if of is None else of.dtype) for y, of in zip(gradients, tensors))
 
 
 conv1d = define("causal_conv1d", f"({TAPS}, bool output_final_state) -> (Tensor, Tensor)", convolution_kernel, convolution_shapes)
-conv1d_backward = define("causal_conv1d_backward", f"(Tensor dy, Tensor? dfinal_state, {TAPS}) -> (Tensor, Tensor, Tensor, Tensor)",
+conv1d_backward = define("causal_conv1d_backward",
+                         f"(Tensor dy, Tensor? dfinal_state, {TAPS}) -> (Tensor, Tensor, Tensor, Tensor)",
                          convolution_backward_kernel, lambda dy, dfinal_state, *args: gradients_like(args[:4]))
 
 
@@ -276,7 +288,7 @@ def map_argument(x: Tensor, nu: int | None, omega: Tensor | None, dtype: torch.d
 
 
 def map_kernel(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
-    dtype = computed_in(x, omega)
+    dtype = computed_in({"x": x, "omega": omega})
     return to_tensor(run(_core.map_forward, function, to_array(x, dtype), map_argument(x, nu, omega, dtype)), x.dtype)
 
 
@@ -286,7 +298,7 @@ def map_shapes(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -
 
 
 def map_backward_kernel(function: str, dy: Tensor, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
-    dtype = computed_in(x, omega)
+    dtype = computed_in({"x": x, "omega": omega})
     argument = map_argument(x, nu, omega, dtype)
     return to_tensor(run(_core.map_backward, function, to_array(dy, dtype), to_array(x, dtype), argument), x.dtype)
 

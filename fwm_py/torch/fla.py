@@ -119,8 +119,9 @@ def chunk_linear_attn(
     """`fwm_py.torch.linear_attention`; the sum of keys in a state is (n, 1, H, K)."""
     _refuse(options)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
-    if normalize and isinstance(initial_state, tuple):
-        initial_state = initial_state[0], initial_state[1].squeeze(1)
+    if normalize and initial_state is not None:
+        S, z = initial_state if isinstance(initial_state, tuple) else (initial_state, None)
+        initial_state = S, S.new_zeros(S.shape[0], *k.shape[2:]) if z is None else z.squeeze(1)
     o, state = linear_attention(q, k, v, scale=scale, normalize=normalize, eps=1e-10, initial_state=initial_state,
                                 output_final_state=output_final_state, cu_seqlens=cu_seqlens)
     return o, (state[0], state[1].unsqueeze(1)) if isinstance(state, tuple) else state

@@ -44,9 +44,9 @@ class FastWeightAttention(nn.Module):
     rule : str
         A function of `fwm_py.kernels`, or "softmax_attention".
     gate : "scalar" or "channel"
-        One gate a head or one a feature, where the rule leaves it open (gated_linear_attention).
+        One gate a head or one a feature, where the rule leaves it open (gated_linear_attention); else it is not looked at.
     qk_norm : None, "l2", "sum" or "auto"
-        Of delta rules. "auto": "sum" for a positive map (the paper's), else "l2".
+        Of delta rules; "auto": "sum" for a positive map (the paper's), else "l2". Other rules normalise nothing.
     normalize : bool
         Divide by the sum of weights (linear_attention).
     bias : bool
@@ -78,8 +78,9 @@ class FastWeightAttention(nn.Module):
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("d_model", d_model), ("heads", heads), ("nu", nu)):
-            if size < 1:
+        sizes = {"d_model": d_model, "heads": heads, "head_dim": head_dim, "value_dim": value_dim, "nu": nu, "features": features}
+        for name, size in sizes.items():
+            if size is not None and size < 1:
                 raise ValueError(f"{name}: got {size}, expected at least 1")
         if (head_dim is None or value_dim is None) and d_model % heads:
             raise ValueError(f"heads: got {heads}, expected a divisor of d_model = {d_model}, or head_dim and value_dim")
@@ -94,9 +95,10 @@ class FastWeightAttention(nn.Module):
         if normalize and rule != "linear_attention":
             raise ValueError(f"normalize: got True for {rule}, expected False, or linear_attention as the rule")
         self.heads, self.rule, self.feature_map, self.nu, self.normalize = heads, rule, feature_map, nu, normalize
-        self.head_dim = head_dim or d_model // heads
-        self.value_dim = value_dim or d_model // heads
-        self.features = self._features(features or self.head_dim)
+        self.head_dim = d_model // heads if head_dim is None else head_dim
+        self.value_dim = d_model // heads if value_dim is None else value_dim
+        m = self.head_dim if features is None else features
+        self.features = self._features(m)
         self.row: Any = RULES.get(rule, {})
         self.channel_gate = bool(self.row) and self.row["channel_gate"] and (gate == "channel" or not self.row["scalar_gate"])
         self.qk_norm = self._norm(qk_norm)
@@ -117,7 +119,7 @@ class FastWeightAttention(nn.Module):
             self.A_log = nn.Parameter(torch.empty(heads, **made))
             self.dt_bias = nn.Parameter(torch.empty(gates, **made))
         if feature_map == "favor":
-            self.register_buffer("omega", torch.empty(self.head_dim, features or self.head_dim, **made))
+            self.register_buffer("omega", torch.empty(self.head_dim, m, **made))
         self.reset_parameters()
 
     def _features(self, m: int) -> int:
