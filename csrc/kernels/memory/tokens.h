@@ -45,8 +45,8 @@ void load_value(const Head *, size_t t, size_t j0, size_t n, real *u);
 /* Backward of load_value: dv, and dw or a part of dbeta, which is returned. */
 real store_value(const Head *, size_t t, size_t j0, size_t n, const real *du);
 
-/* Backward of load_keys and load_queries, at one token. dk and dq are overwritten; row has room for ld numbers. The first value head of a key or
- * query head writes its gradient, the others add to it in order. */
+/* Backward of load_keys and load_queries, at one token. dk and dq are overwritten; row has room for ld numbers. The first value
+ * head of a key or query head writes its gradient, the others add to it in order. */
 void store_key(const Head *, size_t t, size_t ld, real *dk, real *row);
 void store_queries(const Head *, size_t t, size_t ld, real *dq, size_t q_stride, real *row);
 
