@@ -103,10 +103,10 @@ def _causal_conv1d_fn(
     cu_seqlens: Tensor | None = None, cu_seq_lens_q: Tensor | None = None, seq_idx: Tensor | None = None, **others: Any,
 ) -> Tensor:
     """hidden_states (B, D, T)."""
-    if weight.shape[-1] not in WIDTHS:
-        return NotImplemented
     B, D, T = hidden_states.shape
     packed = _packed(cu_seqlens, cu_seq_lens_q, seq_idx)
+    if weight.shape[-1] not in WIDTHS and packed is None:  # the original would let packed sequences run into each other
+        return NotImplemented
     y = _convolve(_in_one_row(hidden_states.transpose(1, 2), packed), weight, bias, activation, packed)
     return y.reshape(B, T, D).transpose(1, 2)
 

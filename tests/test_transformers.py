@@ -241,6 +241,11 @@ def test_other_activations_and_widths(W):
             assert torch.equal(before, theirs)
 
 
+def test_another_width_where_sequences_are_packed_is_refused():
+    with bridge.enabled(), pytest.raises(ValueError, match="^weight: got W = 5"):
+        modelling("kimi_linear").causal_conv1d_fn(torch.randn(1, 6, 36), torch.randn(6, 5), cu_seq_lens_q=CU_SEQLENS)
+
+
 def test_no_rows():
     with bridge.enabled():
         assert modelling("qwen3_next").causal_conv1d_fn(torch.empty(0, 6, 9), torch.ones(6, 4)).shape == (0, 6, 9)
