@@ -123,21 +123,28 @@ def results(name, model, way, quick):
 
 
 def check(name, quick):
-    """Equal to 1e-4 of the largest; where theirs are not right to that (some gradients of gates are not), ours are nearer."""
+    """Equal to 1e-4 of the largest; where theirs are not right to that (some gradients of gates are not), ours are nearer.
+
+    Returns what of each side is farthest from the model in float64: how far, of its largest, and its name.
+    """
     exact = results(name, make(name).double(), "with fwm_py", quick)
     ours, theirs = (results(name, make(name), way, quick) for way in ("with fwm_py", "as it comes"))
+    errors = {"with fwm_py": [], "as it comes": []}
     for key, wanted in exact.items():
-        off, their_off, apart = ((x - y).abs().max() / wanted.abs().max() for x, y in
+        off, their_off, apart = (((x - y).abs().max() / wanted.abs().max()).item() for x, y in
                                  ((ours[key], wanted), (theirs[key], wanted), (ours[key], theirs[key])))
         if not (off <= max(1e-4, 1.1 * their_off) and apart <= max(1e-4, 2 * their_off)):
             raise RuntimeError(f"{name}: {key} is off by {off:.1e} of the largest, theirs by {their_off:.1e}")
+        errors["with fwm_py"].append((off, key))
+        errors["as it comes"].append((their_off, key))
+    return {way: max(found) for way, found in errors.items()}
 
 
 def measure(name, threads, repeats, quick):
-    """Seconds, by work and way."""
+    """The number of parameters, seconds by work and way, and the largest errors."""
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(threads)
-    check(name, quick)
+    errors = check(name, quick)
     model = make(name)
     works = work_of(name, model, quick)
     seconds = {work: {way: [] for way in ways(name)} for work in works}
@@ -150,7 +157,7 @@ def measure(name, threads, repeats, quick):
                     taken = time.perf_counter() - start
                 if repetition:
                     seconds[work][way].append(taken)
-    return sum(p.numel() for p in model.parameters()), seconds
+    return sum(p.numel() for p in model.parameters()), seconds, errors
 
 
 def resident(entry):
@@ -182,11 +189,11 @@ def ratio(above, below):
 
 
 def rows_of(name, threads, repeats, quick):
-    parameters, seconds = in_a_process(measure, name, threads, repeats, quick)
+    parameters, seconds, errors = in_a_process(measure, name, threads, repeats, quick)
     for work in WORKS:
         theirs, ours, floor = seconds[work].values()
         memory = [in_a_process(peak, name, threads, work, way, quick) for way in ("as it comes", "with fwm_py")] if work != "decoding" else None
-        yield {"model": name, "parameters": parameters, "work": work, "seconds": seconds[work], "memory": memory,
+        yield {"model": name, "parameters": parameters, "work": work, "seconds": seconds[work], "memory": memory, "errors": errors,
                "faster": ratio(theirs, ours), "at most": ratio(theirs, floor)}
 
 
@@ -214,6 +221,9 @@ def main():
     print("|" + "---|" * 2 + "---:|" * (len(header) - 2))
     for row in rows:
         print("| " + " | ".join(cells(row)) + " |")
+    print("\nFarthest from the same model in float64, of logits and gradients, as a share of its largest:")
+    for name, errors in {row["model"]: row["errors"] for row in rows}.items():
+        print(f"{name}: " + "; ".join(f"{way} {off:.1e} ({key})" for way, (off, key) in errors.items()))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 

@@ -59,7 +59,7 @@ def test_gradients_are_written_where_they_are_wanted(backward):
     assert type(result) is type(expected)
     assert all(got is given for got, given in zip(flat(result), flat(out), strict=True))
     assert [array.tobytes() for array in flat(out)] == [array.tobytes() for array in flat(expected)]
-    assert function(arguments | {"out": result}).dq is result.dq if hasattr(result, "dq") else True
+    assert function(arguments | {"out": result})[0] is result[0]
 
 
 @every_backward

@@ -283,13 +283,13 @@ differentiate("causal_conv1d", differentiate_convolution, save_convolution)
 # ---- feature maps ----------------------------------------------------------------------------------------------------
 
 
-def map_argument(x: Tensor, nu: int | None, omega: Tensor | None, dtype: torch.dtype) -> Any:
+def map_argument(nu: int | None, omega: Tensor | None, dtype: torch.dtype) -> Any:
     return nu if omega is None else to_array(omega, dtype)
 
 
 def map_kernel(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
     dtype = computed_in({"x": x, "omega": omega})
-    return to_tensor(run(_core.map_forward, function, to_array(x, dtype), map_argument(x, nu, omega, dtype)), x.dtype)
+    return to_tensor(run(_core.map_forward, function, to_array(x, dtype), map_argument(nu, omega, dtype)), x.dtype)
 
 
 def map_shapes(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
@@ -299,7 +299,7 @@ def map_shapes(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -
 
 def map_backward_kernel(function: str, dy: Tensor, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
     dtype = computed_in({"x": x, "omega": omega})
-    argument = map_argument(x, nu, omega, dtype)
+    argument = map_argument(nu, omega, dtype)
     return to_tensor(run(_core.map_backward, function, to_array(dy, dtype), to_array(x, dtype), argument), x.dtype)
 
 

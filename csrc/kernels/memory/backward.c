@@ -153,7 +153,7 @@ static void checkpoint_task(void *context, size_t slab, int thread)
 }
 
 /* The states before the segment's chunks, and what is written in them, which the first pass may have kept of all segments but the
- * last. The state behind the last chunk is not needed. */
+ * last. */
 static void states_task(void *context, size_t slab, int thread)
 {
     const Pass *p = context;
@@ -165,10 +165,10 @@ static void states_task(void *context, size_t slab, int thread)
         const Chunk c = without_queries(p, i);
         const real *S0 = slab_in(p, p->w->S0, i, slab);
         real *S = slab_in(p, p->w->S0, i + 1, slab), *N = written(p, i, slab);
-        if (kept)
-            update_state(&c, &columns, S0, N, S);
-        else
+        if (!kept)
             write_chunk(&p->here, i * C, &c, &columns, S0, S, N, scratch_of(p, thread));
+        else if (i + 1 < p->count)
+            update_state(&c, &columns, S0, N, S);
     }
 }
 
