@@ -99,6 +99,13 @@ def convolution_backward(
     initial_state: npt.ArrayLike | None, cu_seqlens: npt.ArrayLike | None, dfinal_state: npt.ArrayLike | None,
     out: tuple[_Real | None, ...] | None, /,
 ) -> tuple[_Real, _Real, _Real | None, _Real | None]: ...
+def norm_forward(
+    x: npt.ArrayLike, gate: npt.ArrayLike, weight: npt.ArrayLike, activation: str, eps: float, out: _Real | None, /,
+) -> _Real: ...
+def norm_backward(
+    dy: npt.ArrayLike, x: npt.ArrayLike, gate: npt.ArrayLike, weight: npt.ArrayLike, activation: str, eps: float,
+    out: tuple[_Real, _Real, _Real] | None, /,
+) -> tuple[_Real, _Real, _Real]: ...
 def draw_omega(d: int, m: int, generator: Philox | MT19937, /) -> npt.NDArray[np.float32]: ...
 
 class Philox:

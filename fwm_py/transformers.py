@@ -2,7 +2,9 @@
 
 Models of the DeltaNet family look their rule and their causal convolution up by name in their modelling file, and on a
 CPU find reference functions in PyTorch, correct but slow, which refuse packed sequences. `enable()` puts faster
-functions under those names, with the same arguments and results, for models loaded before and after alike:
+functions under those names, with the same arguments and results, for models loaded before and after alike, and in the
+place of what surrounds the rule: the gated RMS norm, and softmax attention ("sdpa") without dropout and with no mask but
+the causal one:
 
 >>> import fwm_py.transformers
 >>> fwm_py.transformers.enable()
@@ -10,8 +12,9 @@ functions under those names, with the same arguments and results, for models loa
 Prefill, cached decoding and training work as before; the gradients are those of `fwm_py.torch`. In these layers sequences
 packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`; what a model's softmax layers see is transformers'
 business (with use_cache=False they keep them apart in all families but glm5_next). Tensors that are not on the CPU,
-torch.func's transforms, and convolutions of other widths than 2 to 4 go to the function that was there before. Where a
-package for GPUs is installed but no GPU is there, its functions fail on the CPU; these do not.
+torch.func's transforms, convolutions of other widths than 2 to 4, and softmax attention with another mask go to the
+function that was there before. Where a package for GPUs is installed but no GPU is there, its functions fail on the CPU;
+these do not.
 
 FAMILIES says which models there are. Needs transformers 5.23 or newer: pip install 'fwm_py[transformers]'.
 """
@@ -37,15 +40,18 @@ except ImportError as error:
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 __all__ = ["FAMILIES", "disable", "enable", "enabled"]
 
 FAMILIES = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "olmo_hybrid", "kimi_linear", "glm5_next", "bailing_hybrid")
 
 WIDTHS = (2, 3, 4)  # of the convolution; others are left to the original
+_MORE_THAN_SDPA = ("cache", "output_attentions", "position_bias", "softcap")  # left to the original, or to its refusal
 
 Changed = dict[str, tuple[str, ...]]
-_Place = tuple[ModuleType, str]
+_Place = tuple[ModuleType | type, str]
 
 
 # ---- boundaries of packed sequences ----------------------------------------------------------------------------------
@@ -125,6 +131,31 @@ def _causal_conv1d_update(
     return y[:, -T:].transpose(1, 2).to(hidden_states.dtype)
 
 
+def _rms_norm_gated(norm: torch.nn.Module, hidden_states: Tensor, gate: Tensor | None = None, **others: Any) -> Tensor:
+    """forward of the models' RMSNormGated."""
+    if gate is None or gate.shape != hidden_states.shape or norm.activation not in ("silu", "swish", "sigmoid"):
+        return NotImplemented
+    return fwm.rms_norm_gated(hidden_states, gate, norm.weight, activation=norm.activation, eps=norm.variance_epsilon)
+
+
+def _sdpa(
+    layer: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
+    scaling: float | None = None, is_causal: bool | None = None, **others: Any,
+) -> tuple[Tensor, None]:
+    """query (B, HQ, T, K), key (B, H, S, K), value (B, H, S, V) -> (B, T, HQ, V). Each key head becomes a sequence of its own,
+    since that is how its tokens lie."""
+    (B, HQ, T, _), H = query.shape, key.shape[1]
+    others_asked = [name for name, value in others.items() if name in _MORE_THAN_SDPA and value is not None and value is not False]
+    if attention_mask is not None or dropout or others_asked or key.shape[0] != B:
+        return NotImplemented
+    causal = bool(T > 1 and (getattr(layer, "is_causal", True) if is_causal is None else is_causal))
+    if causal:
+        key, value = key[:, :, :T], value[:, :, :T]  # what lies behind is the room of a static cache
+    rows = query.unflatten(1, (H, HQ // H)).transpose(2, 3).flatten(0, 1)
+    o = fwm.softmax_attention(rows, key.flatten(0, 1).unsqueeze(2), value.flatten(0, 1).unsqueeze(2), causal=causal, scale=scaling)
+    return o.unflatten(0, (B, H)).transpose(1, 2).flatten(2, 3), None
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch_chunk_gated_delta_rule": _rule(fwm.gated_delta_rule),
     "torch_recurrent_gated_delta_rule": _rule(fwm.gated_delta_rule),
@@ -138,18 +169,20 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 # ---- putting them in place -------------------------------------------------------------------------------------------
 
 _lock = threading.RLock()
-_replaced: dict[_Place, tuple[Callable[..., Any], Callable[..., Any]]] = {}  # what was there, and ours
+_replaced: dict[_Place, tuple[Any, Any]] = {}  # what was there, and ours
 
 
-def _is_ours(x: Tensor) -> bool:
-    """On the CPU, and not inside torch.func's transforms or derivatives in forward mode, which know no operators like ours."""
-    return x.device.type == "cpu" and forward_ad._current_level < 0 and torch._C._functorch.peek_interpreter_stack() is None
+def _is_ours(given: Iterable[Any]) -> bool:
+    """The first tensor is on the CPU, and not inside torch.func's transforms or derivatives in forward mode, which know no
+    operators like ours."""
+    x = next((x for x in given if isinstance(x, Tensor)), None)
+    return x is not None and x.device.type == "cpu" and forward_ad._current_level < 0 and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _chosen(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def chosen(*args: Any, **options: Any) -> Any:
-        if _is_ours(args[0] if args else next(iter(options.values()))):
+        if _is_ours((*args, *options.values())):
             result = ours(*args, **options)
             if result is not NotImplemented:
                 return result
@@ -164,10 +197,27 @@ def _modelling_files() -> Iterator[ModuleType]:
             yield importlib.import_module(f"transformers.models.{family}.modeling_{family}")
 
 
+def _functions_of(module: ModuleType) -> Iterator[tuple[_Place, Any, Any]]:
+    """Where a modelling file has something that we replace, what is there, and ours."""
+    for name, ours in _FUNCTIONS.items():
+        if hasattr(module, name):
+            original = getattr(module, name)
+            yield (module, name), original, _chosen(original, ours)
+    for norm in vars(module).values():
+        if isinstance(norm, type) and norm.__module__ == module.__name__ and norm.__name__.endswith("RMSNormGated"):
+            yield (norm, "forward"), norm.forward, _chosen(norm.forward, _rms_norm_gated)
+    functions = getattr(module, "ALL_ATTENTION_FUNCTIONS", None)
+    if functions is ALL_ATTENTION_FUNCTIONS and functions["sdpa"] is sdpa_attention_forward:  # else the model has its own
+        of_module = AttentionInterface()
+        of_module["sdpa"] = _chosen(sdpa_attention_forward, _sdpa)
+        yield (module, "ALL_ATTENTION_FUNCTIONS"), functions, of_module
+
+
 def _names(keys: Iterable[_Place]) -> Changed:
     changed: Changed = {}
-    for module, name in keys:
-        family = module.__name__.rpartition("modeling_")[2]
+    for owner, name in keys:
+        module, name = (owner.__name__, name) if isinstance(owner, ModuleType) else (owner.__module__, f"{owner.__name__}.{name}")
+        family = module.rpartition("modeling_")[2]
         changed[family] = (*changed.get(family, ()), name)
     return changed
 
@@ -176,24 +226,22 @@ def _replace() -> list[_Place]:
     places = []
     with _lock:
         for module in list(_modelling_files()):  # all are there before one is changed
-            for name, ours in _FUNCTIONS.items():
-                original = getattr(module, name, None)
-                if original is None or (module, name) in _replaced:
-                    continue
-                _replaced[module, name] = original, _chosen(original, ours)
-                setattr(module, name, _replaced[module, name][1])
-                places.append((module, name))
+            for place, original, ours in list(_functions_of(module)):
+                if place not in _replaced:
+                    _replaced[place] = original, ours
+                    setattr(*place, ours)
+                    places.append(place)
     return places
 
 
 def _restore(places: Iterable[_Place]) -> list[_Place]:
     restored = []
     with _lock:
-        for module, name in places:
-            original, ours = _replaced.pop((module, name), (None, None))
-            if original is not None and getattr(module, name) is ours:  # else somebody has replaced it since
-                setattr(module, name, original)
-                restored.append((module, name))
+        for place in places:
+            original, ours = _replaced.pop(place, (None, None))
+            if original is not None and getattr(*place) is ours:  # else somebody has replaced it since
+                setattr(*place, original)
+                restored.append(place)
     return restored
 
 

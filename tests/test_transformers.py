@@ -116,6 +116,98 @@ def test_bfloat16(family):
     assert (ours - exact).pow(2).mean().sqrt() <= 1.5 * far
 
 
+# --- what surrounds the rule ------------------------------------------------------------------------------------------
+
+
+def values_and_gradients(function, *inputs):
+    y = function()
+    return y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum(), inputs)
+
+
+@every_family
+def test_gated_norm(family):
+    norm = next(module for module in tiny_models.make(family).modules() if type(module).__name__.endswith("RMSNormGated"))
+    D = len(norm.weight)
+    torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(3))
+    x, gate = torch.randn(2, 7, 50, D, generator=torch.Generator().manual_seed(4)).requires_grad_(), torch.randn(2, 7, 50, D, requires_grad=True)
+    expected = values_and_gradients(lambda: norm(x, gate), x, gate, norm.weight)
+    with bridge.enabled() as changed:
+        assert f"{type(norm).__name__}.forward" in changed[family]
+        got = values_and_gradients(lambda: norm(x, gate), x, gate, norm.weight)
+        half = norm(x.bfloat16(), gate.bfloat16())
+        y = norm(x, gate[:, :1])  # a gate that is broadcast goes to the original
+        norm.activation = "relu"
+        relu = norm(x, gate)
+    assert not torch.equal(got[0], expected[0])
+    for ours, theirs in zip(got, expected):
+        assert_near(ours, theirs, 1e-5)
+    assert half.dtype == torch.bfloat16
+    assert_near(half, expected[0], 0.02)
+    assert torch.equal(relu, norm(x, gate))
+    norm.activation = type(norm)(D).activation
+    assert torch.equal(y, norm(x, gate[:, :1]))
+
+
+def attention_functions():
+    return modelling("qwen3_next").ALL_ATTENTION_FUNCTIONS
+
+
+class Layer(torch.nn.Module):
+    num_key_value_groups = 2
+
+
+# T, S, is_causal of the layer, options: prefill, a token with a cache, the room of a static cache, no order, a scale
+ATTENTIONS = [(17, 17, True, {}), (1, 40, True, {}), (17, 40, True, {}), (17, 17, False, {}), (17, 40, False, {}), (17, 9, False, {}),
+              (17, 17, True, {"is_causal": False}), (17, 17, False, {"is_causal": True}), (1, 2, True, {}), (17, 17, True, {"scaling": 0.3}),
+              (17, 17, True, {"softcap": None, "output_attentions": False, "sliding_window": 5})]
+
+
+@pytest.mark.parametrize("T, S, causal, options", ATTENTIONS, ids=str)
+def test_softmax_attention(T, S, causal, options):
+    layer, generator = Layer(), torch.Generator().manual_seed(5)
+    layer.is_causal = causal
+    q, k, v = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((3, 4, T, 8), (3, 2, S, 8), (3, 2, S, 6)))
+    expected = values_and_gradients(lambda: attention_functions()["sdpa"](layer, q, k, v, None, **options)[0], q, k, v)
+    with bridge.enabled():
+        function = attention_functions().get_interface("sdpa", None)
+        got = values_and_gradients(lambda: function(layer, q, k, v, None, **options)[0], q, k, v)
+    assert got[0].shape == (3, T, 4, 6)
+    assert not torch.equal(got[0], expected[0])
+    for ours, theirs in zip(got, expected):
+        assert_near(ours, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("options", [{"attention_mask": torch.ones(1, 1, 17, 17, dtype=torch.bool).tril(-3)}, {"dropout": 0.5},
+                                     {"position_bias": torch.ones(1, 4, 17, 17)}], ids=lambda options: next(iter(options)))
+def test_other_softmax_attention_gets_the_original(options):
+    layer, q, (k, v) = Layer(), torch.randn(3, 4, 17, 8), torch.randn(2, 3, 2, 17, 8)
+    options = {"attention_mask": None} | options
+
+    def attention():
+        torch.manual_seed(1)
+        return attention_functions()["sdpa"](layer, q, k, v, **options)[0]
+
+    expected = attention()
+    with bridge.enabled():
+        assert torch.equal(attention(), expected)
+        with pytest.raises(ValueError, match="softcap"):
+            attention_functions()["sdpa"](layer, q, k, v, None, softcap=30.0)
+
+
+def test_attention_functions_that_a_user_has_registered_stay(monkeypatch):
+    functions = attention_functions()
+    monkeypatch.setitem(functions._global_mapping, "sdpa", lambda *args, **options: "the user's")
+    with bridge.enabled() as changed:
+        assert not any("ALL_ATTENTION_FUNCTIONS" in names for names in changed.values())
+        assert attention_functions()["sdpa"]() == "the user's"
+
+
+def test_attention_functions_registered_later_are_found(monkeypatch):
+    with bridge.enabled():
+        monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "mine", "a function")
+        assert attention_functions().get_interface("mine", None) == "a function"
+
+
 # --- packed documents -------------------------------------------------------------------------------------------------
 
 LENGTHS = (13, 1, 22)
@@ -180,7 +272,9 @@ def test_a_packed_model(family):
 
 
 def test_enable_and_disable_in_any_order():
-    functions = {name: getattr(modelling("qwen3_next"), name) for name in (GATED, "torch_recurrent_gated_delta_rule", "causal_conv1d_fn")}
+    names = (GATED, "torch_recurrent_gated_delta_rule", "causal_conv1d_fn", "ALL_ATTENTION_FUNCTIONS")
+    functions = {name: getattr(modelling("qwen3_next"), name) for name in names}
+    norm = modelling("qwen3_next").Qwen3NextRMSNormGated.forward
     model, ids = tiny_models.make("qwen3_next"), tokens()
     before = model(ids).logits
     first = bridge.enable()
@@ -193,6 +287,7 @@ def test_enable_and_disable_in_any_order():
     assert bridge.disable() == first
     assert bridge.disable() == {}
     assert all(getattr(modelling("qwen3_next"), name) is function for name, function in functions.items())
+    assert modelling("qwen3_next").Qwen3NextRMSNormGated.forward is norm
     assert torch.equal(model(ids).logits, before)
     with pytest.raises(ZeroDivisionError), bridge.enabled():
         1 / 0
@@ -291,6 +386,16 @@ def test_compiled(family):
         expected = layer(x)
         got = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
         got.sum().backward()
+    assert_near(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
+def test_a_compiled_model(family):
+    """Softmax layers, norms and all."""
+    model, ids = tiny_models.make(family), tokens()
+    with bridge.enabled(), torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+        got = torch.compile(model, backend="aot_eager")(ids, use_cache=False).logits
     assert_near(got, expected, 1e-5)
 
 

@@ -54,7 +54,7 @@ def kernel_results():
                     of_call = case.forward(x, sizes, method=method)
                     of_call |= {"d" + name: g for name, g in case.backward(x, sizes, method=method).items()}
                     results |= {f"{case} {sizes} {method} {name} {array.dtype}": array for name, array in of_call.items()}
-    return results | convolution_results()
+    return results | convolution_results() | norm_results()
 
 
 def convolution_results():
@@ -65,6 +65,17 @@ def convolution_results():
     for W, dtype, activation in itertools.product((2, 3, 4), (np.float32, np.float64), (None, "silu")):
         arrays = test_convolution.everything(test_convolution.inputs(2, 300, 37, W, dtype), activation=activation)
         results |= {f"convolution {W} {activation} {i} {array.dtype}": array for i, array in enumerate(arrays)}
+    return results
+
+
+def norm_results():
+    """The same of the gated RMS norm."""
+    import test_norm
+
+    results = {}
+    for dtype, activation in itertools.product((np.float32, np.float64), ("silu", "sigmoid")):
+        arrays = test_norm.everything(test_norm.inputs((300, 37), dtype), activation=activation)
+        results |= {f"norm {activation} {i} {array.dtype}": array for i, array in enumerate(arrays)}
     return results
 
 

@@ -93,6 +93,17 @@ typedef struct {
     void *dx, *dweight, *dbias, *dinitial_state;
 } FwmConvolution;
 
+/* One call of the gated RMS norm, on packed rows of D numbers. NULL where a call has no such array. */
+typedef struct {
+    bool silu;                    /* the gate's function is SiLU, else the logistic one */
+    double eps;
+    size_t rows, D;               /* D at least 1 */
+    const void *x, *gate, *weight; /* (rows, D), (rows, D), (D) */
+    void *y;
+    const void *dy;
+    void *dx, *dgate, *dweight;
+} FwmGatedNorm;
+
 typedef struct FwmModel FwmModel;
 typedef struct FwmBatch FwmBatch;
 typedef struct FwmEvaluation FwmEvaluation;
@@ -150,6 +161,13 @@ typedef struct {
         void (*forward)(const FwmConvolution *, int threads);
         void (*backward)(const FwmConvolution *, int threads, void *scratch);
     } convolution;
+
+    /* The gated RMS norm. scratch: bytes for this call; the forward needs none. */
+    struct {
+        size_t (*backward_scratch)(const FwmGatedNorm *);
+        void (*forward)(const FwmGatedNorm *, int threads);
+        void (*backward)(const FwmGatedNorm *, int threads, void *scratch);
+    } norm;
 
     /* The model of the experiments (kernels/model/model.h). */
     struct {

@@ -10,6 +10,7 @@
 #include "kernels/maps/omega.h"
 #include "kernels/memory/memory.h"
 #include "kernels/model/model_entry.h"
+#include "kernels/norm/norm.h"
 #include "kernels/readouts/readout.h"
 
 static const FwmMapInfo *map_info(size_t row)
@@ -260,6 +261,11 @@ const FwmKernels fwm_kernels = {
         .backward_scratch = convolution_backward_scratch,
         .forward = convolution_forward,
         .backward = convolution_backward,
+    },
+    .norm = {
+        .backward_scratch = norm_backward_scratch,
+        .forward = norm_forward,
+        .backward = norm_backward,
     },
     .model = {
         .activations = model_activations,

@@ -163,13 +163,13 @@ int fwm_finite_number(PyObject *given, const char *name, int type, double *value
     return -1;
 }
 
-int fwm_word(PyObject *given, const char *name, const char *const words[2], const char *expected)
+int fwm_word(PyObject *given, const char *name, const char *const *words, const char *expected)
 {
     if (!PyUnicode_Check(given)) {
         PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", name, Py_TYPE(given)->tp_name, expected);
         return -1;
     }
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; words[i]; i++)
         if (PyUnicode_CompareWithASCIIString(given, words[i]) == 0)
             return i;
     PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected %s", name, given, expected);

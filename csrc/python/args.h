@@ -51,8 +51,8 @@ void *fwm_data(PyArrayObject *array);
 int fwm_flag(PyObject *given, const char *name, bool *value);
 int fwm_finite_number(PyObject *given, const char *name, int type, double *value);
 
-/* The index of the word, of two; -1 with an exception that says what was expected. */
-int fwm_word(PyObject *given, const char *name, const char *const words[2], const char *expected);
+/* The index of the word, of some that end with NULL; -1 with an exception that says what was expected. */
+int fwm_word(PyObject *given, const char *name, const char *const *words, const char *expected);
 
 /* `given` must be a tuple of two. */
 int fwm_check_pair(PyObject *given, const char *name, const char *expected);

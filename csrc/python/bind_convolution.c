@@ -94,7 +94,7 @@ static int read_filters(Call *k, PyObject *weight, PyObject *bias)
 
 static int read_activation(Call *k, PyObject *activation)
 {
-    static const char *const words[] = {"silu", "swish"}; /* of the same function */
+    static const char *const words[] = {"silu", "swish", NULL}; /* of the same function */
     k->c.silu = activation != Py_None;
     return k->c.silu && fwm_word(activation, "activation", words, "None, 'silu' or 'swish'") < 0 ? -1 : 0;
 }

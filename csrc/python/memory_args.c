@@ -19,7 +19,7 @@
 
 static int read_options(FwmMemoryCall *c, PyObject *const *args)
 {
-    static const char *const norms[] = {"l2", "sum"}, *const methods[] = {"chunked", "recurrent"};
+    static const char *const norms[] = {"l2", "sum", NULL}, *const methods[] = {"chunked", "recurrent", NULL};
     FwmMemory *m = &c->m;
     if (args[ARG_QK_NORM] != Py_None) {
         const int norm = fwm_word(args[ARG_QK_NORM], "qk_norm", norms, "None, 'l2' or 'sum'");

@@ -12,6 +12,7 @@
 #include "python/bind_maps.h"
 #include "python/bind_memory.h"
 #include "python/bind_model.h"
+#include "python/bind_norm.h"
 #include "python/bind_random.h"
 #include "python/bind_readouts.h"
 #include "runtime/dispatch.h"
@@ -170,6 +171,8 @@ static PyMethodDef functions[] = {
     {"attention_backward", fwm_py_attention_backward, METH_VARARGS, NULL},
     {"convolution_forward", (PyCFunction)(void (*)(void))fwm_py_convolution_forward, METH_FASTCALL, NULL},
     {"convolution_backward", (PyCFunction)(void (*)(void))fwm_py_convolution_backward, METH_FASTCALL, NULL},
+    {"norm_forward", (PyCFunction)(void (*)(void))fwm_py_norm_forward, METH_FASTCALL, NULL},
+    {"norm_backward", (PyCFunction)(void (*)(void))fwm_py_norm_backward, METH_FASTCALL, NULL},
     {"train", fwm_py_train, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -37,7 +37,8 @@ from fwm_py.torch import _operators
 
 __all__ = [
     "causal_conv1d", "delta_rule", "dpfp", "elu1", "fast_weight_memory", "favor", "gated_delta_rule",
-    "gated_delta_rule_2", "gated_linear_attention", "kimi_delta_rule", "linear_attention", "softmax_attention", "tanh",
+    "gated_delta_rule_2", "gated_linear_attention", "kimi_delta_rule", "linear_attention", "rms_norm_gated",
+    "softmax_attention", "tanh",
 ]
 
 Tensor = _torch.Tensor
@@ -160,6 +161,13 @@ def causal_conv1d(
     """`fwm_py.causal_conv1d`: x (B, T, D), weight (D, W); (B, D, T), as PyTorch's, is x.transpose(1, 2)."""
     y, state = _operators.conv1d(x, weight, bias, initial_state, cu_seqlens, activation, output_final_state)
     return y, state if output_final_state else None
+
+
+def rms_norm_gated(
+    x: Tensor, gate: Tensor, weight: Tensor, *, activation: Literal["silu", "swish", "sigmoid"] = "silu", eps: float = 1e-6
+) -> Tensor:
+    """`fwm_py.rms_norm_gated`: x and gate (..., D), weight (D,)."""
+    return _operators.norm(x, gate, weight, activation, eps)
 
 
 def elu1(x: Tensor) -> Tensor:

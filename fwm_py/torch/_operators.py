@@ -280,6 +280,49 @@ def differentiate_convolution(ctx: Any, dy: Tensor, dstate: Tensor) -> tuple[Any
 differentiate("causal_conv1d", differentiate_convolution, save_convolution)
 
 
+# ---- the gated RMS norm ----------------------------------------------------------------------------------------------
+
+NORMED = "Tensor x, Tensor gate, Tensor weight, str activation, float eps"
+
+
+def norm_arrays(x: Tensor, gate: Tensor, weight: Tensor) -> tuple[torch.dtype, list[np.ndarray | None]]:
+    dtype = computed_in({"x": x, "gate": gate, "weight": weight})
+    return dtype, [to_array(y, dtype) for y in (x, gate, weight)]
+
+
+def norm_kernel(x: Tensor, gate: Tensor, weight: Tensor, activation: str, eps: float) -> Tensor:
+    _, arrays = norm_arrays(x, gate, weight)
+    return to_tensor(run(_core.norm_forward, *arrays, activation, eps, None), x.dtype)
+
+
+def norm_shapes(x: Tensor, gate: Tensor, weight: Tensor, activation: str, eps: float) -> Tensor:
+    computed_in({"x": x, "gate": gate, "weight": weight})
+    return x.new_empty(x.shape)
+
+
+def norm_backward_kernel(dy: Tensor, x: Tensor, gate: Tensor, weight: Tensor, activation: str, eps: float) -> tuple[Tensor, ...]:
+    dtype, arrays = norm_arrays(x, gate, weight)
+    gradients = run(_core.norm_backward, to_array(dy, dtype), *arrays, activation, eps, None)
+    return tuple(to_tensor(y, of.dtype) for y, of in zip(gradients, (x, gate, weight)))
+
+
+norm = define("rms_norm_gated", f"({NORMED}) -> Tensor", norm_kernel, norm_shapes)
+norm_backward = define("rms_norm_gated_backward", f"(Tensor dy, {NORMED}) -> (Tensor, Tensor, Tensor)", norm_backward_kernel,
+                       lambda dy, *args: gradients_like(args[:3]))
+
+
+def save_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.activation, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def differentiate_norm(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    return *norm_backward(dy, *ctx.saved_tensors, ctx.activation, ctx.eps), None, None
+
+
+differentiate("rms_norm_gated", differentiate_norm, save_norm)
+
+
 # ---- feature maps ----------------------------------------------------------------------------------------------------
 
 

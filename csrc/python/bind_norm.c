@@ -1,0 +1,195 @@
+/* fwm_py.norm: norm_forward, norm_backward. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
+#define NO_IMPORT_ARRAY
+#include <numpy/arrayobject.h>
+
+#include <stdlib.h>
+
+#include "python/args.h"
+#include "python/bind_norm.h"
+#include "runtime/threads.h"
+
+/* The arrays of a call. In the backward, those up to weight have gradients, in the same order. */
+typedef enum { IN_X, IN_GATE, IN_WEIGHT, IN_DY, N_INPUTS } Input;
+#define N_GRADIENTS (IN_WEIGHT + 1)
+
+typedef struct {
+    const FwmKernels *kernels;
+    FwmGatedNorm c;
+    int type;
+    PyArrayObject *inputs[N_INPUTS]; /* as the kernel reads them */
+    PyArrayObject *came[N_INPUTS];   /* as they came (borrowed): what an out must not overlap */
+    PyArrayObject *y, *gradients[N_GRADIENTS];
+} Call;
+
+static const char *const input_names[N_INPUTS] = {"x", "gate", "weight", "dy"};
+
+static void release(Call *k)
+{
+    for (int i = 0; i < N_INPUTS; i++)
+        Py_XDECREF(k->inputs[i]);
+    for (int i = 0; i < N_GRADIENTS; i++)
+        Py_XDECREF(k->gradients[i]);
+    Py_XDECREF(k->y);
+}
+
+/* ---- inputs ---- */
+
+static int read_array(Call *k, Input which, PyObject *given)
+{
+    PyArrayObject *array = k->inputs[which] = fwm_real_array(given, input_names[which], k->type, "x");
+    k->came[which] = PyArray_Check(given) ? (PyArrayObject *)given : array;
+    return array ? 0 : -1;
+}
+
+static int read_x(Call *k, PyObject *given)
+{
+    if (read_array(k, IN_X, given) < 0)
+        return -1;
+    PyArrayObject *x = k->inputs[IN_X];
+    const int rank = PyArray_NDIM(x);
+    const npy_intp D = rank ? PyArray_DIM(x, rank - 1) : 0;
+    if (D == 0) {
+        PyErr_Format(PyExc_ValueError, "x: got %d dimensions of which the last has 0, expected (..., D) with D at least 1", rank);
+        return -1;
+    }
+    k->type = PyArray_TYPE(x);
+    k->kernels = fwm_kernels_for(x);
+    k->c.D = (size_t)D;
+    k->c.rows = (size_t)(PyArray_SIZE(x) / D);
+    return 0;
+}
+
+static int read_like_x(Call *k, Input which, PyObject *given)
+{
+    PyArrayObject *x = k->inputs[IN_X];
+    return read_array(k, which, given) < 0 ? -1
+               : fwm_check_shape(k->inputs[which], input_names[which], "(..., D), as x has", PyArray_NDIM(x), PyArray_DIMS(x));
+}
+
+static int read_weight(Call *k, PyObject *given)
+{
+    const npy_intp shape[] = {(npy_intp)k->c.D};
+    return read_array(k, IN_WEIGHT, given) < 0 ? -1 : fwm_check_shape(k->inputs[IN_WEIGHT], "weight", "(D,)", 1, shape);
+}
+
+static int read_options(Call *k, PyObject *activation, PyObject *eps)
+{
+    static const char *const words[] = {"sigmoid", "silu", "swish", NULL}; /* the last two of the same function */
+    const int word = fwm_word(activation, "activation", words, "'silu', 'swish' or 'sigmoid'");
+    if (word < 0 || fwm_finite_number(eps, "eps", k->type, &k->c.eps) < 0)
+        return -1;
+    k->c.silu = word > 0;
+    if (k->c.eps >= 0)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "eps: got %.100R, expected a number that is not negative", eps);
+    return -1;
+}
+
+/* args: x, gate, weight, activation, eps. */
+static int read_inputs(Call *k, PyObject *const *args)
+{
+    if (read_x(k, args[0]) < 0 || read_like_x(k, IN_GATE, args[1]) < 0 || read_weight(k, args[2]) < 0 ||
+        read_options(k, args[3], args[4]) < 0)
+        return -1;
+    k->c.x = PyArray_DATA(k->inputs[IN_X]);
+    k->c.gate = PyArray_DATA(k->inputs[IN_GATE]);
+    k->c.weight = PyArray_DATA(k->inputs[IN_WEIGHT]);
+    return 0;
+}
+
+/* What there is to read, by name; returns how many. */
+static size_t name_inputs(const Call *k, FwmNamedArray *named)
+{
+    size_t n = 0;
+    for (int i = 0; i < N_INPUTS; i++)
+        if (k->inputs[i])
+            named[n++] = (FwmNamedArray){k->came[i], input_names[i]};
+    return n;
+}
+
+/* ---- forward ---- */
+
+static int forward(Call *k, PyObject *out)
+{
+    FwmNamedArray inputs[N_INPUTS];
+    const size_t n = name_inputs(k, inputs);
+    k->y = fwm_gradient_array(out == Py_None ? NULL : out, "out", k->inputs[IN_X], "x", inputs, n);
+    if (!k->y)
+        return -1;
+    k->c.y = PyArray_DATA(k->y);
+    const int threads = fwm_num_threads();
+    Py_BEGIN_ALLOW_THREADS
+    k->kernels->norm.forward(&k->c, threads);
+    Py_END_ALLOW_THREADS
+    return 0;
+}
+
+/* args: x, gate, weight, activation, eps, out. */
+PyObject *fwm_py_norm_forward(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
+{
+    Call k = {0};
+    PyObject *result = NULL;
+    if (fwm_check_count("norm_forward", n_args, 6) < 0)
+        return NULL;
+    if (read_inputs(&k, args) == 0 && forward(&k, args[5]) == 0)
+        result = Py_NewRef((PyObject *)k.y);
+    release(&k);
+    return result;
+}
+
+/* ---- backward ---- */
+
+static int make_gradients(Call *k, PyObject *out)
+{
+    static const char *const names[N_GRADIENTS] = {"out[0]", "out[1]", "out[2]"};
+    void **const pointers[N_GRADIENTS] = {&k->c.dx, &k->c.dgate, &k->c.dweight};
+    FwmNamedArray others[N_INPUTS + N_GRADIENTS];
+    size_t n = name_inputs(k, others);
+    if (out != Py_None && fwm_check_gradients(out, N_GRADIENTS) < 0)
+        return -1;
+    for (int i = 0; i < N_GRADIENTS; i++) {
+        PyObject *given = out == Py_None ? NULL : PyTuple_GET_ITEM(out, i);
+        k->gradients[i] = fwm_gradient_array(given, names[i], k->inputs[i], "x", others, n);
+        if (!k->gradients[i])
+            return -1;
+        others[n++] = (FwmNamedArray){k->gradients[i], names[i]};
+        *pointers[i] = PyArray_DATA(k->gradients[i]);
+    }
+    return 0;
+}
+
+static int backward(Call *k, PyObject *out)
+{
+    size_t unused;
+    if (make_gradients(k, out) < 0)
+        return -1;
+    void *scratch = fwm_scratch(1, k->kernels->norm.backward_scratch(&k->c), &unused);
+    if (!scratch)
+        return -1;
+    const int threads = fwm_num_threads();
+    Py_BEGIN_ALLOW_THREADS
+    k->kernels->norm.backward(&k->c, threads, scratch);
+    Py_END_ALLOW_THREADS
+    free(scratch);
+    return 0;
+}
+
+/* args: dy, x, gate, weight, activation, eps, out. */
+PyObject *fwm_py_norm_backward(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
+{
+    Call k = {0};
+    PyObject *result = NULL;
+    if (fwm_check_count("norm_backward", n_args, 7) < 0)
+        return NULL;
+    if (read_inputs(&k, args + 1) == 0 && read_like_x(&k, IN_DY, args[0]) == 0) {
+        k.c.dy = PyArray_DATA(k.inputs[IN_DY]);
+        if (backward(&k, args[6]) == 0)
+            result = PyTuple_Pack(N_GRADIENTS, k.gradients[0], k.gradients[1], k.gradients[2]);
+    }
+    release(&k);
+    return result;
+}
