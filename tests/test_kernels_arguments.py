@@ -105,6 +105,46 @@ def test_arrays_of_any_make(call, packed):
     assert bits([array for _, array, _ in array_arguments(call, good)]) == before
 
 
+def in_a_projection(a):
+    """As queries, keys and values lie that come from one product: between a token and the next there are other numbers."""
+    around = np.full((*a.shape[:2], a[0, 0].size + 7), np.nan, a.dtype)
+    around[..., 3:-4] = a.reshape(*a.shape[:2], -1)
+    return around[..., 3:-4].reshape(a.shape)
+
+
+def every_other_token(a):
+    around = np.full((a.shape[0], 2 * a.shape[1], *a.shape[2:]), np.nan, a.dtype)
+    around[:, ::2] = a
+    return around[:, ::2]
+
+
+def some_of_more_tokens(a):
+    """The next sequence does not begin where this one ends."""
+    around = np.full((a.shape[0], a.shape[1] + 3, *a.shape[2:]), np.nan, a.dtype)
+    around[:, 1:-2] = a
+    return around[:, 1:-2]
+
+
+def every_other_head(a):
+    around = np.full((*a.shape[:2], 2 * a.shape[2], *a.shape[3:]), np.nan, a.dtype)
+    around[:, :, ::2] = a
+    return around[:, :, ::2]
+
+
+@every_call
+@pytest.mark.parametrize("method", ["chunked", "recurrent"])
+@pytest.mark.parametrize("B, T", [(2, 40), (1, 40), (3, 1), (1, 1)])
+def test_tokens_inside_larger_arrays(call, B, T, method):
+    good = call.good(B=B, T=T) | {"method": method}
+    expected = bits(call(good))
+    for make in (in_a_projection, every_other_token, some_of_more_tokens, every_other_head):
+        given = {name: make(value) if name in (*call.arrays(), "do") else value for name, value in good.items()}
+        assert all(given[name].base is not None for name in ("q", "k", "v"))
+        before = bits([given[name].base for name in ("q", "k", "v")])
+        assert bits(call(given)) == expected
+        assert bits([given[name].base for name in ("q", "k", "v")]) == before
+
+
 @every_call
 def test_cu_seqlens_of_any_integers(call):
     good = call.good(packed=True)

@@ -203,6 +203,19 @@ def test_any_strides():
     assert all(torch.equal(a, b) for a, b in zip(forward(case, x, SIZES[3]).values(), forward(case, turned, SIZES[3]).values()))
 
 
+def test_views_of_a_projection():
+    """The same bits, and no copy for a forward."""
+    case = next(case for case in KERNEL_CASES if case.function == "gated_delta_rule")
+    x = tensors(case.inputs(SIZES[3]))
+    together = torch.cat([x[name].flatten(2) for name in ("q", "k", "v")], dim=2)
+    views = dict(zip(("q", "k", "v"), together.split([x[name][0, 0].numel() for name in ("q", "k", "v")], dim=2)))
+    views = {name: view.view(x[name].shape) for name, view in views.items()}
+    assert all(_operators.to_tokens(view, view.dtype).ctypes.data == view.data_ptr() for view in views.values())
+    assert all(torch.equal(a, b) for a, b in zip(forward(case, x, SIZES[3]).values(), forward(case, x | views, SIZES[3]).values()))
+    single = _operators.to_tokens(views["q"], torch.float32)
+    assert single.dtype == np.float32 and single.flags.c_contiguous
+
+
 # --- PyTorch's tools --------------------------------------------------------------------------------------------------
 
 

@@ -39,8 +39,14 @@ typedef struct {
     const char *summary;
 } FwmMemoryInfo;
 
-/* One call of a general memory: n_sequences, whose tokens stand one behind the other. Arrays are packed, of the copy's number
- * type; offsets count tokens. HQ is H, or a multiple of HV; HV is a multiple of H. NULL where a call has no such array. */
+/* Numbers of tokens, which all heads have one behind the other; between a token and the next there may be others. */
+typedef struct {
+    const void *data;             /* NULL where a call has no such array */
+    size_t stride;                /* numbers from a token to the next */
+} FwmTokens;
+
+/* One call of a general memory: n_sequences, whose tokens stand one behind the other. Arrays are of the copy's number
+ * type and, but for FwmTokens, packed; offsets count tokens. HQ is H, or a multiple of HV; HV is a multiple of H. NULL where a call has no such array. */
 typedef struct {
     size_t rule;                  /* row of the table */
     FwmGate gate;
@@ -51,14 +57,15 @@ typedef struct {
     size_t n_sequences;
     const int64_t *offsets;       /* n_sequences + 1, from 0 */
     size_t HQ, H, HV, K, V;
-    const void *q, *k, *v;        /* (tokens, HQ, K), (tokens, H, K), (tokens, HV, V) */
-    const void *g;                /* (tokens, HV) or (tokens, HV, K) */
-    const void *beta, *b, *w;     /* (tokens, HV), (tokens, HV, K), (tokens, HV, V) */
+    FwmTokens q, k, v;            /* (tokens, HQ, K), (tokens, H, K), (tokens, HV, V) */
+    FwmTokens g;                  /* (tokens, HV) or (tokens, HV, K) */
+    FwmTokens beta, b, w;         /* (tokens, HV), (tokens, HV, K), (tokens, HV, V) */
     const void *initial_state;    /* (n_sequences, HV, K, V) */
     const void *initial_sum;      /* (n_sequences, H, K): of keys, if normalize */
     void *o;                      /* (tokens, max(HQ, HV), V) */
     void *final_state, *final_sum; /* may be the initial ones */
-    const void *dout, *dfinal_state, *dfinal_sum;
+    FwmTokens dout;
+    const void *dfinal_state, *dfinal_sum;
     void *dq, *dk, *dv, *dg, *dbeta, *db, *dw, *dinitial_state, *dinitial_sum;
 } FwmMemory;
 

@@ -81,7 +81,7 @@ static PyObject *outputs(const FwmMemoryCall *c)
 /* args: function, the common ones, output_final_state, out. */
 PyObject *fwm_py_memory_forward(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
-    FwmMemoryCall c = {0};
+    FwmMemoryCall c = {.reads_once = true};
     PyObject *out = NULL;
     if (fwm_check_count("memory_forward", n_args, N_COMMON_ARGS + 3) < 0)
         return NULL;

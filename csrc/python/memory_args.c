@@ -38,10 +38,55 @@ static int read_options(FwmMemoryCall *c, PyObject *const *args)
 
 /* ---- arrays ---- */
 
+/* Bytes of a token's numbers, if these lie side by side; else -1. */
+static npy_intp bytes_of_token(PyArrayObject *x)
+{
+    npy_intp bytes = PyArray_ITEMSIZE(x);
+    for (int i = PyArray_NDIM(x) - 1; i >= 2; i--) {
+        if (PyArray_DIM(x, i) > 1 && PyArray_STRIDE(x, i) != bytes)
+            return -1;
+        bytes *= PyArray_DIM(x, i);
+    }
+    return bytes;
+}
+
+/* Bytes from a token to the next, which may be another sequence's. */
+static npy_intp bytes_between_tokens(PyArrayObject *x)
+{
+    const bool one = PyArray_DIM(x, 0) <= 1 && PyArray_DIM(x, 1) <= 1;
+    return one ? bytes_of_token(x) : PyArray_STRIDE(x, PyArray_DIM(x, 1) > 1);
+}
+
+/* Whether a kernel can read it as it stands: contiguous, or a part of each token of a larger array, as queries, keys and values
+ * are that come from one projection. */
+static bool lies_token_by_token(PyArrayObject *x)
+{
+    if (PyArray_NDIM(x) < 3 || !PyArray_ISALIGNED(x) || !PyArray_ISNOTSWAPPED(x) || PyArray_SIZE(x) == 0)
+        return false;
+    const npy_intp bytes = bytes_of_token(x), between = bytes_between_tokens(x), B = PyArray_DIM(x, 0), T = PyArray_DIM(x, 1);
+    return bytes > 0 && between >= bytes && between % PyArray_ITEMSIZE(x) == 0 && (B <= 1 || PyArray_STRIDE(x, 0) == T * between);
+}
+
+static PyArrayObject *tokens_or_copy(PyObject *given, const char *name, int type)
+{
+    if (PyArray_CheckExact(given)) {
+        const int got = PyArray_TYPE((PyArrayObject *)given);
+        const bool fits = type ? got == type : got == NPY_FLOAT || got == NPY_DOUBLE;
+        if (fits && lies_token_by_token((PyArrayObject *)given))
+            return (PyArrayObject *)Py_NewRef(given);
+    }
+    return fwm_real_array(given, name, type, "q");
+}
+
+static FwmTokens tokens_of(PyArrayObject *x)
+{
+    return x ? (FwmTokens){PyArray_DATA(x), (size_t)(bytes_between_tokens(x) / PyArray_ITEMSIZE(x))} : (FwmTokens){NULL, 0};
+}
+
 /* An array of any shape. */
 static PyArrayObject *take_array(FwmMemoryCall *c, FwmMemoryInput which, PyObject *given, const char *name)
 {
-    PyArrayObject *array = fwm_real_array(given, name, c->type, "q");
+    PyArrayObject *array = c->reads_once && which <= IN_W ? tokens_or_copy(given, name, c->type) : fwm_real_array(given, name, c->type, "q");
     c->inputs[which] = array;
     c->came[which] = PyArray_Check(given) ? (PyArrayObject *)given : array;
     return array;
@@ -171,9 +216,11 @@ static void fill(FwmMemoryCall *c)
     FwmMemory *m = &c->m;
     m->n_sequences = (size_t)c->sequences.n;
     m->HQ = (size_t)c->HQ, m->H = (size_t)c->H, m->HV = (size_t)c->HV, m->K = (size_t)c->K, m->V = (size_t)c->V;
-    const void **const arrays[] = {&m->q, &m->k, &m->v, &m->g, &m->beta, &m->b, &m->w, &m->initial_state, &m->initial_sum};
-    for (int i = 0; i < N_GRADIENTS; i++)
-        *arrays[i] = fwm_data(c->inputs[i]);
+    FwmTokens *const tokens[] = {&m->q, &m->k, &m->v, &m->g, &m->beta, &m->b, &m->w};
+    for (int i = 0; i <= IN_W; i++)
+        *tokens[i] = tokens_of(c->inputs[i]);
+    m->initial_state = fwm_data(c->inputs[IN_STATE]);
+    m->initial_sum = fwm_data(c->inputs[IN_SUM]);
 }
 
 int fwm_read_memory(FwmMemoryCall *c, PyObject *function, PyObject *const *args)
@@ -201,7 +248,7 @@ int fwm_read_memory_gradients(FwmMemoryCall *c, PyObject *dout, PyObject *dfinal
     if (read_array(c, IN_DO, dout, "do", c->HQ > c->HV ? "(B, T, HQ, V)" : "(B, T, HV, V)", 4, o) < 0 ||
         read_state(c, IN_DSTATE, dfinal_state, names) < 0)
         return -1;
-    c->m.dout = fwm_data(c->inputs[IN_DO]);
+    c->m.dout = tokens_of(c->inputs[IN_DO]);
     c->m.dfinal_state = fwm_data(c->inputs[IN_DSTATE]);
     c->m.dfinal_sum = fwm_data(c->inputs[IN_DSUM]);
     return 0;

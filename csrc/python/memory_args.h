@@ -21,6 +21,7 @@ typedef struct {
     const FwmMemoryInfo *info;
     FwmMemory m;                      /* its offsets, and all that is written, are set by the caller */
     int type;                         /* NPY_FLOAT or NPY_DOUBLE */
+    bool reads_once;                  /* the forward: tokens stay where they lie, even if far apart */
     npy_intp B, T, HQ, H, HV, K, V, heads; /* heads of o */
     PyArrayObject *inputs[N_INPUTS];  /* as the kernel reads them; NULL where there is none */
     PyArrayObject *came[N_INPUTS];    /* as they came (borrowed): what an out must not overlap */
@@ -28,7 +29,8 @@ typedef struct {
     FwmSequences sequences;
 } FwmMemoryCall;
 
-/* All inputs but those below; args: N_COMMON_ARGS. The call must be all zeros before, and be released after. */
+/* All inputs but those below; args: N_COMMON_ARGS. The call must be all zeros before, but for reads_once, and be
+ * released after. */
 int fwm_read_memory(FwmMemoryCall *c, PyObject *function, PyObject *const *args);
 
 /* do and dfinal_state, and out (memory_out.c): after fwm_read_memory. */

@@ -43,6 +43,14 @@ def to_array(x: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
     return None if x is None else x.detach().to(dtype).contiguous().numpy()
 
 
+def to_tokens(x: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
+    """The same for numbers of tokens (B, T, ..), of which a forward also reads a part of each token of a larger tensor."""
+    if x is None:
+        return None
+    side_by_side = x.dim() in (3, 4) and x.stride(-1) == 1 and (x.dim() == 3 or x.stride(-2) == x.shape[-1])
+    return x.detach().numpy() if x.dtype == dtype and side_by_side else to_array(x, dtype)
+
+
 def to_tensor(x: np.ndarray | None, dtype: torch.dtype) -> Tensor:
     return torch.empty(0, dtype=dtype) if x is None else torch.from_numpy(x).to(dtype)
 
@@ -106,17 +114,19 @@ def split(state: Any) -> tuple[Any, Any]:
     return state if isinstance(state, tuple) else (state, None)
 
 
-def core_arguments(inputs: tuple[Tensor | None, ...], options: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+def core_arguments(
+    inputs: tuple[Tensor | None, ...], options: tuple[Any, ...], dtype: torch.dtype, to_tokens: Callable[..., Any] = to_array
+) -> tuple[Any, ...]:
     """The common arguments of `_core.memory_forward` and `_core.memory_backward`."""
-    *arrays, state, total = (to_array(x, dtype) for x in inputs)
+    *tokens, state, total = inputs
     *options, cu_seqlens, method = options
-    return *arrays, pair(state, total), *options, None if cu_seqlens is None else cu_seqlens.numpy(), method
+    return *(to_tokens(x, dtype) for x in tokens), pair(to_array(state, dtype), to_array(total, dtype)), *options, None if cu_seqlens is None else cu_seqlens.numpy(), method
 
 
 def memory_kernel(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs, options, output_final_state = args[:N_INPUTS], args[N_INPUTS:-1], args[-1]
     dtype = computed_in(dict(zip(NAMES, inputs)), options[-2])
-    arguments = core_arguments(inputs, options, dtype)
+    arguments = core_arguments(inputs, options, dtype, to_tokens)
     o, final = run(_core.memory_forward, function, *arguments, output_final_state, None)
     state, total = split(final)
     return to_tensor(o, inputs[0].dtype), to_tensor(state, dtype), to_tensor(total, dtype)

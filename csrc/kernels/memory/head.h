@@ -1,6 +1,4 @@
-/* A value head of a sequence: where its tokens lie in the arrays of a call.
- *
- * Token t of an array with h heads of n numbers lies h n numbers behind token t - 1. */
+/* A value head of a sequence: where its tokens lie in the arrays of a call. */
 #ifndef FWM_KERNELS_MEMORY_HEAD_H
 #define FWM_KERNELS_MEMORY_HEAD_H
 
@@ -27,11 +25,17 @@ typedef struct {
     bool first_of_key, first_of_query; /* the first value head of its key or query head: later ones add to dk and dq */
 } Head;
 
-static inline Tokens tokens_of(const void *array, size_t first_token, size_t heads, size_t head, size_t numbers)
+/* numbers of a head at each token: inputs, and what is written, whose tokens lie close together */
+static inline Tokens read_from(FwmTokens array, size_t first_token, size_t head, size_t numbers)
 {
-    if (!array)
+    if (!array.data)
         return (Tokens){NULL, 0};
-    return (Tokens){(real *)array + (first_token * heads + head) * numbers, heads * numbers};
+    return (Tokens){(real *)array.data + first_token * array.stride + head * numbers, array.stride};
+}
+
+static inline Tokens written_to(void *array, size_t first_token, size_t heads, size_t head, size_t numbers)
+{
+    return read_from((FwmTokens){array, heads * numbers}, first_token, head, numbers);
 }
 
 static inline real *token(Tokens x, size_t t)
@@ -72,14 +76,14 @@ static inline Head head_of(const FwmMemory *m, size_t sequence, size_t hv)
     const bool first_of_key = hv % (m->HV / m->H) == 0;
     return (Head){
         .m = m, .T = sequence_length(m, sequence), .K = K, .V = V, .R = R,
-        .q = tokens_of(m->q, t0, m->HQ, hq, K), .dq = tokens_of(m->dq, t0, m->HQ, hq, K),
-        .k = tokens_of(m->k, t0, m->H, h, K), .dk = tokens_of(m->dk, t0, m->H, h, K),
-        .v = tokens_of(m->v, t0, m->HV, hv, V), .dv = tokens_of(m->dv, t0, m->HV, hv, V),
-        .g = tokens_of(m->g, t0, m->HV, hv, per_gate), .dg = tokens_of(m->dg, t0, m->HV, hv, per_gate),
-        .beta = tokens_of(m->beta, t0, m->HV, hv, 1), .dbeta = tokens_of(m->dbeta, t0, m->HV, hv, 1),
-        .b = tokens_of(m->b, t0, m->HV, hv, K), .db = tokens_of(m->db, t0, m->HV, hv, K),
-        .w = tokens_of(m->w, t0, m->HV, hv, V), .dw = tokens_of(m->dw, t0, m->HV, hv, V),
-        .o = tokens_of(m->o, t0, HO, hv * R, V), .dout = tokens_of(m->dout, t0, HO, hv * R, V),
+        .q = read_from(m->q, t0, hq, K), .dq = written_to(m->dq, t0, m->HQ, hq, K),
+        .k = read_from(m->k, t0, h, K), .dk = written_to(m->dk, t0, m->H, h, K),
+        .v = read_from(m->v, t0, hv, V), .dv = written_to(m->dv, t0, m->HV, hv, V),
+        .g = read_from(m->g, t0, hv, per_gate), .dg = written_to(m->dg, t0, m->HV, hv, per_gate),
+        .beta = read_from(m->beta, t0, hv, 1), .dbeta = written_to(m->dbeta, t0, m->HV, hv, 1),
+        .b = read_from(m->b, t0, hv, K), .db = written_to(m->db, t0, m->HV, hv, K),
+        .w = read_from(m->w, t0, hv, V), .dw = written_to(m->dw, t0, m->HV, hv, V),
+        .o = written_to(m->o, t0, HO, hv * R, V), .dout = read_from(m->dout, t0, hv * R, V),
         .initial_state = matrix_of(m->initial_state, state, K * V), .dfinal_state = matrix_of(m->dfinal_state, state, K * V),
         .final_state = matrix_of(m->final_state, state, K * V), .dinitial_state = matrix_of(m->dinitial_state, state, K * V),
         .initial_sum = matrix_of(m->initial_sum, sum, K), .dfinal_sum = first_of_key ? matrix_of(m->dfinal_sum, sum, K) : NULL,
