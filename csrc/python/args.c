@@ -8,15 +8,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 #include "python/args.h"
 #include "runtime/dispatch.h"
-
-#define ALIGNMENT 64
-#define HUGE_PAGE ((size_t)2 << 20)
 
 static const char *type_name(int type)
 {
@@ -247,27 +241,4 @@ Py_ssize_t fwm_find_memory(PyObject *name, const char *argument)
             return (Py_ssize_t)row;
     PyErr_Format(PyExc_ValueError, "%s: got %R, expected the name of a function of fwm_py.kernels", argument, name);
     return -1;
-}
-
-/* Large memory on huge pages where the system has them: every call takes it anew, and a fault costs more than clearing its page. */
-static void *allocate(size_t bytes)
-{
-    const bool large = bytes >= 2 * HUGE_PAGE;
-    const size_t alignment = large ? HUGE_PAGE : ALIGNMENT, rounded = (bytes + alignment - 1) / alignment * alignment;
-    void *memory = aligned_alloc(alignment, rounded);
-#ifdef MADV_HUGEPAGE
-    if (memory && large)
-        madvise(memory, rounded, MADV_HUGEPAGE); /* a wish: without it, small pages */
-#endif
-    return memory;
-}
-
-void *fwm_scratch(size_t count, size_t bytes, size_t *stride)
-{
-    *stride = (bytes / ALIGNMENT + 1) * ALIGNMENT;
-    const bool fits = bytes < SIZE_MAX - ALIGNMENT && *stride <= ((size_t)PY_SSIZE_T_MAX - HUGE_PAGE) / count;
-    void *memory = fits ? allocate(*stride * count) : NULL;
-    if (!memory)
-        PyErr_NoMemory();
-    return memory;
 }

@@ -69,7 +69,4 @@ Py_ssize_t fwm_find_map(PyObject *name, const char *argument);
 Py_ssize_t fwm_find_rule(PyObject *name, const char *argument);
 Py_ssize_t fwm_find_memory(PyObject *name, const char *argument);
 
-/* bytes for each of `count` users, aligned; NULL with a MemoryError. Freed with free(). */
-void *fwm_scratch(size_t count, size_t bytes, size_t *stride);
-
 #endif

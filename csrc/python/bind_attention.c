@@ -7,11 +7,11 @@
 #include <numpy/arrayobject.h>
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "python/args.h"
 #include "python/bind_attention.h"
+#include "python/scratch.h"
 #include "runtime/threads.h"
 
 enum { N_READ = 6 }; /* q, k, v, do, o, lse */
@@ -103,7 +103,7 @@ static int run(AttentionCall *c, size_t (*scratch_of)(const FwmAttention *, int)
     Py_BEGIN_ALLOW_THREADS
     kernel(&c->a, threads, scratch);
     Py_END_ALLOW_THREADS
-    free(scratch);
+    fwm_release_scratch(scratch);
     return 0;
 }
 

@@ -6,10 +6,9 @@
 #define NO_IMPORT_ARRAY
 #include <numpy/arrayobject.h>
 
-#include <stdlib.h>
-
 #include "python/args.h"
 #include "python/bind_convolution.h"
+#include "python/scratch.h"
 #include "python/sequences.h"
 #include "runtime/threads.h"
 
@@ -238,7 +237,7 @@ static int backward(Call *k, PyObject *out)
     Py_BEGIN_ALLOW_THREADS
     k->kernels->convolution.backward(&k->c, threads, scratch);
     Py_END_ALLOW_THREADS
-    free(scratch);
+    fwm_release_scratch(scratch);
     return 0;
 }
 

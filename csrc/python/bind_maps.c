@@ -6,11 +6,10 @@
 #define NO_IMPORT_ARRAY
 #include <numpy/arrayobject.h>
 
-#include <stdlib.h>
-
 #include "python/args.h"
 #include "python/bind_maps.h"
 #include "python/bind_random.h"
+#include "python/scratch.h"
 #include "runtime/dispatch.h"
 #include "runtime/threads.h"
 
@@ -111,7 +110,7 @@ static int run(MapCall *c, npy_intp last)
     Py_BEGIN_ALLOW_THREADS
     fwm_parallel_for(threads, (c->n + TOKENS_IN_TASK - 1) / TOKENS_IN_TASK, map_task, c);
     Py_END_ALLOW_THREADS
-    free(c->scratch);
+    fwm_release_scratch(c->scratch);
     return 0;
 }
 
@@ -176,8 +175,8 @@ PyObject *fwm_py_draw_omega(PyObject *Py_UNUSED(module), PyObject *args)
     } else {
         Py_CLEAR(omega);
     }
-    free(normals);
-    free(scratch);
+    fwm_release_scratch(normals);
+    fwm_release_scratch(scratch);
     fwm_random_release(generator);
     return omega;
 }

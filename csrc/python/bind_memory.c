@@ -6,11 +6,10 @@
 #define NO_IMPORT_ARRAY
 #include <numpy/arrayobject.h>
 
-#include <stdlib.h>
-
 #include "python/args.h"
 #include "python/bind_memory.h"
 #include "python/memory_args.h"
+#include "python/scratch.h"
 #include "runtime/dispatch.h"
 #include "runtime/threads.h"
 
@@ -37,7 +36,7 @@ static int run(FwmMemoryCall *c, Direction direction)
     Py_BEGIN_ALLOW_THREADS
     direction.run(m, threads, scratch);
     Py_END_ALLOW_THREADS
-    free(scratch);
+    fwm_release_scratch(scratch);
     return 0;
 }
 

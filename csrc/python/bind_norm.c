@@ -6,10 +6,9 @@
 #define NO_IMPORT_ARRAY
 #include <numpy/arrayobject.h>
 
-#include <stdlib.h>
-
 #include "python/args.h"
 #include "python/bind_norm.h"
+#include "python/scratch.h"
 #include "runtime/threads.h"
 
 /* The arrays of a call. In the backward, those up to weight have gradients, in the same order. */
@@ -174,7 +173,7 @@ static int backward(Call *k, PyObject *out)
     Py_BEGIN_ALLOW_THREADS
     k->kernels->norm.backward(&k->c, threads, scratch);
     Py_END_ALLOW_THREADS
-    free(scratch);
+    fwm_release_scratch(scratch);
     return 0;
 }
 

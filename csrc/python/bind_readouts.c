@@ -6,11 +6,10 @@
 #define NO_IMPORT_ARRAY
 #include <numpy/arrayobject.h>
 
-#include <stdlib.h>
-
 #include "python/args.h"
 #include "python/bind_random.h"
 #include "python/bind_readouts.h"
+#include "python/scratch.h"
 #include "runtime/threads.h"
 
 #define LARGEST_N_VALUES (1 << 24)
@@ -106,7 +105,7 @@ static int run(RuleCall *c)
     Py_BEGIN_ALLOW_THREADS
     fwm_parallel_for(threads, c->B, sequence_task, c);
     Py_END_ALLOW_THREADS
-    free(c->scratch);
+    fwm_release_scratch(c->scratch);
     return 0;
 }
 
