@@ -13,17 +13,17 @@ from fwm_py.kernels import (
     gated_linear_attention, gated_linear_attention_backward, kimi_delta_rule, kimi_delta_rule_backward,
     linear_attention, linear_attention_backward,
 )
-from fwm_py.norm import RmsNormGatedGradients, rms_norm_gated, rms_norm_gated_backward
+from fwm_py.norm import RmsNormGradients, rms_norm, rms_norm_backward
 from fwm_py.sweep import reproduce
 
 __all__ = [
     "CausalConv1dGradients", "DeltaRuleGradients", "GatedDeltaRule2Gradients", "GatedDeltaRuleGradients",
-    "GatedLinearAttentionGradients", "LinearAttentionGradients", "RmsNormGatedGradients", "SoftmaxGradients",
+    "GatedLinearAttentionGradients", "LinearAttentionGradients", "RmsNormGradients", "SoftmaxGradients",
     "attention", "build_info",
     "causal_conv1d", "causal_conv1d_backward", "convolution", "delta_rule", "delta_rule_backward", "experiments",
     "fast_weight_memory", "fast_weight_memory_backward", "feature_maps", "gated_delta_rule", "gated_delta_rule_2",
     "gated_delta_rule_2_backward", "gated_delta_rule_backward", "gated_linear_attention",
     "gated_linear_attention_backward", "get_num_threads", "kernels", "kimi_delta_rule", "kimi_delta_rule_backward",
     "linear_attention", "linear_attention_backward", "logs", "norm", "random", "readouts", "reproduce", "retrieval",
-    "rms_norm_gated", "rms_norm_gated_backward", "set_num_threads", "softmax_attention", "softmax_attention_backward",
+    "rms_norm", "rms_norm_backward", "set_num_threads", "softmax_attention", "softmax_attention_backward",
 ]

@@ -100,12 +100,12 @@ def convolution_backward(
     out: tuple[_Real | None, ...] | None, /,
 ) -> tuple[_Real, _Real, _Real | None, _Real | None]: ...
 def norm_forward(
-    x: npt.ArrayLike, gate: npt.ArrayLike, weight: npt.ArrayLike, activation: str, eps: float, out: _Real | None, /,
+    x: npt.ArrayLike, weight: npt.ArrayLike, gate: npt.ArrayLike | None, activation: str, eps: float, out: _Real | None, /,
 ) -> _Real: ...
 def norm_backward(
-    dy: npt.ArrayLike, x: npt.ArrayLike, gate: npt.ArrayLike, weight: npt.ArrayLike, activation: str, eps: float,
-    out: tuple[_Real, _Real, _Real] | None, /,
-) -> tuple[_Real, _Real, _Real]: ...
+    dy: npt.ArrayLike, x: npt.ArrayLike, weight: npt.ArrayLike, gate: npt.ArrayLike | None, activation: str, eps: float,
+    out: tuple[_Real | None, ...] | None, /,
+) -> tuple[_Real, _Real, _Real | None]: ...
 def draw_omega(d: int, m: int, generator: Philox | MT19937, /) -> npt.NDArray[np.float32]: ...
 
 class Philox:

@@ -1,8 +1,8 @@
-"""Gated RMS norm, what a delta-rule layer does to its outputs before they are projected: forward and gradient.
+"""RMS norm, with a gate or without: forward and gradient. Delta-rule layers norm and gate what they read before they project it.
 
-For each number of a row of x, with its gate z and its weight:
+For each number of a row of x, with its weight, and with its gate z if there is one:
 
-    y = weight x / sqrt(mean(x^2) + eps) a(z),   a(z) = z / (1 + exp(-z)) (SiLU) or 1 / (1 + exp(-z)) (sigmoid)
+    y = weight x / sqrt(mean(x^2) + eps) a,   a = 1, or z / (1 + exp(-z)) (SiLU), or 1 / (1 + exp(-z)) (sigmoid)
 
 The norm is that of Zhang and Sennrich, Root Mean Square Layer Normalization (2019, equation 4); Gated DeltaNet and Qwen3-Next gate
 it by SiLU, Kimi Linear by sigmoid.
@@ -11,10 +11,10 @@ Common to both functions:
 
 x : array (..., D), float32 or float64
     As a rule (B, T, HV, V): a norm for each head.
-gate : array (..., D), of x's shape and dtype
 weight : array (D,), of x's dtype
+gate : array (..., D), of x's shape and dtype, optional
 activation : "silu", "swish" or "sigmoid"
-    The first two are the same.
+    Of the gate. The first two are the same.
 eps : float
     Added to the mean of the squares; finite and not negative.
 
@@ -37,31 +37,31 @@ import numpy.typing as npt
 
 from fwm_py import _core
 
-__all__ = ["RmsNormGatedGradients", "rms_norm_gated", "rms_norm_gated_backward"]
+__all__ = ["RmsNormGradients", "rms_norm", "rms_norm_backward"]
 
 Real = npt.NDArray[np.floating[Any]]
 Activation = Literal["silu", "swish", "sigmoid"]
 
 
-class RmsNormGatedGradients(NamedTuple):
-    """Gradients of `rms_norm_gated`: dx and dgate (..., D), dweight (D,)."""
+class RmsNormGradients(NamedTuple):
+    """Gradients of `rms_norm`: dx (..., D), dweight (D,); dgate (..., D), or None without a gate."""
 
     dx: Real
-    dgate: Real
     dweight: Real
+    dgate: Real | None
 
 
-def rms_norm_gated(
-    x: npt.ArrayLike, gate: npt.ArrayLike, weight: npt.ArrayLike, *, activation: Activation = "silu", eps: float = 1e-6,
-    out: Real | None = None,
+def rms_norm(
+    x: npt.ArrayLike, weight: npt.ArrayLike, gate: npt.ArrayLike | None = None, *, activation: Activation = "silu",
+    eps: float = 1e-6, out: Real | None = None,
 ) -> Real:
-    """Every row is brought to a root mean square of 1, weighted, and gated.
+    """Every row is brought to a root mean square of 1, weighted, and gated if there is a gate.
 
     y = weight x / sqrt(mean(x^2) + eps) a(gate).
 
     Parameters
     ----------
-    x, gate, weight, activation, eps
+    x, weight, gate, activation, eps
         As above.
     out : array (..., D), optional
         Is written and returned: of y's shape and dtype, C-contiguous, and sharing no memory with an input.
@@ -70,26 +70,26 @@ def rms_norm_gated(
     -------
     y : array (..., D)
     """
-    return _core.norm_forward(x, gate, weight, activation, eps, out)
+    return _core.norm_forward(x, weight, gate, activation, eps, out)
 
 
-def rms_norm_gated_backward(
-    dy: npt.ArrayLike, x: npt.ArrayLike, gate: npt.ArrayLike, weight: npt.ArrayLike, *, activation: Activation = "silu",
-    eps: float = 1e-6, out: tuple[Real, Real, Real] | None = None,
-) -> RmsNormGatedGradients:
-    """The gradient of sum(dy * y), for what `rms_norm_gated` returns.
+def rms_norm_backward(
+    dy: npt.ArrayLike, x: npt.ArrayLike, weight: npt.ArrayLike, gate: npt.ArrayLike | None = None, *,
+    activation: Activation = "silu", eps: float = 1e-6, out: tuple[Real | None, ...] | None = None,
+) -> RmsNormGradients:
+    """The gradient of sum(dy * y), for what `rms_norm` returns.
 
     Parameters
     ----------
     dy : array (..., D), of x's shape and dtype
         Gradient with respect to y.
-    x, gate, weight, activation, eps
+    x, weight, gate, activation, eps
         As in the forward call.
-    out : tuple (dx, dgate, dweight) of arrays, optional
+    out : tuple (dx, dweight, dgate) of arrays, with None where the result has it, optional
         Are written and returned, as out of the forward call is; they share no memory with each other either.
 
     Returns
     -------
-    RmsNormGatedGradients
+    RmsNormGradients
     """
-    return RmsNormGatedGradients(*_core.norm_backward(dy, x, gate, weight, activation, eps, out))
+    return RmsNormGradients(*_core.norm_backward(dy, x, weight, gate, activation, eps, out))

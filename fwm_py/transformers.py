@@ -3,7 +3,7 @@
 Models of the DeltaNet family look their rule and their causal convolution up by name in their modelling file, and on a
 CPU find reference functions in PyTorch, correct but slow, which refuse packed sequences. `enable()` puts faster
 functions under those names, with the same arguments and results, for models loaded before and after alike, and in the
-place of what surrounds the rule: the gated RMS norm, and softmax attention ("sdpa") without dropout and with no mask but
+place of what surrounds the rule: RMS norms, gated and not, and softmax attention ("sdpa") without dropout and with no mask but
 the causal one:
 
 >>> import fwm_py.transformers
@@ -48,6 +48,7 @@ __all__ = ["FAMILIES", "disable", "enable", "enabled"]
 FAMILIES = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "olmo_hybrid", "kimi_linear", "glm5_next", "bailing_hybrid")
 
 WIDTHS = (2, 3, 4)  # of the convolution; others are left to the original
+FEW_NUMBERS = 8192  # that a norm without a gate leaves to the original, which is as quick: a token or some
 _MORE_THAN_SDPA = ("cache", "output_attentions", "position_bias", "softcap")  # left to the original, or to its refusal
 
 Changed = dict[str, tuple[str, ...]]
@@ -131,11 +132,23 @@ def _causal_conv1d_update(
     return y[:, -T:].transpose(1, 2).to(hidden_states.dtype)
 
 
-def _rms_norm_gated(norm: torch.nn.Module, hidden_states: Tensor, gate: Tensor | None = None, **others: Any) -> Tensor:
+def _gated_norm(norm: torch.nn.Module, hidden_states: Tensor, gate: Tensor | None = None, **others: Any) -> Tensor:
     """forward of the models' RMSNormGated."""
     if gate is None or gate.shape != hidden_states.shape or norm.activation not in ("silu", "swish", "sigmoid"):
         return NotImplemented
-    return fwm.rms_norm_gated(hidden_states, gate, norm.weight, activation=norm.activation, eps=norm.variance_epsilon)
+    return fwm.rms_norm(hidden_states, norm.weight, gate, activation=norm.activation, eps=norm.variance_epsilon)
+
+
+def _norm(norm: torch.nn.Module, hidden_states: Tensor) -> Tensor:
+    """forward of the models' RMSNorm, whose weight counts from 0 in the Qwen families, which call their epsilon eps."""
+    if not hasattr(norm, "weight") or getattr(norm, "group_size", None) is not None or hidden_states.numel() < FEW_NUMBERS:
+        return NotImplemented
+    weight = norm.weight
+    if hasattr(norm, "eps"):
+        return fwm.rms_norm(hidden_states, 1 + weight.to(torch.promote_types(weight.dtype, torch.float32)), eps=norm.eps)
+    if weight.dtype != hidden_states.dtype:  # theirs has the dtype that both promote to
+        return NotImplemented
+    return fwm.rms_norm(hidden_states, weight, eps=norm.variance_epsilon)
 
 
 def _sdpa(
@@ -204,8 +217,9 @@ def _functions_of(module: ModuleType) -> Iterator[tuple[_Place, Any, Any]]:
             original = getattr(module, name)
             yield (module, name), original, _chosen(original, ours)
     for norm in vars(module).values():
-        if isinstance(norm, type) and norm.__module__ == module.__name__ and norm.__name__.endswith("RMSNormGated"):
-            yield (norm, "forward"), norm.forward, _chosen(norm.forward, _rms_norm_gated)
+        for ending, ours in (("RMSNorm", _norm), ("RMSNormGated", _gated_norm)):
+            if isinstance(norm, type) and norm.__module__ == module.__name__ and norm.__name__.endswith(ending):
+                yield (norm, "forward"), norm.forward, _chosen(norm.forward, ours)
     functions = getattr(module, "ALL_ATTENTION_FUNCTIONS", None)
     if functions is ALL_ATTENTION_FUNCTIONS and functions["sdpa"] is sdpa_attention_forward:  # else the model has its own
         of_module = AttentionInterface()

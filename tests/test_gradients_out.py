@@ -30,15 +30,15 @@ def convolution(with_state):
     return lambda arguments: fwm_py.causal_conv1d_backward(**arguments), arrays
 
 
-def norm():
+def norm(*gate):
     random = np.random.default_rng(0)
-    arrays = {name: random.standard_normal((2, 7, 5)) for name in ("dy", "x", "gate")} | {"weight": random.standard_normal(5)}
-    return lambda arguments: fwm_py.rms_norm_gated_backward(**arguments), arrays
+    arrays = {name: random.standard_normal((2, 7, 5)) for name in ("dy", "x", *gate)} | {"weight": random.standard_normal(5)}
+    return lambda arguments: fwm_py.rms_norm_backward(**arguments), arrays
 
 
 BACKWARDS = {f"{call}{'' if state else '-no state'}": lambda call=call, state=state: memory(call, state)
              for call in CALLS if call.backward for state in (True, False)}
-BACKWARDS |= {"softmax": softmax, "convolution": lambda: convolution(True), "convolution-no state": lambda: convolution(False), "norm": norm}
+BACKWARDS |= {"softmax": softmax, "convolution": lambda: convolution(True), "convolution-no state": lambda: convolution(False), "norm": norm, "norm-gate": lambda: norm("gate")}
 every_backward = pytest.mark.parametrize("backward", BACKWARDS.values(), ids=BACKWARDS)
 
 

@@ -105,7 +105,7 @@ def convolve(x, weight, bias, state, **options):
 
 def norm_inputs(dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in ((2, 3, 5), (2, 3, 5), (5,))]
+    return [torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in ((2, 3, 5), (5,), (2, 3, 5))]
 
 
 def test_softmax_convolution_and_norm():
@@ -121,10 +121,10 @@ def test_softmax_convolution_and_norm():
     cu_seqlens = torch.tensor([0, 3, 3, 7])
     packed, _ = fwm.causal_conv1d(conv_inputs()[0][:1], *conv_inputs()[1:3], cu_seqlens=cu_seqlens)
     assert np.array_equal(packed.detach(), convolution.causal_conv1d(x[:1], weight, bias, cu_seqlens=cu_seqlens.numpy())[0])
-    for options in ({}, {"activation": "sigmoid", "eps": 0.1}):
-        expected = norm.rms_norm_gated(*(x.detach().numpy() for x in norm_inputs()), **options)
-        assert np.array_equal(fwm.rms_norm_gated(*norm_inputs(), **options).detach(), expected)
-        assert torch.autograd.gradcheck(lambda *x: fwm.rms_norm_gated(*x, **options), norm_inputs())
+    for n, options in ((3, {}), (3, {"activation": "sigmoid", "eps": 0.1}), (2, {})):
+        expected = norm.rms_norm(*(x.detach().numpy() for x in norm_inputs()[:n]), **options)
+        assert np.array_equal(fwm.rms_norm(*norm_inputs()[:n], **options).detach(), expected)
+        assert torch.autograd.gradcheck(lambda *x: fwm.rms_norm(*x, **options), norm_inputs()[:n])
 
 
 OMEGA = torch.from_numpy(feature_maps.draw_omega(5, 7, fwm_py.random.Philox(1)))
@@ -180,9 +180,9 @@ def test_a_mixture():
 
 
 def test_a_norm_in_half_precision():
-    x, gate, weight = norm_inputs(torch.float32)
-    exact = fwm.rms_norm_gated(x.bfloat16().float(), gate.bfloat16().float(), weight)
-    y = fwm.rms_norm_gated(x.bfloat16(), gate.bfloat16(), weight)
+    x, weight, gate = norm_inputs(torch.float32)
+    exact = fwm.rms_norm(x.bfloat16().float(), weight, gate.bfloat16().float())
+    y = fwm.rms_norm(x.bfloat16(), weight, gate.bfloat16())
     assert y.dtype == torch.bfloat16 and torch.equal(y, exact.bfloat16())
     y.sum().backward()
     assert x.grad.dtype == weight.grad.dtype == torch.float32
@@ -243,7 +243,10 @@ def test_opcheck_of_the_others():
     torch.library.opcheck(OPERATORS.softmax_attention.default, (q, k, v, True, None))
     x, weight, bias, state = conv_inputs(torch.float32)
     torch.library.opcheck(OPERATORS.causal_conv1d.default, (x, weight, bias, state, None, "silu", True))
-    torch.library.opcheck(OPERATORS.rms_norm_gated.default, (*norm_inputs(torch.float32), "silu", 1e-6))
+    x, weight, gate = norm_inputs(torch.float32)
+    torch.library.opcheck(OPERATORS.rms_norm.default, (x, weight, gate, "silu", 1e-6))
+    torch.library.opcheck(OPERATORS.rms_norm.default, (x, weight, None, "silu", 1e-6))
+    x, weight, bias, state = conv_inputs(torch.float32)
     torch.library.opcheck(OPERATORS.causal_conv1d.default, (x[:1], weight, None, None, torch.tensor([0, 2, 7]), None, False))
     for function, nu, omega in (("elu1", None, None), ("dpfp", 2, None), ("favor", None, OMEGA)):
         torch.library.opcheck(OPERATORS.feature_map.default, (function, x, nu, omega))
@@ -390,9 +393,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match="^weight: got a tensor on meta"):
         fwm.causal_conv1d(q[:, :, 0], torch.empty(q.shape[-1], 4, device="meta"))
     with pytest.raises(ValueError, match="^activation: got 'relu'"):
-        fwm.rms_norm_gated(q, q, q[0, 0, 0], activation="relu")
+        fwm.rms_norm(q, q[0, 0, 0], q, activation="relu")
     with pytest.raises(TypeError, match="^gate: got torch.int64"):
-        fwm.rms_norm_gated(q, q.long(), q[0, 0, 0])
+        fwm.rms_norm(q, q[0, 0, 0], q.long())
     with pytest.raises(ValueError, match="^qk_norm: got 'l3'"):
         fwm.gated_delta_rule(q, k, v, g, beta, qk_norm="l3")
     with pytest.raises(TypeError, match=r"^initial_state: got Tensor, expected a tuple \(S, z\)"):

@@ -148,6 +148,51 @@ def test_gated_norm(family):
     assert torch.equal(y, norm(x, gate[:, :1]))
 
 
+def norms_of(family):
+    """One of each class that a model has, with a weight that is not constant."""
+    norms = {type(module): module for module in tiny_models.make(family).modules() if type(module).__name__.endswith("RMSNorm")}
+    for norm in norms.values():
+        for weight in norm.parameters():
+            torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(3))
+    assert norms
+    return norms.values()
+
+
+def whole(norm):
+    """Whether ours serves it: there is a weight, and it norms all of a row."""
+    return hasattr(norm, "weight") and getattr(norm, "group_size", None) is None
+
+
+@every_family
+def test_norms(family):
+    for norm in norms_of(family):
+        x = torch.randn(2, 7, 100, len(norm.weight) if hasattr(norm, "weight") else 32, generator=torch.Generator().manual_seed(4)).requires_grad_()
+        expected = values_and_gradients(lambda: norm(x), x, *norm.parameters())
+        with bridge.enabled() as changed:
+            assert f"{type(norm).__name__}.forward" in changed[family]
+            got = values_and_gradients(lambda: norm(x), x, *norm.parameters())
+        assert torch.equal(got[0], expected[0]) != whole(norm)
+        for ours, theirs in zip(got, expected):
+            assert_near(ours, theirs, 1e-5)
+        with bridge.enabled():
+            assert torch.equal(norm(x[:1, :1]), expected[0][:1, :1])  # a few tokens are left to the original
+
+
+@every_family
+def test_norms_in_half_precision(family):
+    """Weights in it too, and weights in float32: the reference's dtype, and at least as near to what float64 gives."""
+    for norm in norms_of(family):
+        x = torch.randn(2, 7, 100, len(norm.weight) if hasattr(norm, "weight") else 32, generator=torch.Generator().manual_seed(4)).bfloat16()
+        for weights in (torch.bfloat16, torch.float32):
+            norm.to(weights)
+            exact = norm(x.float()) if weights == torch.float32 else copy.deepcopy(norm).float()(x.float())
+            theirs = norm(x)
+            with bridge.enabled():
+                ours = norm(x)
+            assert ours.dtype == theirs.dtype
+            assert (ours - exact).abs().max() <= 1.01 * (theirs - exact).abs().max() + 1e-5 * exact.abs().max()
+
+
 def attention_functions():
     return modelling("qwen3_next").ALL_ATTENTION_FUNCTIONS
 

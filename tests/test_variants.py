@@ -69,12 +69,13 @@ def convolution_results():
 
 
 def norm_results():
-    """The same of the gated RMS norm."""
+    """The same of RMS norm."""
     import test_norm
 
     results = {}
-    for dtype, activation in itertools.product((np.float32, np.float64), ("silu", "sigmoid")):
-        arrays = test_norm.everything(test_norm.inputs((300, 37), dtype), activation=activation)
+    for dtype, activation in itertools.product((np.float32, np.float64), ("silu", "sigmoid", None)):
+        inputs, options = test_norm.gated(test_norm.inputs((300, 37), dtype), activation)
+        arrays = test_norm.everything(inputs, **options)
         results |= {f"norm {activation} {i} {array.dtype}": array for i, array in enumerate(arrays)}
     return results
 

@@ -100,16 +100,19 @@ typedef struct {
     void *dx, *dweight, *dbias, *dinitial_state;
 } FwmConvolution;
 
-/* One call of the gated RMS norm, on packed rows of D numbers. NULL where a call has no such array. */
+/* How a norm is gated: not at all, or by a function of the gate. */
+typedef enum { FWM_UNGATED, FWM_LOGISTIC_GATE, FWM_SILU_GATE } FwmGating;
+
+/* One call of RMS norm, on packed rows of D numbers. NULL where a call has no such array. */
 typedef struct {
-    bool silu;                    /* the gate's function is SiLU, else the logistic one */
+    FwmGating gating;
     double eps;
     size_t rows, D;               /* D at least 1 */
-    const void *x, *gate, *weight; /* (rows, D), (rows, D), (D) */
+    const void *x, *weight, *gate; /* (rows, D), (D), (rows, D) */
     void *y;
     const void *dy;
-    void *dx, *dgate, *dweight;
-} FwmGatedNorm;
+    void *dx, *dweight, *dgate;
+} FwmRmsNorm;
 
 typedef struct FwmModel FwmModel;
 typedef struct FwmBatch FwmBatch;
@@ -169,11 +172,11 @@ typedef struct {
         void (*backward)(const FwmConvolution *, int threads, void *scratch);
     } convolution;
 
-    /* The gated RMS norm. scratch: bytes for this call; the forward needs none. */
+    /* RMS norm. scratch: bytes for this call; the forward needs none. */
     struct {
-        size_t (*backward_scratch)(const FwmGatedNorm *);
-        void (*forward)(const FwmGatedNorm *, int threads);
-        void (*backward)(const FwmGatedNorm *, int threads, void *scratch);
+        size_t (*backward_scratch)(const FwmRmsNorm *);
+        void (*forward)(const FwmRmsNorm *, int threads);
+        void (*backward)(const FwmRmsNorm *, int threads, void *scratch);
     } norm;
 
     /* The model of the experiments (kernels/model/model.h). */

@@ -8,6 +8,8 @@
 
 #include "python/args.h"
 
+enum { MOST_INPUTS = 6, MOST_GRADIENTS = 4 };
+
 PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *like, const char *letters, int rank,
                                 const npy_intp *shape)
 {
@@ -91,4 +93,44 @@ int fwm_check_gradients(PyObject *out, Py_ssize_t n)
     else
         PyErr_Format(PyExc_TypeError, "out: got %.100s, expected a tuple of the %zd gradients", Py_TYPE(out)->tp_name, n);
     return -1;
+}
+
+static int check_no_gradient(PyObject *given, size_t i, const char *input)
+{
+    if (!given || given == Py_None)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "out[%zu]: got %.100s, expected None, because there is no %s", i, Py_TYPE(given)->tp_name, input);
+    return -1;
+}
+
+int fwm_gradient_arrays(FwmInputs inputs, PyObject *out, size_t n, PyArrayObject **gradients)
+{
+    static const char *const names[MOST_GRADIENTS] = {"out[0]", "out[1]", "out[2]", "out[3]"};
+    FwmNamedArray others[MOST_INPUTS + MOST_GRADIENTS];
+    size_t n_others = 0;
+    if (out != Py_None && fwm_check_gradients(out, (Py_ssize_t)n) < 0)
+        return -1;
+    for (size_t i = 0; i < inputs.n; i++)
+        if (inputs.read[i])
+            others[n_others++] = (FwmNamedArray){inputs.came[i], inputs.names[i]};
+    for (size_t i = 0; i < n; i++) {
+        PyObject *given = out == Py_None ? NULL : PyTuple_GET_ITEM(out, (Py_ssize_t)i);
+        if (!inputs.read[i] && check_no_gradient(given, i, inputs.names[i]) < 0)
+            return -1;
+        if (!inputs.read[i])
+            continue;
+        gradients[i] = fwm_gradient_array(given, names[i], inputs.read[i], "x", others, n_others);
+        if (!gradients[i])
+            return -1;
+        others[n_others++] = (FwmNamedArray){gradients[i], names[i]};
+    }
+    return 0;
+}
+
+PyObject *fwm_array_tuple(size_t n, PyArrayObject *const *arrays)
+{
+    PyObject *tuple = PyTuple_New((Py_ssize_t)n);
+    for (size_t i = 0; tuple && i < n; i++)
+        PyTuple_SET_ITEM(tuple, (Py_ssize_t)i, Py_NewRef(arrays[i] ? (PyObject *)arrays[i] : Py_None));
+    return tuple;
 }

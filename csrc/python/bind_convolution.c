@@ -195,33 +195,14 @@ PyObject *fwm_py_convolution_forward(PyObject *Py_UNUSED(module), PyObject *cons
 
 /* ---- backward ---- */
 
-/* A gradient for every input there is: new, or of out, with None for the others. */
 static int make_gradients(Call *k, PyObject *out)
 {
-    static const char *const names[] = {"out[0]", "out[1]", "out[2]", "out[3]"};
-    void **const pointers[] = {&k->c.dx, &k->c.dweight, &k->c.dbias, &k->c.dinitial_state};
-    FwmNamedArray others[N_INPUTS + N_GRADIENTS];
-    size_t n = 0;
-    if (out != Py_None && fwm_check_gradients(out, N_GRADIENTS) < 0)
+    const FwmInputs inputs = {N_INPUTS, k->inputs, k->came, input_names};
+    if (fwm_gradient_arrays(inputs, out, N_GRADIENTS, k->gradients) < 0)
         return -1;
-    for (int i = 0; i < N_INPUTS; i++)
-        if (k->inputs[i])
-            others[n++] = (FwmNamedArray){k->came[i], input_names[i]};
-    for (int i = 0; i < N_GRADIENTS; i++) {
-        PyObject *given = out == Py_None ? NULL : PyTuple_GET_ITEM(out, i);
-        if (!k->inputs[i]) {
-            if (!given || given == Py_None)
-                continue;
-            PyErr_Format(PyExc_ValueError, "%s: got %.100s, expected None, because there is no %s", names[i], Py_TYPE(given)->tp_name,
-                         input_names[i]);
-            return -1;
-        }
-        k->gradients[i] = fwm_gradient_array(given, names[i], k->inputs[i], "x", others, n);
-        if (!k->gradients[i])
-            return -1;
-        others[n++] = (FwmNamedArray){k->gradients[i], names[i]};
-        *pointers[i] = PyArray_DATA(k->gradients[i]);
-    }
+    void **const pointers[] = {&k->c.dx, &k->c.dweight, &k->c.dbias, &k->c.dinitial_state};
+    for (int i = 0; i < N_GRADIENTS; i++)
+        *pointers[i] = fwm_data(k->gradients[i]);
     return 0;
 }
 
@@ -241,14 +222,6 @@ static int backward(Call *k, PyObject *out)
     return 0;
 }
 
-static PyObject *gradient_tuple(const Call *k)
-{
-    PyObject *tuple = PyTuple_New(N_GRADIENTS);
-    for (int i = 0; tuple && i < N_GRADIENTS; i++)
-        PyTuple_SET_ITEM(tuple, i, Py_NewRef(k->gradients[i] ? (PyObject *)k->gradients[i] : Py_None));
-    return tuple;
-}
-
 /* args: dy, x, weight, bias, activation, initial_state, cu_seqlens, dfinal_state, out. */
 PyObject *fwm_py_convolution_backward(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
@@ -261,7 +234,7 @@ PyObject *fwm_py_convolution_backward(PyObject *Py_UNUSED(module), PyObject *con
         read_state(&k, IN_DSTATE, args[7], "dfinal_state") == 0) {
         k.c.dy = PyArray_DATA(k.inputs[IN_DY]);
         k.c.dfinal_state = fwm_data(k.inputs[IN_DSTATE]);
-        result = backward(&k, args[8]) == 0 ? gradient_tuple(&k) : NULL;
+        result = backward(&k, args[8]) == 0 ? fwm_array_tuple(N_GRADIENTS, k.gradients) : NULL;
     }
     release(&k);
     return result;

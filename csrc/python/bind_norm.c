@@ -11,20 +11,20 @@
 #include "python/scratch.h"
 #include "runtime/threads.h"
 
-/* The arrays of a call. In the backward, those up to weight have gradients, in the same order. */
-typedef enum { IN_X, IN_GATE, IN_WEIGHT, IN_DY, N_INPUTS } Input;
-#define N_GRADIENTS (IN_WEIGHT + 1)
+/* The arrays of a call. In the backward, those up to gate have gradients, in the same order. */
+typedef enum { IN_X, IN_WEIGHT, IN_GATE, IN_DY, N_INPUTS } Input;
+#define N_GRADIENTS (IN_GATE + 1)
 
 typedef struct {
     const FwmKernels *kernels;
-    FwmGatedNorm c;
+    FwmRmsNorm c;
     int type;
-    PyArrayObject *inputs[N_INPUTS]; /* as the kernel reads them */
+    PyArrayObject *inputs[N_INPUTS]; /* as the kernel reads them; NULL where there is none */
     PyArrayObject *came[N_INPUTS];   /* as they came (borrowed): what an out must not overlap */
-    PyArrayObject *y, *gradients[N_GRADIENTS];
+    PyArrayObject *y, *gradients[N_GRADIENTS]; /* NULL for inputs that there are not */
 } Call;
 
-static const char *const input_names[N_INPUTS] = {"x", "gate", "weight", "dy"};
+static const char *const input_names[N_INPUTS] = {"x", "weight", "gate", "dy"};
 
 static void release(Call *k)
 {
@@ -75,39 +75,35 @@ static int read_weight(Call *k, PyObject *given)
     return read_array(k, IN_WEIGHT, given) < 0 ? -1 : fwm_check_shape(k->inputs[IN_WEIGHT], "weight", "(D,)", 1, shape);
 }
 
-static int read_options(Call *k, PyObject *activation, PyObject *eps)
+static int read_gate(Call *k, PyObject *gate, PyObject *activation)
 {
     static const char *const words[] = {"sigmoid", "silu", "swish", NULL}; /* the last two of the same function */
     const int word = fwm_word(activation, "activation", words, "'silu', 'swish' or 'sigmoid'");
-    if (word < 0 || fwm_finite_number(eps, "eps", k->type, &k->c.eps) < 0)
+    if (word < 0)
         return -1;
-    k->c.silu = word > 0;
+    k->c.gating = gate == Py_None ? FWM_UNGATED : word == 0 ? FWM_LOGISTIC_GATE : FWM_SILU_GATE;
+    return gate == Py_None ? 0 : read_like_x(k, IN_GATE, gate);
+}
+
+static int read_eps(Call *k, PyObject *eps)
+{
+    if (fwm_finite_number(eps, "eps", k->type, &k->c.eps) < 0)
+        return -1;
     if (k->c.eps >= 0)
         return 0;
     PyErr_Format(PyExc_ValueError, "eps: got %.100R, expected a number that is not negative", eps);
     return -1;
 }
 
-/* args: x, gate, weight, activation, eps. */
+/* args: x, weight, gate, activation, eps. */
 static int read_inputs(Call *k, PyObject *const *args)
 {
-    if (read_x(k, args[0]) < 0 || read_like_x(k, IN_GATE, args[1]) < 0 || read_weight(k, args[2]) < 0 ||
-        read_options(k, args[3], args[4]) < 0)
+    if (read_x(k, args[0]) < 0 || read_weight(k, args[1]) < 0 || read_gate(k, args[2], args[3]) < 0 || read_eps(k, args[4]) < 0)
         return -1;
     k->c.x = PyArray_DATA(k->inputs[IN_X]);
-    k->c.gate = PyArray_DATA(k->inputs[IN_GATE]);
     k->c.weight = PyArray_DATA(k->inputs[IN_WEIGHT]);
+    k->c.gate = fwm_data(k->inputs[IN_GATE]);
     return 0;
-}
-
-/* What there is to read, by name; returns how many. */
-static size_t name_inputs(const Call *k, FwmNamedArray *named)
-{
-    size_t n = 0;
-    for (int i = 0; i < N_INPUTS; i++)
-        if (k->inputs[i])
-            named[n++] = (FwmNamedArray){k->came[i], input_names[i]};
-    return n;
 }
 
 /* ---- forward ---- */
@@ -115,7 +111,10 @@ static size_t name_inputs(const Call *k, FwmNamedArray *named)
 static int forward(Call *k, PyObject *out)
 {
     FwmNamedArray inputs[N_INPUTS];
-    const size_t n = name_inputs(k, inputs);
+    size_t n = 0;
+    for (int i = 0; i < N_INPUTS; i++)
+        if (k->inputs[i])
+            inputs[n++] = (FwmNamedArray){k->came[i], input_names[i]};
     k->y = fwm_gradient_array(out == Py_None ? NULL : out, "out", k->inputs[IN_X], "x", inputs, n);
     if (!k->y)
         return -1;
@@ -127,7 +126,7 @@ static int forward(Call *k, PyObject *out)
     return 0;
 }
 
-/* args: x, gate, weight, activation, eps, out. */
+/* args: x, weight, gate, activation, eps, out. */
 PyObject *fwm_py_norm_forward(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
     Call k = {0};
@@ -144,20 +143,12 @@ PyObject *fwm_py_norm_forward(PyObject *Py_UNUSED(module), PyObject *const *args
 
 static int make_gradients(Call *k, PyObject *out)
 {
-    static const char *const names[N_GRADIENTS] = {"out[0]", "out[1]", "out[2]"};
-    void **const pointers[N_GRADIENTS] = {&k->c.dx, &k->c.dgate, &k->c.dweight};
-    FwmNamedArray others[N_INPUTS + N_GRADIENTS];
-    size_t n = name_inputs(k, others);
-    if (out != Py_None && fwm_check_gradients(out, N_GRADIENTS) < 0)
+    const FwmInputs inputs = {N_INPUTS, k->inputs, k->came, input_names};
+    if (fwm_gradient_arrays(inputs, out, N_GRADIENTS, k->gradients) < 0)
         return -1;
-    for (int i = 0; i < N_GRADIENTS; i++) {
-        PyObject *given = out == Py_None ? NULL : PyTuple_GET_ITEM(out, i);
-        k->gradients[i] = fwm_gradient_array(given, names[i], k->inputs[i], "x", others, n);
-        if (!k->gradients[i])
-            return -1;
-        others[n++] = (FwmNamedArray){k->gradients[i], names[i]};
-        *pointers[i] = PyArray_DATA(k->gradients[i]);
-    }
+    k->c.dx = PyArray_DATA(k->gradients[IN_X]);
+    k->c.dweight = PyArray_DATA(k->gradients[IN_WEIGHT]);
+    k->c.dgate = fwm_data(k->gradients[IN_GATE]);
     return 0;
 }
 
@@ -177,7 +168,7 @@ static int backward(Call *k, PyObject *out)
     return 0;
 }
 
-/* args: dy, x, gate, weight, activation, eps, out. */
+/* args: dy, x, weight, gate, activation, eps, out. */
 PyObject *fwm_py_norm_backward(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
     Call k = {0};
@@ -186,8 +177,7 @@ PyObject *fwm_py_norm_backward(PyObject *Py_UNUSED(module), PyObject *const *arg
         return NULL;
     if (read_inputs(&k, args + 1) == 0 && read_like_x(&k, IN_DY, args[0]) == 0) {
         k.c.dy = PyArray_DATA(k.inputs[IN_DY]);
-        if (backward(&k, args[6]) == 0)
-            result = PyTuple_Pack(N_GRADIENTS, k.gradients[0], k.gradients[1], k.gradients[2]);
+        result = backward(&k, args[6]) == 0 ? fwm_array_tuple(N_GRADIENTS, k.gradients) : NULL;
     }
     release(&k);
     return result;

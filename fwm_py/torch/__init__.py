@@ -37,7 +37,7 @@ from fwm_py.torch import _operators
 
 __all__ = [
     "causal_conv1d", "delta_rule", "dpfp", "elu1", "fast_weight_memory", "favor", "gated_delta_rule",
-    "gated_delta_rule_2", "gated_linear_attention", "kimi_delta_rule", "linear_attention", "rms_norm_gated",
+    "gated_delta_rule_2", "gated_linear_attention", "kimi_delta_rule", "linear_attention", "rms_norm",
     "softmax_attention", "tanh",
 ]
 
@@ -163,11 +163,12 @@ def causal_conv1d(
     return y, state if output_final_state else None
 
 
-def rms_norm_gated(
-    x: Tensor, gate: Tensor, weight: Tensor, *, activation: Literal["silu", "swish", "sigmoid"] = "silu", eps: float = 1e-6
+def rms_norm(
+    x: Tensor, weight: Tensor, gate: Tensor | None = None, *, activation: Literal["silu", "swish", "sigmoid"] = "silu",
+    eps: float = 1e-6,
 ) -> Tensor:
-    """`fwm_py.rms_norm_gated`: x and gate (..., D), weight (D,)."""
-    return _operators.norm(x, gate, weight, activation, eps)
+    """`fwm_py.rms_norm`: x and gate (..., D), weight (D,)."""
+    return _operators.norm(x, weight, gate, activation, eps)
 
 
 def elu1(x: Tensor) -> Tensor:

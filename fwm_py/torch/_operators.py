@@ -290,34 +290,35 @@ def differentiate_convolution(ctx: Any, dy: Tensor, dstate: Tensor) -> tuple[Any
 differentiate("causal_conv1d", differentiate_convolution, save_convolution)
 
 
-# ---- the gated RMS norm ----------------------------------------------------------------------------------------------
+# ---- RMS norm --------------------------------------------------------------------------------------------------------
 
-NORMED = "Tensor x, Tensor gate, Tensor weight, str activation, float eps"
-
-
-def norm_arrays(x: Tensor, gate: Tensor, weight: Tensor) -> tuple[torch.dtype, list[np.ndarray | None]]:
-    dtype = computed_in({"x": x, "gate": gate, "weight": weight})
-    return dtype, [to_array(y, dtype) for y in (x, gate, weight)]
+NORMED = "Tensor x, Tensor weight, Tensor? gate, str activation, float eps"
 
 
-def norm_kernel(x: Tensor, gate: Tensor, weight: Tensor, activation: str, eps: float) -> Tensor:
-    _, arrays = norm_arrays(x, gate, weight)
-    return to_tensor(run(_core.norm_forward, *arrays, activation, eps, None), x.dtype)
+def normed_in(x: Tensor, weight: Tensor, gate: Tensor | None) -> torch.dtype:
+    return computed_in({"x": x, "weight": weight, "gate": gate})
 
 
-def norm_shapes(x: Tensor, gate: Tensor, weight: Tensor, activation: str, eps: float) -> Tensor:
-    computed_in({"x": x, "gate": gate, "weight": weight})
-    return x.new_empty(x.shape)
+def norm_kernel(*args: Any) -> Tensor:
+    *tensors, activation, eps = args
+    arrays = [to_array(y, normed_in(*tensors)) for y in tensors]
+    return to_tensor(run(_core.norm_forward, *arrays, activation, eps, None), tensors[0].dtype)
 
 
-def norm_backward_kernel(dy: Tensor, x: Tensor, gate: Tensor, weight: Tensor, activation: str, eps: float) -> tuple[Tensor, ...]:
-    dtype, arrays = norm_arrays(x, gate, weight)
-    gradients = run(_core.norm_backward, to_array(dy, dtype), *arrays, activation, eps, None)
-    return tuple(to_tensor(y, of.dtype) for y, of in zip(gradients, (x, gate, weight)))
+def norm_shapes(*args: Any) -> Tensor:
+    normed_in(*args[:3])
+    return args[0].new_empty(args[0].shape)
 
 
-norm = define("rms_norm_gated", f"({NORMED}) -> Tensor", norm_kernel, norm_shapes)
-norm_backward = define("rms_norm_gated_backward", f"(Tensor dy, {NORMED}) -> (Tensor, Tensor, Tensor)", norm_backward_kernel,
+def norm_backward_kernel(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *tensors, activation, eps = args
+    dtype = normed_in(*tensors)
+    gradients = run(_core.norm_backward, to_array(dy, dtype), *(to_array(y, dtype) for y in tensors), activation, eps, None)
+    return tuple(to_tensor(y, dtype if of is None else of.dtype) for y, of in zip(gradients, tensors))
+
+
+norm = define("rms_norm", f"({NORMED}) -> Tensor", norm_kernel, norm_shapes)
+norm_backward = define("rms_norm_backward", f"(Tensor dy, {NORMED}) -> (Tensor, Tensor, Tensor)", norm_backward_kernel,
                        lambda dy, *args: gradients_like(args[:3]))
 
 
@@ -327,10 +328,11 @@ def save_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def differentiate_norm(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    return *norm_backward(dy, *ctx.saved_tensors, ctx.activation, ctx.eps), None, None
+    inputs = ctx.saved_tensors
+    return *given(norm_backward(dy, *inputs, ctx.activation, ctx.eps), inputs), None, None
 
 
-differentiate("rms_norm_gated", differentiate_norm, save_norm)
+differentiate("rms_norm", differentiate_norm, save_norm)
 
 
 # ---- feature maps ----------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-/* The gated RMS norm, backward. Forward, for each number of a row x with its gate z:
+/* RMS norm, backward. Forward, for each number of a row x, and its gate z if there is one:
  *
- *     n = r x with r = 1 / sqrt(mean(x^2) + eps),   y = weight n a(z)
+ *     n = r x with r = 1 / sqrt(mean(x^2) + eps),   y = weight n a
  *
- * where a(z) = s, or z s (SiLU), with s = 1 / (1 + exp(-z)). Nothing is saved; r and s are computed again. With s' = s (1 - s):
+ * where a = 1 without a gate, else a = s, or z s (SiLU), with s = 1 / (1 + exp(-z)). Nothing is saved; r and s are computed
+ * again. With a' = s (1 - s), or s (1 + z (1 - s)):
  *
- *     dweight = sum of dy n a over the rows,   dn = dy weight a,   dz = dy weight n a',   a' = s', or s (1 + z (1 - s))
+ *     dweight = sum of dy n a over the rows,   dn = dy weight a,   dz = dy weight n a'
  *
  * x reaches n by itself and by r, dr/dx_i = -r^3 x_i / D = -r^2 n_i / D, so that sum_j dn_j x_j dr/dx_i = -r n_i sum_j dn_j n_j / D:
  *
@@ -19,49 +20,55 @@
 #include "runtime/threads.h"
 
 typedef struct {
-    const FwmGatedNorm *c;
+    const FwmRmsNorm *c;
     real *sums; /* (blocks, D): the blocks' dweight */
 } Backward;
 
-/* A row of the arrays. */
+/* A row of the arrays; z and dz are NULL without a gate. */
 typedef struct {
     const real *x, *z, *dy;
     real *dx, *dz;
 } Row;
 
-static inline Row row_at(const FwmGatedNorm *c, size_t row)
+static inline Row row_at(const FwmRmsNorm *c, size_t i)
 {
-    const size_t at = row * c->D;
-    return (Row){(const real *)c->x + at, (const real *)c->gate + at, (const real *)c->dy + at, (real *)c->dx + at, (real *)c->dgate + at};
+    return (Row){row_of(c, c->x, i), row_of(c, c->gate, i), row_of(c, c->dy, i), row_of(c, c->dx, i), row_of(c, c->dgate, i)};
 }
 
-/* dz, dn and the row's part of dweight; returns sum(dn n). */
-static inline __attribute__((always_inline)) real through_gate(bool silu, size_t D, real r, Row row, const real *restrict weight,
-                                                               real *restrict dweight)
+/* dn, dz and the row's part of dweight; returns sum(dn n). */
+ALWAYS_INLINE real through_gate(FwmGating gating, size_t D, real r, Row row, const real *restrict weight, real *restrict dweight)
 {
-    const real *restrict x = row.x, *restrict z = row.z, *restrict dy = row.dy;
+    const real *restrict x = row.x, *restrict dy = row.dy;
     real *restrict dn = row.dx, *restrict dz = row.dz, total = 0;
 #pragma omp simd reduction(+ : total)
     for (size_t i = 0; i < D; i++) {
-        const real s = logistic(z[i]), a = silu ? z[i] * s : s, slope = silu ? s * (1 + z[i] * (1 - s)) : s * (1 - s);
+        const Gate gate = gate_of(gating, row.z, i);
         const real n = r * x[i], dy_n = dy[i] * n;
-        dweight[i] += dy_n * a;
-        dz[i] = dy_n * weight[i] * slope;
-        dn[i] = dy[i] * weight[i] * a;
+        dweight[i] += dy_n * gate.a;
+        if (gating != FWM_UNGATED)
+            dz[i] = dy_n * weight[i] * gate.slope;
+        dn[i] = dy[i] * weight[i] * gate.a;
         total += dn[i] * n;
     }
     return total;
 }
 
-static void back_row(const FwmGatedNorm *c, Row row, real *restrict dweight)
+static real through_any_gate(const FwmRmsNorm *c, real r, Row row, real *dweight)
 {
-    const size_t D = c->D;
-    const real r = reciprocal_rms(c, row.x);
-    const real total = c->silu ? through_gate(true, D, r, row, c->weight, dweight) : through_gate(false, D, r, row, c->weight, dweight);
-    const real mean = total / (real)D, *restrict x = row.x;
+    switch (c->gating) {
+    case FWM_UNGATED: return through_gate(FWM_UNGATED, c->D, r, row, c->weight, dweight);
+    case FWM_LOGISTIC_GATE: return through_gate(FWM_LOGISTIC_GATE, c->D, r, row, c->weight, dweight);
+    default: return through_gate(FWM_SILU_GATE, c->D, r, row, c->weight, dweight);
+    }
+}
+
+static void back_row(const FwmRmsNorm *c, Row row, real *dweight)
+{
+    const real r = reciprocal_rms(c, row.x), mean = through_any_gate(c, r, row, dweight) / (real)c->D;
+    const real *restrict x = row.x;
     real *restrict dx = row.dx;
 #pragma omp simd
-    for (size_t i = 0; i < D; i++)
+    for (size_t i = 0; i < c->D; i++)
         dx[i] = r * (dx[i] - mean * (r * x[i]));
 }
 
@@ -69,7 +76,7 @@ static void block_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const Backward *b = context;
-    const FwmGatedNorm *c = b->c;
+    const FwmRmsNorm *c = b->c;
     const size_t first = index * rows_in_block(c), last = fwm_min(first + rows_in_block(c), c->rows);
     real *dweight = b->sums + index * c->D;
     memset(dweight, 0, c->D * sizeof(real));
@@ -91,12 +98,12 @@ static void add_blocks(const Backward *b)
     }
 }
 
-size_t norm_backward_scratch(const FwmGatedNorm *c)
+size_t norm_backward_scratch(const FwmRmsNorm *c)
 {
     return row_blocks(c) * c->D * sizeof(real);
 }
 
-void norm_backward(const FwmGatedNorm *c, int threads, void *scratch)
+void norm_backward(const FwmRmsNorm *c, int threads, void *scratch)
 {
     Backward b = {.c = c, .sums = scratch};
     fwm_parallel_for(threads_for_rows(c, threads), row_blocks(c), block_task, &b);

@@ -1,4 +1,4 @@
-/* The gated RMS norm: what the table offers, and how its rows are cut into blocks. */
+/* RMS norm, with a gate or without: what the table offers, and what forward and backward share. */
 #ifndef FWM_KERNELS_NORM_H
 #define FWM_KERNELS_NORM_H
 
@@ -10,32 +10,53 @@
 #define norm_forward FWM_NAME(norm_forward)
 #define norm_backward FWM_NAME(norm_backward)
 
-size_t norm_backward_scratch(const FwmGatedNorm *c); /* bytes */
-void norm_forward(const FwmGatedNorm *c, int threads);
-void norm_backward(const FwmGatedNorm *c, int threads, void *scratch);
+size_t norm_backward_scratch(const FwmRmsNorm *c); /* bytes */
+void norm_forward(const FwmRmsNorm *c, int threads);
+void norm_backward(const FwmRmsNorm *c, int threads, void *scratch);
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 #define BLOCK_NUMBERS 16384
 #define ENOUGH_NUMBERS 65536
 
 /* Blocks are cut without regard to threads. */
-static inline size_t rows_in_block(const FwmGatedNorm *c)
+static inline size_t rows_in_block(const FwmRmsNorm *c)
 {
     return c->D < BLOCK_NUMBERS ? BLOCK_NUMBERS / c->D : 1;
 }
 
-static inline size_t row_blocks(const FwmGatedNorm *c)
+static inline size_t row_blocks(const FwmRmsNorm *c)
 {
     return fwm_tiles(c->rows, rows_in_block(c));
 }
 
 /* A loop over less work than it takes to wake a thread runs on one. */
-static inline int threads_for_rows(const FwmGatedNorm *c, int threads)
+static inline int threads_for_rows(const FwmRmsNorm *c, int threads)
 {
     return c->rows * c->D < ENOUGH_NUMBERS ? 1 : threads;
 }
 
+/* A row of an array that has D numbers a row; NULL stays NULL. */
+static inline real *row_of(const FwmRmsNorm *c, const void *array, size_t row)
+{
+    return array ? (real *)array + row * c->D : NULL;
+}
+
+/* What a gate does, and its derivative: 1; s = 1 / (1 + exp(-z)), s (1 - s); z s, s (1 + z (1 - s)). */
+typedef struct {
+    real a, slope;
+} Gate;
+
+ALWAYS_INLINE Gate gate_of(FwmGating gating, const real *gate, size_t i)
+{
+    if (gating == FWM_UNGATED)
+        return (Gate){1, 0};
+    const real z = gate[i], s = logistic(z);
+    return gating == FWM_SILU_GATE ? (Gate){z * s, s * (1 + z * (1 - s))} : (Gate){s, s * (1 - s)};
+}
+
 /* r = 1 / sqrt(mean(x^2) + eps) */
-static inline real reciprocal_rms(const FwmGatedNorm *c, const real *x)
+static inline real reciprocal_rms(const FwmRmsNorm *c, const real *x)
 {
     real squares = 0;
 #pragma omp simd reduction(+ : squares)
