@@ -87,7 +87,7 @@ def keep_memory():
 
 
 def measure(make, T, backward, threads, repeats):
-    """Seconds of both sides by repetition, and the limit."""
+    """Seconds of both sides by repetition, and the least by the machine's rates."""
     keep_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -121,7 +121,7 @@ def main():
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 arguments = make, 64 if args.quick else 2048, direction != PASSES[0], args.threads, 2 if args.quick else args.repeats
                 rows[f"{name}: {direction}"] = pool.apply(measure, arguments)
-    lines = [[name, ms(row["seconds"][0]), ms(row["seconds"][1]), ratio(row["seconds"][1], row["seconds"][0]), f"{1e3 * row['at these rates']:.3g}"]
+    lines = [[name, *map(ms, row["seconds"]), ratio(*reversed(row["seconds"])), f"{1e3 * row['at these rates']:.3g}"]
              for name, row in rows.items()]
     print_table("Times and ratios of alternating calls.", ["work", "ours, ms", "theirs, ms", "theirs / ours", "at these rates, ms"], lines)
     if args.json:

@@ -12,8 +12,8 @@ the causal one:
 Prefill, cached decoding and training work as before; the gradients are those of `fwm_py.torch`. In these layers sequences
 packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`; what a model's softmax layers see is transformers'
 business (with use_cache=False they keep them apart in all families but glm5_next). Tensors that are not on the CPU,
-torch.func's transforms, convolutions of other widths than 2 to 4, and softmax attention with another mask go to the
-function that was there before. Where a package for GPUs is installed but no GPU is there, its functions fail on the CPU;
+torch.func's transforms, convolutions of other widths than 2 to 4, softmax attention with another mask or for one token, and
+norms of a few numbers go to the function that was there before. Gradients cannot be differentiated again. Where a package for GPUs is installed but no GPU is there, its functions fail on the CPU;
 these do not.
 
 FAMILIES says which models there are. Needs transformers 5.23 or newer: pip install 'fwm_py[transformers]'.
@@ -41,14 +41,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+from transformers.modeling_utils import AttentionInterface
 
 __all__ = ["FAMILIES", "disable", "enable", "enabled"]
 
 FAMILIES = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "olmo_hybrid", "kimi_linear", "glm5_next", "bailing_hybrid")
 
 WIDTHS = (2, 3, 4)  # of the convolution; others are left to the original
-FEW_NUMBERS = 8192  # that a norm without a gate leaves to the original, which is as quick: a token or some
+FEW_NUMBERS = 65536  # fewer are left to the original by a norm without a gate: the call would take longer than the work
 _MORE_THAN_SDPA = ("cache", "output_attentions", "position_bias", "softcap")  # left to the original, or to its refusal
 
 Changed = dict[str, tuple[str, ...]]
@@ -132,18 +132,21 @@ def _causal_conv1d_update(
     return y[:, -T:].transpose(1, 2).to(hidden_states.dtype)
 
 
-def _gated_norm(norm: torch.nn.Module, hidden_states: Tensor, gate: Tensor | None = None, **others: Any) -> Tensor:
+def _gated_norm(norm: torch.nn.Module, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
     """forward of the models' RMSNormGated."""
-    if gate is None or gate.shape != hidden_states.shape or norm.activation not in ("silu", "swish", "sigmoid"):
+    if gate is None or gate.shape != hidden_states.shape or norm.weight.shape != hidden_states.shape[-1:]:
+        return NotImplemented
+    if norm.activation not in ("silu", "swish", "sigmoid"):
         return NotImplemented
     return fwm.rms_norm(hidden_states, norm.weight, gate, activation=norm.activation, eps=norm.variance_epsilon)
 
 
-def _norm(norm: torch.nn.Module, hidden_states: Tensor) -> Tensor:
+def _norm(norm: torch.nn.Module, *args: Tensor, **options: Tensor) -> Tensor:
     """forward of the models' RMSNorm, whose weight counts from 0 in the Qwen families, which call their epsilon eps."""
-    if not hasattr(norm, "weight") or getattr(norm, "group_size", None) is not None or hidden_states.numel() < FEW_NUMBERS:
+    (hidden_states,), weight = (*args, *options.values()), norm.weight  # its name differs
+    few = not torch.compiler.is_compiling() and hidden_states.numel() < FEW_NUMBERS  # a graph may serve many lengths
+    if few or weight.shape != hidden_states.shape[-1:] or getattr(norm, "group_size", None) is not None:
         return NotImplemented
-    weight = norm.weight
     if hasattr(norm, "eps"):
         return fwm.rms_norm(hidden_states, 1 + weight.to(torch.promote_types(weight.dtype, torch.float32)), eps=norm.eps)
     if weight.dtype != hidden_states.dtype:  # theirs has the dtype that both promote to
@@ -152,21 +155,23 @@ def _norm(norm: torch.nn.Module, hidden_states: Tensor) -> Tensor:
 
 
 def _sdpa(
-    layer: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
     scaling: float | None = None, is_causal: bool | None = None, **others: Any,
 ) -> tuple[Tensor, None]:
     """query (B, HQ, T, K), key (B, H, S, K), value (B, H, S, V) -> (B, T, HQ, V). Each key head becomes a sequence of its own,
     since that is how its tokens lie."""
-    (B, HQ, T, _), H = query.shape, key.shape[1]
-    others_asked = [name for name, value in others.items() if name in _MORE_THAN_SDPA and value is not None and value is not False]
-    if attention_mask is not None or dropout or others_asked or key.shape[0] != B:
+    (B, HQ, T, _), (_, H, S, _) = query.shape, key.shape
+    more = [name for name, asked in others.items() if name in _MORE_THAN_SDPA and asked is not None and asked is not False]
+    if attention_mask is not None or dropout or more or T == 1:  # a single token costs more to call than to compute
         return NotImplemented
-    causal = bool(T > 1 and (getattr(layer, "is_causal", True) if is_causal is None else is_causal))
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if key.shape[0] != B or value.shape[:3] != key.shape[:3] or HQ % H or S < (T if causal else 1):
+        return NotImplemented
     if causal:
         key, value = key[:, :, :T], value[:, :, :T]  # what lies behind is the room of a static cache
     rows = query.unflatten(1, (H, HQ // H)).transpose(2, 3).flatten(0, 1)
     o = fwm.softmax_attention(rows, key.flatten(0, 1).unsqueeze(2), value.flatten(0, 1).unsqueeze(2), causal=causal, scale=scaling)
-    return o.unflatten(0, (B, H)).transpose(1, 2).flatten(2, 3), None
+    return o.unflatten(0, (B, H)).transpose(1, 2).flatten(2, 3).contiguous(), None
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -189,7 +194,9 @@ def _is_ours(given: Iterable[Any]) -> bool:
     """The first tensor is on the CPU, and not inside torch.func's transforms or derivatives in forward mode, which know no
     operators like ours."""
     x = next((x for x in given if isinstance(x, Tensor)), None)
-    return x is not None and x.device.type == "cpu" and forward_ad._current_level < 0 and torch._C._functorch.peek_interpreter_stack() is None
+    if x is None or x.device.type != "cpu" or forward_ad._current_level >= 0:
+        return False
+    return torch.compiler.is_dynamo_compiling() or torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _chosen(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,6 +211,27 @@ def _chosen(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[
     return chosen
 
 
+def _of(kind: type, ours: Callable[..., Any]) -> Callable[..., Any]:
+    """Ours for this class, and not for those made from it, which may norm otherwise."""
+
+    def of(norm: torch.nn.Module, *args: Any, **options: Any) -> Any:
+        return ours(norm, *args, **options) if type(norm) is kind else NotImplemented
+
+    return of
+
+
+class _Attention(AttentionInterface):
+    """A model's attention functions, registered before or later, with ours in the place of transformers' own sdpa."""
+
+    def __init__(self, original: AttentionInterface) -> None:
+        self._local_mapping = original._local_mapping
+        self._sdpa = _chosen(sdpa_attention_forward, _sdpa)
+
+    def __getitem__(self, key: str) -> Callable[..., Any]:
+        function = super().__getitem__(key)
+        return self._sdpa if function is sdpa_attention_forward else function
+
+
 def _modelling_files() -> Iterator[ModuleType]:
     for family in FAMILIES:
         if importlib.util.find_spec(f"transformers.models.{family}"):
@@ -216,15 +244,15 @@ def _functions_of(module: ModuleType) -> Iterator[tuple[_Place, Any, Any]]:
         if hasattr(module, name):
             original = getattr(module, name)
             yield (module, name), original, _chosen(original, ours)
-    for norm in vars(module).values():
+    for kind in vars(module).values():
+        if not isinstance(kind, type) or kind.__module__ != module.__name__ or kind.__name__.endswith("UnweightedRMSNorm"):
+            continue
         for ending, ours in (("RMSNorm", _norm), ("RMSNormGated", _gated_norm)):
-            if isinstance(norm, type) and norm.__module__ == module.__name__ and norm.__name__.endswith(ending):
-                yield (norm, "forward"), norm.forward, _chosen(norm.forward, ours)
+            if kind.__name__.endswith(ending):
+                yield (kind, "forward"), kind.forward, _chosen(kind.forward, _of(kind, ours))
     functions = getattr(module, "ALL_ATTENTION_FUNCTIONS", None)
-    if functions is ALL_ATTENTION_FUNCTIONS and functions["sdpa"] is sdpa_attention_forward:  # else the model has its own
-        of_module = AttentionInterface()
-        of_module["sdpa"] = _chosen(sdpa_attention_forward, _sdpa)
-        yield (module, "ALL_ATTENTION_FUNCTIONS"), functions, of_module
+    if isinstance(functions, AttentionInterface):
+        yield (module, "ALL_ATTENTION_FUNCTIONS"), functions, _Attention(functions)
 
 
 def _names(keys: Iterable[_Place]) -> Changed:

@@ -246,6 +246,9 @@ def test_opcheck_of_the_others():
     x, weight, gate = norm_inputs(torch.float32)
     torch.library.opcheck(OPERATORS.rms_norm.default, (x, weight, gate, "silu", 1e-6))
     torch.library.opcheck(OPERATORS.rms_norm.default, (x, weight, None, "silu", 1e-6))
+    x, weight, gate = (y.detach().bfloat16() for y in (x, weight, gate))
+    torch.library.opcheck(OPERATORS.rms_norm_backward.default, (x, x, weight, gate, "silu", 1e-6))
+    torch.library.opcheck(OPERATORS.rms_norm_backward.default, (x, x, weight, None, "silu", 1e-6))
     x, weight, bias, state = conv_inputs(torch.float32)
     torch.library.opcheck(OPERATORS.causal_conv1d.default, (x[:1], weight, None, None, torch.tensor([0, 2, 7]), None, False))
     for function, nu, omega in (("elu1", None, None), ("dpfp", 2, None), ("favor", None, OMEGA)):

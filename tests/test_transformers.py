@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import inspect
 
 import numpy as np
 import pytest
@@ -149,8 +150,9 @@ def test_gated_norm(family):
 
 
 def norms_of(family):
-    """One of each class that a model has, with a weight that is not constant."""
-    norms = {type(module): module for module in tiny_models.make(family).modules() if type(module).__name__.endswith("RMSNorm")}
+    """One of each class that a model has and that has a weight, which is made not constant."""
+    modules = [module for module in tiny_models.make(family).modules() if type(module).__name__.endswith("RMSNorm")]
+    norms = {type(module): module for module in modules if hasattr(module, "weight")}
     for norm in norms.values():
         for weight in norm.parameters():
             torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(3))
@@ -158,31 +160,53 @@ def norms_of(family):
     return norms.values()
 
 
-def whole(norm):
-    """Whether ours serves it: there is a weight, and it norms all of a row."""
-    return hasattr(norm, "weight") and getattr(norm, "group_size", None) is None
+def rows_for(norm):
+    return torch.randn(65536 // 7 // len(norm.weight) + 1, 7, len(norm.weight), generator=torch.Generator().manual_seed(4))
 
 
 @every_family
 def test_norms(family):
     for norm in norms_of(family):
-        x = torch.randn(2, 7, 100, len(norm.weight) if hasattr(norm, "weight") else 32, generator=torch.Generator().manual_seed(4)).requires_grad_()
+        x = rows_for(norm).requires_grad_()
         expected = values_and_gradients(lambda: norm(x), x, *norm.parameters())
         with bridge.enabled() as changed:
             assert f"{type(norm).__name__}.forward" in changed[family]
             got = values_and_gradients(lambda: norm(x), x, *norm.parameters())
-        assert torch.equal(got[0], expected[0]) != whole(norm)
+            by_name = norm(**{next(iter(inspect.signature(norm.forward).parameters)): x})
+        assert torch.equal(got[0], expected[0]) == (getattr(norm, "group_size", None) is not None)
+        assert torch.equal(by_name, got[0])
         for ours, theirs in zip(got, expected):
             assert_near(ours, theirs, 1e-5)
         with bridge.enabled():
             assert torch.equal(norm(x[:1, :1]), expected[0][:1, :1])  # a few tokens are left to the original
 
 
+def test_other_norms_get_the_original():
+    """A weight of one number, and a class made from theirs that norms otherwise."""
+    module = modelling("qwen3_next")
+
+    class Scaled(module.Qwen3NextRMSNorm):
+        def _norm(self, x):
+            return 2 * x
+
+    x = torch.randn(40, 60, 64)
+    for norm in (module.Qwen3NextRMSNorm(1), Scaled(64)):
+        expected = norm(x)
+        with bridge.enabled():
+            assert torch.equal(norm(x), expected)
+    gated = module.Qwen3NextRMSNormGated(1)
+    expected = gated(x, x)
+    with bridge.enabled():
+        assert torch.equal(gated(x, x), expected)
+        with pytest.raises(TypeError, match="surprise"):
+            gated(x, x, surprise=1)
+
+
 @every_family
 def test_norms_in_half_precision(family):
     """Weights in it too, and weights in float32: the reference's dtype, and at least as near to what float64 gives."""
     for norm in norms_of(family):
-        x = torch.randn(2, 7, 100, len(norm.weight) if hasattr(norm, "weight") else 32, generator=torch.Generator().manual_seed(4)).bfloat16()
+        x = rows_for(norm).bfloat16()
         for weights in (torch.bfloat16, torch.float32):
             norm.to(weights)
             exact = norm(x.float()) if weights == torch.float32 else copy.deepcopy(norm).float()(x.float())
@@ -201,9 +225,9 @@ class Layer(torch.nn.Module):
     num_key_value_groups = 2
 
 
-# T, S, is_causal of the layer, options: prefill, a token with a cache, the room of a static cache, no order, a scale
-ATTENTIONS = [(17, 17, True, {}), (1, 40, True, {}), (17, 40, True, {}), (17, 17, False, {}), (17, 40, False, {}), (17, 9, False, {}),
-              (17, 17, True, {"is_causal": False}), (17, 17, False, {"is_causal": True}), (1, 2, True, {}), (17, 17, True, {"scaling": 0.3}),
+# T, S, is_causal of the layer, options: prefill, the room of a static cache, no order, a scale
+ATTENTIONS = [(17, 17, True, {}), (2, 40, True, {}), (17, 40, True, {}), (17, 17, False, {}), (17, 40, False, {}), (17, 9, False, {}),
+              (17, 17, True, {"is_causal": False}), (17, 17, False, {"is_causal": True}), (17, 17, True, {"scaling": 0.3}),
               (17, 17, True, {"softcap": None, "output_attentions": False, "sliding_window": 5})]
 
 
@@ -216,8 +240,7 @@ def test_softmax_attention(T, S, causal, options):
     with bridge.enabled():
         function = attention_functions().get_interface("sdpa", None)
         got = values_and_gradients(lambda: function(layer, q, k, v, None, **options)[0], q, k, v)
-    assert got[0].shape == (3, T, 4, 6)
-    assert not torch.equal(got[0], expected[0])
+    assert got[0].shape == (3, T, 4, 6) and got[0].is_contiguous() and not torch.equal(got[0], expected[0])
     for ours, theirs in zip(got, expected):
         assert_near(ours, theirs, 1e-5)
 
@@ -239,18 +262,49 @@ def test_other_softmax_attention_gets_the_original(options):
             attention_functions()["sdpa"](layer, q, k, v, None, softcap=30.0)
 
 
-def test_attention_functions_that_a_user_has_registered_stay(monkeypatch):
-    functions = attention_functions()
-    monkeypatch.setitem(functions._global_mapping, "sdpa", lambda *args, **options: "the user's")
-    with bridge.enabled() as changed:
-        assert not any("ALL_ATTENTION_FUNCTIONS" in names for names in changed.values())
-        assert attention_functions()["sdpa"]() == "the user's"
+# B, HQ, H, T, S, heads of the values, sequences of the values
+SHAPES = [(2, 4, 2, 1, 40, 2, 2), (2, 4, 4, 17, 9, 4, 2), (2, 4, 4, 17, 17, 4, 1), (2, 1, 4, 17, 17, 4, 2)]
 
 
-def test_attention_functions_registered_later_are_found(monkeypatch):
+@pytest.mark.parametrize("B, HQ, H, T, S, HV, BV", SHAPES)
+def test_softmax_attention_of_other_shapes_gets_the_original(B, HQ, H, T, S, HV, BV):
+    """A token with a cache, more queries than keys, values and queries that are broadcast."""
+    layer = Layer()
+    layer.num_key_value_groups = max(1, HQ // H)
+    q, k, v = torch.randn(B, HQ, T, 8), torch.randn(B, H, S, 8), torch.randn(BV, HV, S, 8)
+    expected = attention_functions()["sdpa"](layer, q, k, v, None)[0]
     with bridge.enabled():
-        monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "mine", "a function")
-        assert attention_functions().get_interface("mine", None) == "a function"
+        assert torch.equal(attention_functions()["sdpa"](module=layer, query=q, key=k, value=v, attention_mask=None)[0], expected)
+
+
+def test_no_keys():
+    q, k = torch.randn(2, 4, 3, 8), torch.empty(2, 4, 0, 8)
+    layer = Layer()
+    layer.num_key_value_groups, layer.is_causal = 1, False
+    expected = attention_functions()["sdpa"](layer, q, k, k, None)[0]
+    with bridge.enabled():
+        assert torch.equal(attention_functions()["sdpa"](layer, q, k, k, None)[0], expected)
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("where", ["_global_mapping", "_local_mapping"])
+def test_attention_functions_of_a_user(where, later, monkeypatch):
+    """Registered for all, or in one interface, before or after `enable`."""
+    def register():
+        for name in ("sdpa", "mine"):
+            monkeypatch.setitem(getattr(functions, where), name, f"the user's {name}")
+
+    functions = attention_functions()
+    if not later:
+        register()
+    with bridge.enabled():
+        if later:
+            register()
+        assert attention_functions().get_interface("mine", None) == "the user's mine"
+        assert attention_functions()["sdpa"] == "the user's sdpa"
+        attention_functions()["another"] = "set while ours are there"
+    assert functions["another"] == "set while ours are there"
+    del functions["another"]
 
 
 # --- packed documents -------------------------------------------------------------------------------------------------
@@ -422,26 +476,79 @@ def test_without_transformers_it_says_what_to_install():
     assert "pip install 'fwm_py[transformers]'" in kernel_cases.run_python(script)
 
 
+class Compiled:
+    """Compiles with aot_eager, and notes the operators of ours in the graphs."""
+
+    def __init__(self, module, **options):
+        torch._dynamo.reset()
+        self.operators = set()
+        self.compiled = torch.compile(module, backend=self.backend, **options)
+
+    def backend(self, graph, inputs):
+        self.operators |= {str(node.target).split(".")[1] for node in graph.graph.nodes if str(node.target).startswith("fwm_py.")}
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    def __call__(self, *args, **options):
+        return self.compiled(*args, **options)
+
+
 @pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
 def test_compiled(family):
-    """A layer under torch.compile, without graph breaks in ours."""
+    """A layer under torch.compile, without graph breaks."""
     layer = linear_layer(family)
     x = torch.randn(1, 19, 32, generator=torch.Generator().manual_seed(3))
     with bridge.enabled():
         expected = layer(x)
-        got = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+        got = (compiled := Compiled(layer, fullgraph=True))(x)
         got.sum().backward()
+    assert compiled.operators == {"memory", "causal_conv1d", "rms_norm"}
     assert_near(got, expected, 1e-5)
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
+@every_family
 def test_a_compiled_model(family):
-    """Softmax layers, norms and all."""
+    """transformers makes masks for softmax layers where it compiles, so that these are left to the original."""
     model, ids = tiny_models.make(family), tokens()
     with bridge.enabled(), torch.no_grad():
         expected = model(ids, use_cache=False).logits
-        got = torch.compile(model, backend="aot_eager")(ids, use_cache=False).logits
-    assert_near(got, expected, 1e-5)
+        got = (compiled := Compiled(model))(ids, use_cache=False).logits
+    assert compiled.operators >= {"memory", "causal_conv1d", "rms_norm"}
+    assert_near(got, expected)
+
+
+def test_compiled_softmax_attention():
+    layer, (q, k, v) = Layer(), torch.randn(3, 2, 4, 17, 8, generator=torch.Generator().manual_seed(5)).requires_grad_()
+
+    def attention(q, k, v):
+        return functions.get_interface("sdpa", None)(layer, q, k, v, None, scaling=0.3)[0]
+
+    layer.is_causal = True
+    with bridge.enabled():
+        functions = attention_functions()
+        expected = values_and_gradients(lambda: attention(q, k, v), q, k, v)
+        compiled = Compiled(attention, fullgraph=True)
+        got = values_and_gradients(lambda: compiled(q, k, v), q, k, v)
+    assert compiled.operators == {"softmax_attention"}
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, expected))
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear", "olmo_hybrid"])
+def test_a_compiled_packed_model(family):
+    model, ids = tiny_models.make(family), tokens(1, sum(LENGTHS))
+    packed = dict(position_ids=torch.cat([torch.arange(n) for n in LENGTHS])[None], cu_seq_lens_q=CU_SEQLENS, cu_seq_lens_k=CU_SEQLENS,
+                  max_length_q=22, max_length_k=22, use_cache=False)
+    with bridge.enabled(), torch.no_grad():
+        assert_near(Compiled(model)(ids, **packed).logits, model(ids, **packed).logits, 1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
+def test_norms_exported_for_every_length(family):
+    """How few numbers there are is not asked in a graph."""
+    for norm in norms_of(family):
+        x = rows_for(norm)
+        with bridge.enabled():
+            exported = torch.export.export(norm, (x,), dynamic_shapes=({0: torch.export.Dim("rows", min=2, max=4096)},)).module()
+            assert torch.equal(exported(x[:3]), exported(x)[:3])
 
 
 def test_gradient_checkpointing():

@@ -39,14 +39,15 @@ typedef struct {
     const char *summary;
 } FwmMemoryInfo;
 
-/* Numbers of tokens, which all heads have one behind the other; between a token and the next there may be others. */
+/* Tokens of an array: the heads' numbers of a token lie side by side, and the next token's at a distance. */
 typedef struct {
     const void *data;             /* NULL where a call has no such array */
     size_t stride;                /* numbers from a token to the next */
 } FwmTokens;
 
-/* One call of a general memory: n_sequences, whose tokens stand one behind the other. Arrays are of the copy's number
- * type and, but for FwmTokens, packed; offsets count tokens. HQ is H, or a multiple of HV; HV is a multiple of H. NULL where a call has no such array. */
+/* One call of a general memory: n_sequences, whose tokens stand one behind the other. Arrays are of the copy's number type
+ * and, but for FwmTokens, packed; offsets count tokens. HQ is H, or a multiple of HV; HV is a multiple of H. NULL where a call
+ * has no such array. */
 typedef struct {
     size_t rule;                  /* row of the table */
     FwmGate gate;

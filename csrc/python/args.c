@@ -6,7 +6,6 @@
 #include <numpy/arrayobject.h>
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "python/args.h"

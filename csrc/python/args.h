@@ -44,14 +44,15 @@ PyArrayObject *fwm_gradient_array(PyObject *given, const char *name, PyArrayObje
 /* The tuple of gradients to write into, of so many. */
 int fwm_check_gradients(PyObject *out, Py_ssize_t n);
 
-/* A call's arrays: as the kernel reads them, NULL where there is none, and as they came. */
+/* A call's arrays, at most 6, the first of which gives the type: as the kernel reads them, NULL where there is none, and as they
+ * came. */
 typedef struct {
     size_t n;
     PyArrayObject *const *read, *const *came;
     const char *const *names;
 } FwmInputs;
 
-/* Arrays for the gradients of the first n inputs: new, or those of out, None or a tuple that has None where there is no input. */
+/* Arrays for the gradients of the first n inputs, at most 4: new, or those of out, None or a tuple that has None where there is no input. */
 int fwm_gradient_arrays(FwmInputs inputs, PyObject *out, size_t n, PyArrayObject **gradients);
 
 /* A tuple of arrays, with None for NULL. */

@@ -119,7 +119,7 @@ int fwm_gradient_arrays(FwmInputs inputs, PyObject *out, size_t n, PyArrayObject
             return -1;
         if (!inputs.read[i])
             continue;
-        gradients[i] = fwm_gradient_array(given, names[i], inputs.read[i], "x", others, n_others);
+        gradients[i] = fwm_gradient_array(given, names[i], inputs.read[i], inputs.names[0], others, n_others);
         if (!gradients[i])
             return -1;
         others[n_others++] = (FwmNamedArray){gradients[i], names[i]};

@@ -52,7 +52,7 @@ static int read_x(Call *k, PyObject *given)
     const int rank = PyArray_NDIM(x);
     const npy_intp D = rank ? PyArray_DIM(x, rank - 1) : 0;
     if (D == 0) {
-        PyErr_Format(PyExc_ValueError, "x: got %d dimensions of which the last has 0, expected (..., D) with D at least 1", rank);
+        PyErr_Format(PyExc_ValueError, "x: got %s, expected (..., D) with D at least 1", rank ? "rows of no numbers" : "a number");
         return -1;
     }
     k->type = PyArray_TYPE(x);

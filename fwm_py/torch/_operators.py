@@ -115,12 +115,14 @@ def split(state: Any) -> tuple[Any, Any]:
 
 
 def core_arguments(
-    inputs: tuple[Tensor | None, ...], options: tuple[Any, ...], dtype: torch.dtype, to_tokens: Callable[..., Any] = to_array
+    inputs: tuple[Tensor | None, ...], options: tuple[Any, ...], dtype: torch.dtype, convert: Callable[..., Any] = to_array
 ) -> tuple[Any, ...]:
     """The common arguments of `_core.memory_forward` and `_core.memory_backward`."""
     *tokens, state, total = inputs
     *options, cu_seqlens, method = options
-    return *(to_tokens(x, dtype) for x in tokens), pair(to_array(state, dtype), to_array(total, dtype)), *options, None if cu_seqlens is None else cu_seqlens.numpy(), method
+    initial = pair(to_array(state, dtype), to_array(total, dtype))
+    offsets = None if cu_seqlens is None else cu_seqlens.numpy()
+    return *(convert(x, dtype) for x in tokens), initial, *options, offsets, method
 
 
 def memory_kernel(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -314,7 +316,7 @@ def norm_backward_kernel(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *tensors, activation, eps = args
     dtype = normed_in(*tensors)
     gradients = run(_core.norm_backward, to_array(dy, dtype), *(to_array(y, dtype) for y in tensors), activation, eps, None)
-    return tuple(to_tensor(y, dtype if of is None else of.dtype) for y, of in zip(gradients, tensors))
+    return tuple(to_tensor(y, tensors[0].dtype if of is None else of.dtype) for y, of in zip(gradients, tensors))
 
 
 norm = define("rms_norm", f"({NORMED}) -> Tensor", norm_kernel, norm_shapes)

@@ -30,6 +30,8 @@ typedef float real;
 #define FWM_TEXT_(x) #x
 #define FWM_TEXT(x) FWM_TEXT_(x)
 
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
 #include "kernels/sizes.h"
 
 #endif

@@ -14,8 +14,6 @@
 #define threads_for FWM_NAME(threads_for)
 #define no_token FWM_NAME(no_token)
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-
 #define BLOCK_TOKENS 256
 #define BLOCK_CHANNELS (2048 / FWM_REAL_BYTES)
 

@@ -142,8 +142,6 @@ static inline vec block_behind(const real *block, size_t d, size_t i, size_t j)
 }
 
 /* Inlined for the nu of the paper, because a loop of one or two rounds around a row's vectors costs as much as the work. */
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-
 ALWAYS_INLINE void forward_vectors(const MapShape *s, size_t nu, size_t n, const real *pre, real *phi)
 {
     const size_t d = s->d;

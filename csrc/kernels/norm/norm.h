@@ -14,15 +14,14 @@ size_t norm_backward_scratch(const FwmRmsNorm *c); /* bytes */
 void norm_forward(const FwmRmsNorm *c, int threads);
 void norm_backward(const FwmRmsNorm *c, int threads, void *scratch);
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-
 #define BLOCK_NUMBERS 16384
+#define FEWEST_ROWS 16 /* of a block: each leaves a row of sums */
 #define ENOUGH_NUMBERS 65536
 
 /* Blocks are cut without regard to threads. */
 static inline size_t rows_in_block(const FwmRmsNorm *c)
 {
-    return c->D < BLOCK_NUMBERS ? BLOCK_NUMBERS / c->D : 1;
+    return c->D * FEWEST_ROWS < BLOCK_NUMBERS ? BLOCK_NUMBERS / c->D : FEWEST_ROWS;
 }
 
 static inline size_t row_blocks(const FwmRmsNorm *c)
