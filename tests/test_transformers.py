@@ -243,6 +243,7 @@ def test_softmax_attention(T, S, causal, options):
     assert got[0].shape == (3, T, 4, 6) and got[0].is_contiguous() and not torch.equal(got[0], expected[0])
     for ours, theirs in zip(got, expected):
         assert_near(ours, theirs, 1e-5)
+    assert function(layer, q, q, q, None, **options)[0].is_contiguous()  # without groups it is a view of what ours returns
 
 
 @pytest.mark.parametrize("options", [{"attention_mask": torch.ones(1, 1, 17, 17, dtype=torch.bool).tril(-3)}, {"dropout": 0.5},
