@@ -13,7 +13,8 @@ Prefill, cached decoding and training work as before; the gradients are those of
 packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`; what a model's softmax layers see is transformers'
 business (with use_cache=False they keep them apart in all families but glm5_next). Tensors that are not on the CPU,
 torch.func's transforms, convolutions of other widths than 2 to 4, softmax attention with another mask or for one token, and
-norms of a few numbers go to the function that was there before. Gradients cannot be differentiated again. Where a package for GPUs is installed but no GPU is there, its functions fail on the CPU;
+norms of a few numbers go to the function that was there before; a layer whose own forward somebody has replaced keeps that.
+Gradients cannot be differentiated again. Where a package for GPUs is installed but no GPU is there, its functions fail on the CPU;
 these do not.
 
 FAMILIES says which models there are. Needs transformers 5.23 or newer: pip install 'fwm_py[transformers]'.
@@ -143,7 +144,10 @@ def _gated_norm(norm: torch.nn.Module, hidden_states: Tensor, gate: Tensor | Non
 
 def _norm(norm: torch.nn.Module, *args: Tensor, **options: Tensor) -> Tensor:
     """forward of the models' RMSNorm, whose weight counts from 0 in the Qwen families, which call their epsilon eps."""
-    (hidden_states,), weight = (*args, *options.values()), norm.weight  # its name differs
+    given = (*args, *options.values())  # under names that differ
+    if len(given) != 1:
+        return NotImplemented
+    hidden_states, weight = given[0], norm.weight
     few = not torch.compiler.is_compiling() and hidden_states.numel() < FEW_NUMBERS  # a graph may serve many lengths
     if few or weight.shape != hidden_states.shape[-1:] or getattr(norm, "group_size", None) is not None:
         return NotImplemented

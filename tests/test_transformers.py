@@ -200,6 +200,8 @@ def test_other_norms_get_the_original():
         assert torch.equal(gated(x, x), expected)
         with pytest.raises(TypeError, match="surprise"):
             gated(x, x, surprise=1)
+        with pytest.raises(TypeError, match="positional"):
+            module.Qwen3NextRMSNorm(64)(x, x)
 
 
 @every_family
