@@ -87,6 +87,19 @@ def test_generated_tokens(family):
         assert_near(ours, theirs)
 
 
+PADDED = torch.tensor([[0] * 3 + [1] * 8, [1] * 11])
+
+
+@pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"num_beams": 3}, {"attention_mask": PADDED}],
+                         ids=lambda options: next(iter(options)))
+@every_family
+def test_other_ways_to_generate(family, options):
+    model, ids = tiny_models.make(family), tokens(T=11)
+    expected = model.generate(ids, max_new_tokens=12, do_sample=False, **options)
+    with bridge.enabled():
+        assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False, **options), expected)
+
+
 @every_family
 def test_prefill_in_parts(family):
     """A cached prefix, some tokens more, then one by one: the logits of the whole."""
