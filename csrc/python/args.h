@@ -37,9 +37,9 @@ typedef struct {
     const char *name;
 } FwmNamedArray;
 
-/* An array for the gradient of an input: new if `given` is NULL, else the one given, which can be written and is apart from others. */
-PyArrayObject *fwm_gradient_array(PyObject *given, const char *name, PyArrayObject *input, const char *like,
-                                  const FwmNamedArray *others, size_t n_others);
+/* An array to write, of an input's shape: new if `given` is NULL, else the one given, which can be written and is apart from others. */
+PyArrayObject *fwm_array_like(PyObject *given, const char *name, PyArrayObject *input, const char *like, const FwmNamedArray *others,
+                              size_t n_others);
 
 /* The tuple of gradients to write into, of so many. */
 int fwm_check_gradients(PyObject *out, Py_ssize_t n);
@@ -51,6 +51,9 @@ typedef struct {
     PyArrayObject *const *read, *const *came;
     const char *const *names;
 } FwmInputs;
+
+/* Those that there are, by name; returns how many. */
+size_t fwm_name_inputs(FwmInputs inputs, FwmNamedArray *named);
 
 /* Arrays for the gradients of the first n inputs, at most 4: new, or those of out, None or a tuple that has None where there is no input. */
 int fwm_gradient_arrays(FwmInputs inputs, PyObject *out, size_t n, PyArrayObject **gradients);

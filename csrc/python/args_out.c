@@ -71,8 +71,8 @@ int fwm_check_apart(PyArrayObject *out, const char *name, PyArrayObject *other, 
     return shares == 0 ? 0 : -1;
 }
 
-PyArrayObject *fwm_gradient_array(PyObject *given, const char *name, PyArrayObject *input, const char *like,
-                                  const FwmNamedArray *others, size_t n_others)
+PyArrayObject *fwm_array_like(PyObject *given, const char *name, PyArrayObject *input, const char *like, const FwmNamedArray *others,
+                              size_t n_others)
 {
     const int rank = PyArray_NDIM(input), type = PyArray_TYPE(input);
     if (!given)
@@ -95,6 +95,15 @@ int fwm_check_gradients(PyObject *out, Py_ssize_t n)
     return -1;
 }
 
+size_t fwm_name_inputs(FwmInputs inputs, FwmNamedArray *named)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < inputs.n; i++)
+        if (inputs.read[i])
+            named[n++] = (FwmNamedArray){inputs.came[i], inputs.names[i]};
+    return n;
+}
+
 static int check_no_gradient(PyObject *given, size_t i, const char *input)
 {
     if (!given || given == Py_None)
@@ -107,19 +116,16 @@ int fwm_gradient_arrays(FwmInputs inputs, PyObject *out, size_t n, PyArrayObject
 {
     static const char *const names[MOST_GRADIENTS] = {"out[0]", "out[1]", "out[2]", "out[3]"};
     FwmNamedArray others[MOST_INPUTS + MOST_GRADIENTS];
-    size_t n_others = 0;
+    size_t n_others = fwm_name_inputs(inputs, others);
     if (out != Py_None && fwm_check_gradients(out, (Py_ssize_t)n) < 0)
         return -1;
-    for (size_t i = 0; i < inputs.n; i++)
-        if (inputs.read[i])
-            others[n_others++] = (FwmNamedArray){inputs.came[i], inputs.names[i]};
     for (size_t i = 0; i < n; i++) {
         PyObject *given = out == Py_None ? NULL : PyTuple_GET_ITEM(out, (Py_ssize_t)i);
         if (!inputs.read[i] && check_no_gradient(given, i, inputs.names[i]) < 0)
             return -1;
         if (!inputs.read[i])
             continue;
-        gradients[i] = fwm_gradient_array(given, names[i], inputs.read[i], inputs.names[0], others, n_others);
+        gradients[i] = fwm_array_like(given, names[i], inputs.read[i], inputs.names[0], others, n_others);
         if (!gradients[i])
             return -1;
         others[n_others++] = (FwmNamedArray){gradients[i], names[i]};

@@ -178,7 +178,7 @@ static int make_gradients(AttentionCall *c, PyObject *out, PyObject *const came[
         if (PyArray_Check(came[i]))
             others[n++] = (FwmNamedArray){(PyArrayObject *)came[i], read_names[i]};
     for (Py_ssize_t i = 0; i < 3; i++) {
-        *gradients[i] = fwm_gradient_array(out == Py_None ? NULL : PyTuple_GET_ITEM(out, i), names[i], inputs[i], "q", others, n);
+        *gradients[i] = fwm_array_like(out == Py_None ? NULL : PyTuple_GET_ITEM(out, i), names[i], inputs[i], "q", others, n);
         if (!*gradients[i])
             return -1;
         others[n++] = (FwmNamedArray){*gradients[i], names[i]};

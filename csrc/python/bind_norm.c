@@ -110,12 +110,9 @@ static int read_inputs(Call *k, PyObject *const *args)
 
 static int forward(Call *k, PyObject *out)
 {
-    FwmNamedArray inputs[N_INPUTS];
-    size_t n = 0;
-    for (int i = 0; i < N_INPUTS; i++)
-        if (k->inputs[i])
-            inputs[n++] = (FwmNamedArray){k->came[i], input_names[i]};
-    k->y = fwm_gradient_array(out == Py_None ? NULL : out, "out", k->inputs[IN_X], "x", inputs, n);
+    FwmNamedArray named[N_INPUTS];
+    const size_t n = fwm_name_inputs((FwmInputs){N_INPUTS, k->inputs, k->came, input_names}, named);
+    k->y = fwm_array_like(out == Py_None ? NULL : out, "out", k->inputs[IN_X], "x", named, n);
     if (!k->y)
         return -1;
     k->c.y = PyArray_DATA(k->y);

@@ -127,7 +127,7 @@ int fwm_memory_gradients(FwmMemoryCall *c, PyObject *out, PyArrayObject *gradien
     for (int i = 0; i < N_GRADIENTS; i++) {
         if (!c->inputs[i])
             continue;
-        gradients[i] = fwm_gradient_array(slots[i], names[i], c->inputs[i], "q", others, n);
+        gradients[i] = fwm_array_like(slots[i], names[i], c->inputs[i], "q", others, n);
         if (!gradients[i])
             return -1;
         others[n++] = (FwmNamedArray){gradients[i], names[i]};

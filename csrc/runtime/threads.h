@@ -23,4 +23,10 @@ typedef struct {
 
 void fwm_parallel_loops(int threads, size_t n_loops, const FwmLoop *loops, void *context);
 
+/* Threads for a loop over so many numbers: one, where they are less work than it takes to wake another. */
+static inline int fwm_threads_for(size_t numbers, int threads)
+{
+    return numbers < 65536 ? 1 : threads;
+}
+
 #endif

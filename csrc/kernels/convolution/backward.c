@@ -202,7 +202,7 @@ void convolution_backward(const FwmConvolution *c, int threads, void *scratch)
         {token_blocks(c) * channel_blocks(c), block_task},
         {c->dinitial_state ? c->n_sequences * channel_blocks(c) : 0, state_task},
     };
-    const int few = threads_for(c, threads);
+    const int few = fwm_threads_for(numbers_of_x(c), threads);
     fwm_parallel_loops(few, 2, loops, &b);
     fwm_parallel_for(few, channel_blocks(c), sum_task, &b);
 }

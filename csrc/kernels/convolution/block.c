@@ -3,14 +3,7 @@
 
 #include "kernels/base/vector.h"
 
-#define ENOUGH_NUMBERS 65536
-
 const real no_token[BLOCK_CHANNELS] = {0};
-
-int threads_for(const FwmConvolution *c, int threads)
-{
-    return (size_t)c->offsets[c->n_sequences] * c->D < ENOUGH_NUMBERS ? 1 : threads;
-}
 
 /* A call with one token is about as much work as this. */
 ALWAYS_INLINE void across(size_t W, size_t n, const real *restrict weight, Filters *restrict f)

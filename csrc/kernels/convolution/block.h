@@ -11,7 +11,6 @@
 
 #define load_filters FWM_NAME(load_filters)
 #define sequence_of_token FWM_NAME(sequence_of_token)
-#define threads_for FWM_NAME(threads_for)
 #define no_token FWM_NAME(no_token)
 
 #define BLOCK_TOKENS 256
@@ -27,8 +26,10 @@ static inline size_t channel_blocks(const FwmConvolution *c)
     return fwm_tiles(c->D, BLOCK_CHANNELS);
 }
 
-/* A loop over less work than it takes to wake a thread runs on one. */
-int threads_for(const FwmConvolution *c, int threads);
+static inline size_t numbers_of_x(const FwmConvolution *c)
+{
+    return (size_t)c->offsets[c->n_sequences] * c->D;
+}
 
 typedef struct {
     size_t first, last;  /* tokens of all sequences */

@@ -79,7 +79,7 @@ static void state_task(void *context, size_t index, int thread)
 /* States come after all tokens, because these read the initial ones. */
 void convolution_forward(const FwmConvolution *c, int threads)
 {
-    const int few = threads_for(c, threads);
+    const int few = fwm_threads_for(numbers_of_x(c), threads);
     fwm_parallel_for(few, token_blocks(c) * channel_blocks(c), block_task, (void *)c);
     if (c->final_state)
         fwm_parallel_for(few, c->n_sequences * channel_blocks(c), state_task, (void *)c);

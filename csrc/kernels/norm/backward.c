@@ -106,6 +106,6 @@ size_t norm_backward_scratch(const FwmRmsNorm *c)
 void norm_backward(const FwmRmsNorm *c, int threads, void *scratch)
 {
     Backward b = {.c = c, .sums = scratch};
-    fwm_parallel_for(threads_for_rows(c, threads), row_blocks(c), block_task, &b);
+    fwm_parallel_for(fwm_threads_for(c->rows * c->D, threads), row_blocks(c), block_task, &b);
     add_blocks(&b);
 }

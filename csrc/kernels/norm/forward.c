@@ -36,5 +36,5 @@ static void block_task(void *context, size_t index, int thread)
 
 void norm_forward(const FwmRmsNorm *c, int threads)
 {
-    fwm_parallel_for(threads_for_rows(c, threads), row_blocks(c), block_task, (void *)c);
+    fwm_parallel_for(fwm_threads_for(c->rows * c->D, threads), row_blocks(c), block_task, (void *)c);
 }

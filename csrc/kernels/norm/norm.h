@@ -16,7 +16,6 @@ void norm_backward(const FwmRmsNorm *c, int threads, void *scratch);
 
 #define BLOCK_NUMBERS 16384
 #define FEWEST_ROWS 16 /* of a block: each leaves a row of sums */
-#define ENOUGH_NUMBERS 65536
 
 /* Blocks are cut without regard to threads. */
 static inline size_t rows_in_block(const FwmRmsNorm *c)
@@ -27,12 +26,6 @@ static inline size_t rows_in_block(const FwmRmsNorm *c)
 static inline size_t row_blocks(const FwmRmsNorm *c)
 {
     return fwm_tiles(c->rows, rows_in_block(c));
-}
-
-/* A loop over less work than it takes to wake a thread runs on one. */
-static inline int threads_for_rows(const FwmRmsNorm *c, int threads)
-{
-    return c->rows * c->D < ENOUGH_NUMBERS ? 1 : threads;
 }
 
 /* A row of an array that has D numbers a row; NULL stays NULL. */
