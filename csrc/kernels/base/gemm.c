@@ -9,14 +9,19 @@
 #include "kernels/base/vector.h"
 
 typedef struct {
-    const real *data; /* of row i: data[i * row] */
+    const real *data; /* of row i: data[i * row]; NULL for none */
     size_t row;
 } Factors;
 
-/* A column of tiles: m rows, a multiple of MR, by NV vectors. */
+static inline Factors factors_from(Factors f, size_t row)
+{
+    return (Factors){f.data ? f.data + row * f.row : NULL, f.row};
+}
+
+/* A column of tiles: m rows, a multiple of MR, by NV vectors. C = diag(gamma) C0 + A B + diag(whole) C0, the last if it is there. */
 #define MICRO_KERNEL(MR, NV)                                                                                                \
     static void tile_##MR##x##NV(size_t k, const real *a, size_t row, size_t column, const real *b, size_t ldb,              \
-                                 Factors gamma, const real *c0, real *c, size_t ldc)                                         \
+                                 Factors gamma, Factors whole, const real *c0, real *c, size_t ldc)                          \
     {                                                                                                                        \
         vec acc[MR][NV];                                                                                                     \
         _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                             \
@@ -34,20 +39,24 @@ typedef struct {
             a += column;                                                                                                     \
             b += ldb;                                                                                                        \
         }                                                                                                                    \
+        if (whole.data)                                                                                                      \
+            _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                         \
+                _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                      \
+                    acc[i][v] += whole.data[i * whole.row] * vec_load(c0 + i * ldc + v * FWM_LANES);                         \
         _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                             \
             _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                          \
                 vec_store(c + i * ldc + v * FWM_LANES, acc[i][v]);                                                           \
     }                                                                                                                        \
-    static void rows_##MR##x##NV(size_t m, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, const real *c0,    \
-                                 real *c, size_t ldc)                                                                        \
+    static void rows_##MR##x##NV(size_t m, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Factors whole,     \
+                                 const real *c0, real *c, size_t ldc)                                                        \
     {                                                                                                                        \
         for (size_t i = 0; i < m; i += MR)                                                                                   \
-            tile_##MR##x##NV(k, a.data + i * a.row, a.row, a.column, b, ldb, (Factors){gamma.data + i * gamma.row,           \
-                             gamma.row}, c0 ? c0 + i * ldc : NULL, c + i * ldc, ldc);                                        \
+            tile_##MR##x##NV(k, a.data + i * a.row, a.row, a.column, b, ldb, factors_from(gamma, i), factors_from(whole, i),  \
+                             c0 ? c0 + i * ldc : NULL, c + i * ldc, ldc);                                                    \
     }
 
-typedef void (*MicroKernel)(size_t m, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, const real *c0, real *c,
-                            size_t ldc);
+typedef void (*MicroKernel)(size_t m, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Factors whole,
+                            const real *c0, real *c, size_t ldc);
 
 typedef struct {
     size_t rows;
@@ -111,8 +120,8 @@ static const Shape *shapes_for(size_t vectors, size_t *width)
     return one_vector;
 }
 
-static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, const real *c0, real *c,
-                     size_t ldc)
+static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Factors whole, const real *c0,
+                     real *c, size_t ldc)
 {
     if (n == 0)
         return;
@@ -134,8 +143,9 @@ static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, siz
                         shape++;
                     rows = (i1 - i) / shape->rows * shape->rows;
                     const Strided a_rows = {a.data + i * a.row + k0 * a.column, a.row, a.column};
-                    const Factors scale = k0 ? (Factors){one, 0} : (Factors){gamma.data + i * gamma.row, gamma.row};
-                    shape->run(rows, k_here, a_rows, b + k0 * ldb + j, ldb, scale, start ? start + i * ldc + j : NULL,
+                    const Factors scale = k0 ? (Factors){one, 0} : factors_from(gamma, i);
+                    const Factors last = k0 ? (Factors){NULL, 0} : factors_from(whole, i);
+                    shape->run(rows, k_here, a_rows, b + k0 * ldb + j, ldb, scale, last, start ? start + i * ldc + j : NULL,
                                c + i * ldc + j, ldc);
                 }
             }
@@ -146,11 +156,14 @@ static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, siz
 
 void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real gamma, const real *c0, real *c, size_t ldc)
 {
-    multiply(m, n, k, a, b, ldb, (Factors){&gamma, 0}, c0, c, ldc);
+    multiply(m, n, k, a, b, ldb, (Factors){&gamma, 0}, (Factors){NULL, 0}, c0, c, ldc);
 }
 
-void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, const real *gamma, const real *c0, real *c,
-                  size_t ldc)
+void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, const real *whole, const real *rest,
+                  const real *c0, real *c, size_t ldc)
 {
-    multiply(m, n, k, a, b, ldb, gamma ? (Factors){gamma, 1} : (Factors){one, 0}, c0, c, ldc);
+    if (whole)
+        multiply(m, n, k, a, b, ldb, (Factors){rest, 1}, (Factors){whole, 1}, c0, c, ldc);
+    else
+        gemm(m, n, k, a, b, ldb, 1, c0, c, ldc);
 }

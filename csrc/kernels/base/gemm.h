@@ -27,8 +27,9 @@ static inline Strided transposed(const real *data, size_t ld)
  * whatever m and n, so that splitting the rows or columns over threads changes no bit. */
 void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real gamma, const real *c0, real *c, size_t ldc);
 
-/* C = diag(gamma) C0 + A B: a factor for each row, gamma (m), or NULL for ones. */
-void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, const real *gamma, const real *c0, real *c,
-                  size_t ldc);
+/* C = diag(whole + rest) C0 + A B: a factor for each row, in two parts (m each), computed as rest C0 + A B + whole C0. Where whole is 1
+ * and the others are small, C0 is rounded once: hundreds of factors near 1, one after the other, lose little. whole NULL: no factors. */
+void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, const real *whole, const real *rest,
+                  const real *c0, real *c, size_t ldc);
 
 #endif

@@ -80,15 +80,59 @@ static inline real expm1_reduced(real x, real_bits *n)
     return r + (r * r * q + lost);
 }
 
+/* exp(x) = 2^n (1 + e); returns e, which is finite: beyond the range x counts as its end. */
+static inline real exp_reduced(real x, real_bits *n)
+{
+    const real inside = x < FWM_EXP_LARGEST ? x : FWM_EXP_LARGEST;
+    return expm1_reduced(inside > FWM_EXP_SMALLEST ? inside : FWM_EXP_SMALLEST, n);
+}
+
+/* 2^n y, in two factors. */
+static inline real times_power_of_two(real y, real_bits n)
+{
+    const real_bits half = n >> 1;
+    return y * power_of_two(half) * power_of_two(n - half);
+}
+
 static inline real exp_real(real x)
 {
     real_bits n;
-    real inside = x < FWM_EXP_LARGEST ? x : FWM_EXP_LARGEST;
-    inside = inside > FWM_EXP_SMALLEST ? inside : FWM_EXP_SMALLEST;
-    const real e = expm1_reduced(inside, &n);
-    const real_bits half = n >> 1;
-    const real y = (1 + e) * power_of_two(half) * power_of_two(n - half);
+    const real e = exp_reduced(x, &n), y = times_power_of_two(1 + e, n);
     return x != x ? x : y;
+}
+
+/* exp(x) = whole + rest, with whole, which is returned, 1 where that is near and else 0: a product with it is exact. */
+static inline real exp_in_two(real x, real *rest)
+{
+    real_bits n;
+    const real e = exp_reduced(x, &n), y = times_power_of_two(1 + e, n);
+    *rest = x != x ? x : n == 0 ? e : y;
+    return n == 0 ? 1 : 0;
+}
+
+/* exp(x), one factor of a product: *lost is what rounding the factors before has left out, relative to the product, and becomes what it
+ * leaves out with this one. The product of any of the factors in a row is as near to that of the exponentials as one factor is. */
+static inline real exp_of_product(real x, real *lost)
+{
+    real_bits n;
+    const real e = exp_reduced(x, &n) + *lost, high = 1 + e;
+    *lost = e - (high - 1);
+    return x != x ? x : times_power_of_two(high, n);
+}
+
+/* exp(x) in double, with the relative error of exp_real times |x|, where that is small. */
+static inline double exp_in_double(real x)
+{
+#if FWM_REAL_IS_DOUBLE
+    return exp_real(x);
+#else
+    real_bits n;
+    const double e = exp_reduced(x, &n);
+    const int64_t bits = (int64_t)(n + 1023) << 52;
+    double power;
+    memcpy(&power, &bits, sizeof power);
+    return x != x ? x : (1 + e) * power;
+#endif
 }
 
 /* tanh |x| = e / (e + 2) with e = expm1(2 |x|). Where e is small, the rounding of e + 2 would show: the quotient is corrected by

@@ -5,6 +5,7 @@
 
 #include "kernels/base/gemm.h"
 #include "kernels/base/transpose.h"
+#include "kernels/base/vmath.h"
 #include "kernels/memory/tokens.h"
 
 ChunkShape chunk_shape(const FwmMemory *m, bool reads)
@@ -31,9 +32,12 @@ Chunk take_chunk(const ChunkShape *s, uintptr_t *next)
     c.k1_t = take_numbers(next, C * ld);
     c.k_t = s->gate == FWM_SCALAR_GATE ? take_numbers(next, C * ld) : c.k1_t;
     c.x0_t = take_numbers(next, M * ld);
-    c.a = take_numbers(next, s->gate == FWM_CHANNEL_GATE ? C * ld : C);
+    c.g = take_numbers(next, C);
+    c.from_start = take_numbers(next, C);
     c.decays = take_numbers(next, C * C);
-    c.decay = take_numbers(next, ld);
+    c.a = take_numbers(next, s->gate == FWM_CHANNEL_GATE ? C * ld : 0);
+    c.whole = take_numbers(next, ld);
+    c.rest = take_numbers(next, ld);
     c.scores = take_numbers(next, M * C);
     c.qk = take_numbers(next, M * C);
     c.z0 = take_numbers(next, ld);
@@ -80,19 +84,19 @@ static void load_shared(const Head *h, size_t t0, Chunk *c)
     gemm(queries * C, C, s->K, rows_of(q, ld), c->k_t, C, 0, NULL, c->qk, C);
 }
 
-/* Erase keys and gates, which are 1 behind the last token. */
+/* Erase keys, and gates, which are 0 behind the last token; those of channels in place of a. */
 static void load_head(const Head *h, size_t t0, Chunk *c)
 {
     const ChunkShape *s = &c->shape;
-    const size_t ld = s->ld, per_gate = s->gate == FWM_CHANNEL_GATE ? ld : 1;
+    const size_t ld = s->ld;
     load_erase_keys(h, t0, c->n, ld, c->k, c->x);
     if (s->erases)
         clear_rows(c->n, ld, c->x);
     if (s->gate == FWM_NO_GATE)
         return;
-    load_gates(h, t0, c->n, ld, c->a);
-    clear_rows(c->n, per_gate, c->a);
-    exponentials(C * per_gate, c->a);
+    real *g = s->gate == FWM_CHANNEL_GATE ? c->a : c->g;
+    load_gates(h, t0, c->n, ld, g);
+    clear_rows(c->n, s->gate == FWM_CHANNEL_GATE ? ld : 1, g);
 }
 
 /* Scores as products of whole blocks, X K^T, times the decays; what lies in the future is left out, not multiplied by 0: a NaN
@@ -110,27 +114,59 @@ static void scores_of_blocks(Chunk *c)
     }
 }
 
+/* from_start, decays and the chunk's decay. What lies in the future is 0: it meets the zeros of dscores. */
+static void decays_of_scalars(Chunk *c)
+{
+    double a[C], product = 1, row[C] = {0}; /* row: a_{s+1} .. a_t */
+#pragma omp simd
+    for (size_t t = 0; t < C; t++)
+        a[t] = exp_in_double(c->g[t]);
+    for (size_t t = 0; t < C; t++) {
+        for (size_t s = 0; s < C; s++)
+            row[s] = s < t ? row[s] * a[t] : s == t;
+        for (size_t s = 0; s < C; s++)
+            c->decays[t * C + s] = (real)row[s];
+        product *= a[t];
+        c->from_start[t] = (real)product;
+    }
+    const real whole = product > 0.7 && product < 1.4 ? 1 : 0, rest = (real)(product - whole);
+    for (size_t i = 0; i < c->shape.ld; i++) {
+        c->whole[i] = whole;
+        c->rest[i] = rest;
+    }
+}
+
 static void prepare_scalar(Chunk *c)
 {
     const size_t ld = c->shape.ld;
-    memset(c->decays, 0, C * C * sizeof(real)); /* what lies in the future meets the zeros of dscores */
-    for (size_t s = 0; s < C; s++) {
-        real product = 1;
-        for (size_t t = s; t < C; t++)
-            c->decays[t * C + s] = product = t > s ? product * c->a[t] : 1;
-        scale(ld, product, c->k + s * ld, c->k1 + s * ld);
-    }
-    real product = 1;
-    for (size_t t = 0; t < C; t++) {
-        product *= c->a[t];
-        for (size_t r = 0; r < c->shape.readers; r++)
-            scale(ld, product, c->x + (r * C + t) * ld, c->x0 + (r * C + t) * ld);
-    }
-    for (size_t i = 0; i < ld; i++)
-        c->decay[i] = product;
+    decays_of_scalars(c);
+    for (size_t s = 0; s < C; s++)
+        scale(ld, c->decays[(C - 1) * C + s], c->k + s * ld, c->k1 + s * ld);
+    for (size_t m = 0; m < c->shape.readers * C; m++)
+        scale(ld, c->from_start[m % C], c->x + m * ld, c->x0 + m * ld);
     scores_of_blocks(c);
     for (size_t i = 0; i < ld; i++)
         multiply_row(C, c->decays + (C - 1) * C, c->k_t + i * C, c->k1_t + i * C);
+}
+
+/* a, and the chunk's decay, whose rows hold the sums of gates and what is lost of a product first. */
+static void decays_of_channels(Chunk *c)
+{
+    const size_t ld = c->shape.ld;
+    real *restrict sums = c->whole, *restrict lost = c->rest;
+    memset(sums, 0, ld * sizeof(real));
+    memset(lost, 0, ld * sizeof(real));
+    for (size_t t = 0; t < C; t++) {
+        real *restrict a = c->a + t * ld;
+#pragma omp simd
+        for (size_t i = 0; i < ld; i++) {
+            sums[i] += a[i];
+            a[i] = exp_of_product(a[i], &lost[i]);
+        }
+    }
+#pragma omp simd
+    for (size_t i = 0; i < ld; i++)
+        sums[i] = exp_in_two(sums[i], &lost[i]);
 }
 
 /* key *= a, and the products of two readers with it. */
@@ -161,6 +197,7 @@ static inline void decay_and_read(size_t ld, const real *a, real *key, const rea
 static void prepare_channels(Chunk *c)
 {
     const size_t ld = c->shape.ld, readers = c->shape.readers, n = c->n;
+    decays_of_channels(c);
     memset(c->scores, 0, readers * C * C * sizeof(real));
     memcpy(c->k1, c->k, C * ld * sizeof(real));
     for (size_t s = 0; s < n; s++) {
@@ -178,12 +215,13 @@ static void prepare_channels(Chunk *c)
                 scores[r * C * C] = dot(ld, x + r * C * ld, key);
         }
     }
-    for (size_t i = 0; i < ld; i++)
-        c->decay[i] = 1;
-    for (size_t t = 0; t < C; t++) {
-        multiply_row(ld, c->a + t * ld, c->decay, c->decay);
-        for (size_t r = 0; r < readers; r++)
-            multiply_row(ld, c->decay, c->x + (r * C + t) * ld, c->x0 + (r * C + t) * ld);
+    for (size_t i = 0; i < ld; i += FWM_LANES) {
+        vec from_start = vec_load(c->a + i);
+        for (size_t t = 0; t < C; t++) {
+            from_start = t > 0 ? from_start * vec_load(c->a + t * ld + i) : from_start;
+            for (size_t m = t; m < readers * C; m += C)
+                vec_store(c->x0 + m * ld + i, from_start * vec_load(c->x + m * ld + i));
+        }
     }
     transpose(C, ld, c->k1, ld, c->k1_t, C);
 }

@@ -13,7 +13,10 @@
  *
  *     [U - N; Y] = X0 S0 + scores N,      S = diag(decay) S0 + K1^T N.
  *
- * Decays are products of numbers, never a quotient of them or a difference of sums of gates: strong gates lose nothing.
+ * Decays are products of numbers, never a quotient of them or a difference of sums of gates: strong gates lose nothing. Nor do weak ones:
+ * a factor near 1 that is rounded at every token, always to the same side, would add up over thousands of tokens. So a scalar gate's
+ * products are made in double, a channel gate's factors make up for each other's rounding (exp_of_product), and a chunk's decay of the
+ * state, which compounds from chunk to chunk, is kept in two numbers.
  * A chunk with fewer tokens is filled up with tokens of zeros and a gate of 1, which read and write nothing. */
 #ifndef FWM_KERNELS_MEMORY_CHUNK_H
 #define FWM_KERNELS_MEMORY_CHUNK_H
@@ -36,9 +39,11 @@ typedef struct {
     real *k1, *x0;    /* the same; k and x themselves without a gate */
     real *k_t, *k1_t, *x0_t; /* transposed: ld x C, ld x C, ld x M; x0_t for the backward, no k_t with a channel gate */
     real *qk;         /* R C x C: q_t . k_s, without decays; not with a channel gate */
-    real *a;          /* C x ld for a channel gate; C for a scalar one */
+    real *g;          /* C, scalar gate */
+    real *from_start; /* C, scalar gate: a_0 .. a_t */
     real *decays;     /* C x C, scalar gate: a_{s+1} .. a_t, 0 for s > t */
-    real *decay;      /* ld */
+    real *a;          /* C x ld, channel gate */
+    real *whole, *rest; /* ld: the two parts of decay (exp_in_two) */
     real *scores;     /* M x C */
     real *z0;         /* ld: the sum of keys before the chunk, with normalize */
     real *reciprocal; /* M: of the denominators, with normalize */

@@ -2,7 +2,9 @@
  *
  *     S = diag(a) S,   n = u - S^T e,   S += k n^T,   o = S^T q,                  a = exp(g), q scaled
  *
- * computed as o = (diag(a) S)^T q + (k . q) n, so that S is read once for both products and once for the write. */
+ * computed as o = (diag(a) S)^T q + (k . q) n, so that S is read once for both products and once for the write. There a S is
+ * added up from two parts (exp_in_two), and the state is rounded once: the rounding of a weak gate's a, or of a S, would have one sign at
+ * all tokens. */
 #include "kernels/memory/recurrent.h"
 
 #include <string.h>
@@ -25,7 +27,8 @@ typedef struct {
 } Recurrence;
 
 typedef struct {
-    real *k, *e, *q, *a; /* ld, ld, R x ld, ld: of the token */
+    real *k, *e, *q;     /* ld, ld, R x ld: of the token */
+    real *a, *whole, *rest; /* ld: exp(g), and its two parts */
     real *z;             /* ld: the sum of keys */
     real *reciprocal;    /* R: of the denominators; 1 without normalize */
     real *u, *o;         /* W */
@@ -44,6 +47,7 @@ static Memory take_memory(const Recurrence *f, uintptr_t *next)
     const size_t row = f->ld * sizeof(real);
     return (Memory){
         .k = take(next, row), .e = take(next, row), .q = take(next, row * queries_per_state(m)), .a = take(next, row),
+        .whole = take(next, row), .rest = take(next, row),
         .z = take(next, row), .reciprocal = take(next, queries_per_state(m) * sizeof(real)),
         .u = take(next, W * sizeof(real)), .o = take(next, W * sizeof(real)),
         .slab = take(next, m->K * W * sizeof(real)), .state = take(next, m->final_state ? 0 : m->K * m->V * sizeof(real)),
@@ -61,12 +65,14 @@ static inline void read_columns(size_t K, const real *S, size_t ld, const real *
         }
 }
 
-static inline void write_columns(size_t K, const real *S, size_t ld, const real *a, const real *k, const vec *n, real *out,
-                                 size_t ld_out)
+static inline void write_columns(size_t K, const real *S, size_t ld, const real *whole, const real *rest, const real *k,
+                                 const vec *n, real *out, size_t ld_out)
 {
     for (size_t i = 0; i < K; i++, S += ld, out += ld_out)
-        for (size_t v = 0; v < NV; v++)
-            vec_store(out + v * FWM_LANES, a[i] * vec_load(S + v * FWM_LANES) + k[i] * n[v]);
+        for (size_t v = 0; v < NV; v++) {
+            const vec s = vec_load(S + v * FWM_LANES);
+            vec_store(out + v * FWM_LANES, whole[i] * s + (rest[i] * s + k[i] * n[v]));
+        }
 }
 
 /* One token on W columns: S -> out, which may be the same; o (rows of o_stride, n columns each) is what the queries read. */
@@ -87,7 +93,7 @@ static void step(const Head *h, const Memory *w, size_t ld, const real *S, size_
             vec_store(w->o + v * FWM_LANES, w->reciprocal[r] * (read[v] + own * written[v]));
         memcpy(o + r * h->V, w->o, n * sizeof(real));
     }
-    write_columns(h->K, S, ld_S, w->a, w->k, written, out, ld_out);
+    write_columns(h->K, S, ld_S, w->whole, w->rest, w->k, written, out, ld_out);
 }
 
 /* The token's rows; without a gate a is 1, without erasing e is 0. */
@@ -96,19 +102,16 @@ static void load_rows(const Head *h, const Recurrence *f, size_t t, const Memory
     load_keys(h, t, 1, f->ld, w->k);
     load_erase_keys(h, t, 1, f->ld, w->k, w->e);
     load_queries(h, t, 1, f->ld, w->q, 0, f->ld);
-    if (f->m->gate == FWM_NO_GATE)
-        return;
-    load_gates(h, t, 1, f->ld, w->a);
-    for (size_t i = 1; f->m->gate == FWM_SCALAR_GATE && i < f->ld; i++)
-        w->a[i] = w->a[0];
-    exponentials(f->ld, w->a);
+    if (f->m->gate != FWM_NO_GATE)
+        load_decays(h, t, f->ld, w->a, w->whole, w->rest);
 }
 
 static void start(const Head *h, const Recurrence *f, const Memory *w)
 {
     memset(w->e, 0, f->ld * sizeof(real));
+    memset(w->rest, 0, f->ld * sizeof(real));
     for (size_t i = 0; i < f->ld; i++)
-        w->a[i] = 1;
+        w->a[i] = w->whole[i] = 1;
     load_row(h->K, f->ld, h->initial_sum, w->z);
 }
 

@@ -8,7 +8,9 @@
  *     do <- do / den;   dden = -(do . S_t^T q) / den;   dq = S_t do + dden z_t,   dz += dden q,   dk = dz
  *     dS += q do^T;     dn = dS^T k;   dk += dS n;   du = dn;   de = -S' dn
  *     dS' = dS - e dn^T;   dg_i = <dS'_i, S'_i>;   dS = diag(a) dS'
- */
+ *
+ * As in the forward a has two parts, and the state and dS are rounded once a token: diag(a) dS' waits for the q do^T of the
+ * token before. */
 #include <string.h>
 
 #include "kernels/base/workspace.h"
@@ -25,7 +27,9 @@ typedef struct {
 } Recurrence;
 
 typedef struct {
-    real *k, *e, *q, *a, *dk, *de, *dq, *row; /* ld; R x ld for q, dq */
+    real *k, *e, *q, *dk, *de, *dq, *row;     /* ld; R x ld for q, dq */
+    real *a, *whole, *rest;                   /* ld: exp(g), and its two parts */
+    real *whole_later, *rest_later;           /* ld: of the token behind, which dS waits for */
     real *dz;                                 /* ld */
     real *u, *n, *dn, *o;                     /* V */
     real *dS;                                 /* K x V */
@@ -37,7 +41,8 @@ static Memory take_memory(const Recurrence *f, uintptr_t *next)
     const size_t K = f->m->K, V = f->m->V, R = queries_per_state(f->m), row = f->ld * sizeof(real), column = V * sizeof(real);
     const size_t state = (K * V + f->ld) * sizeof(real);
     Memory w;
-    real **const rows[] = {&w.k, &w.e, &w.a, &w.dk, &w.de, &w.row, &w.dz}, **const columns[] = {&w.u, &w.n, &w.dn, &w.o};
+    real **const rows[] = {&w.k, &w.e, &w.a, &w.whole, &w.rest, &w.whole_later, &w.rest_later, &w.dk, &w.de, &w.row, &w.dz};
+    real **const columns[] = {&w.u, &w.n, &w.dn, &w.o};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         *rows[i] = take(next, row);
     for (size_t i = 0; i < sizeof columns / sizeof columns[0]; i++)
@@ -56,12 +61,8 @@ static void load_rows(const Head *h, const Recurrence *f, size_t t, const Memory
     load_erase_keys(h, t, 1, f->ld, w->k, w->e);
     load_queries(h, t, 1, f->ld, w->q, 0, f->ld);
     load_value(h, t, 0, h->V, w->u);
-    if (f->m->gate == FWM_NO_GATE)
-        return;
-    load_gates(h, t, 1, f->ld, w->a);
-    for (size_t i = 1; f->m->gate == FWM_SCALAR_GATE && i < f->ld; i++)
-        w->a[i] = w->a[0];
-    exponentials(f->ld, w->a);
+    if (f->m->gate != FWM_NO_GATE)
+        load_decays(h, t, f->ld, w->a, w->whole, w->rest);
 }
 
 /* out = S'^T x, S' = diag(a) S */
@@ -84,12 +85,12 @@ static void write_token(const Head *h, const Recurrence *f, size_t t, const Memo
         w->n[j] = w->u[j] - w->n[j];
     for (size_t i = 0; i < K; i++)
         for (size_t j = 0; j < V; j++)
-            next[i * V + j] = w->a[i] * S[i * V + j] + w->k[i] * w->n[j];
+            next[i * V + j] = w->whole[i] * S[i * V + j] + (w->rest[i] * S[i * V + j] + w->k[i] * w->n[j]);
     for (size_t i = 0; i < f->ld; i++)
         next[K * V + i] = S[K * V + i] + w->k[i];
 }
 
-/* Query r: dq, and its share of dS and dz. */
+/* Query r: dq, and its share of dS and dz. The first brings dS from behind the gate of the token after t. */
 static void read_backward(const Head *h, const Recurrence *f, size_t t, size_t r, const Memory *w, const real *S_t)
 {
     const size_t K = h->K, V = h->V;
@@ -101,10 +102,12 @@ static void read_backward(const Head *h, const Recurrence *f, size_t t, size_t r
             den += z[i] * q[i];
     }
     for (size_t i = 0; i < K; i++) {
+        const real whole = r == 0 ? w->whole_later[i] : 1, rest = r == 0 ? w->rest_later[i] : 0;
         real along = 0;
         for (size_t j = 0; j < V; j++) {
+            const real dS = w->dS[i * V + j];
             along += S_t[i * V + j] * (dout[j] / den);
-            w->dS[i * V + j] += q[i] * (dout[j] / den);
+            w->dS[i * V + j] = whole * dS + (rest * dS + q[i] * (dout[j] / den));
         }
         dq[i] = along;
         dden -= along * q[i] / den;
@@ -137,7 +140,7 @@ static void backward_token(const Head *h, const Recurrence *f, size_t t, const M
             const real decayed = w->a[i] * S[i * V + j], d = w->dS[i * V + j] - w->e[i] * w->dn[j];
             de -= decayed * w->dn[j];
             dg += d * decayed;
-            w->dS[i * V + j] = w->a[i] * d;
+            w->dS[i * V + j] = d;
         }
         w->de[i] = de;
         dg_sum += dg;
@@ -146,6 +149,8 @@ static void backward_token(const Head *h, const Recurrence *f, size_t t, const M
     }
     if (f->m->gate == FWM_SCALAR_GATE)
         *token(h->dg, t) = dg_sum;
+    memcpy(w->whole_later, w->whole, f->ld * sizeof(real));
+    memcpy(w->rest_later, w->rest, f->ld * sizeof(real));
     const real dbeta = store_value(h, t, 0, V, w->dn);
     store_token(h, t, f->ld, w->k, dbeta, w->dk, w->de, w->dq, f->ld, w->row);
 }
@@ -154,8 +159,10 @@ static void backward_head(const Head *h, const Recurrence *f, const Memory *w)
 {
     const size_t K = h->K, V = h->V, L = f->L, state = K * V + f->ld, segments = fwm_tiles(h->T, L);
     memset(w->e, 0, f->ld * sizeof(real));
+    memset(w->rest, 0, f->ld * sizeof(real));
+    memset(w->rest_later, 0, f->ld * sizeof(real));
     for (size_t i = 0; i < f->ld; i++)
-        w->a[i] = 1;
+        w->a[i] = w->whole[i] = w->whole_later[i] = 1;
     load_row(K * V, K * V, h->initial_state, w->checkpoints);
     load_row(K, f->ld, h->initial_sum, w->checkpoints + K * V);
     load_row(K * V, K * V, h->dfinal_state, w->dS);
@@ -172,8 +179,9 @@ static void backward_head(const Head *h, const Recurrence *f, const Memory *w)
         for (size_t t = n; t-- > 0;)
             backward_token(h, f, t0 + t, w, w->states + t * state, w->states + (t + 1) * state);
     }
-    if (h->dinitial_state)
-        memcpy(h->dinitial_state, w->dS, K * V * sizeof(real));
+    for (size_t i = 0; h->dinitial_state && i < K; i++)
+        for (size_t j = 0; j < V; j++)
+            h->dinitial_state[i * V + j] = w->whole_later[i] * w->dS[i * V + j] + w->rest_later[i] * w->dS[i * V + j];
     if (h->dinitial_sum)
         give(K, w->dz, h->first_of_key, h->dinitial_sum);
 }

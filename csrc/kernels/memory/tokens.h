@@ -18,7 +18,7 @@
 #define load_queries FWM_NAME(load_queries)
 #define load_erase_keys FWM_NAME(load_erase_keys)
 #define load_gates FWM_NAME(load_gates)
-#define exponentials FWM_NAME(exponentials)
+#define load_decays FWM_NAME(load_decays)
 #define load_value FWM_NAME(load_value)
 #define store_key FWM_NAME(store_key)
 #define store_queries FWM_NAME(store_queries)
@@ -36,8 +36,8 @@ void load_erase_keys(const Head *, size_t t0, size_t n, size_t ld, const real *k
 /* g: n rows of ld numbers for a channel gate (0 behind K), else n numbers. */
 void load_gates(const Head *, size_t t0, size_t n, size_t ld, real *g);
 
-/* x = exp(x) */
-void exponentials(size_t n, real *x);
+/* a = exp(g) of a token, and its two parts (exp_in_two): ld numbers each, whatever the gate. */
+void load_decays(const Head *, size_t t, size_t ld, real *a, real *whole, real *rest);
 
 /* Columns j0 .. j0 + n - 1 of u. */
 void load_value(const Head *, size_t t, size_t j0, size_t n, real *u);
