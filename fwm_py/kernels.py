@@ -22,7 +22,9 @@ scale : float, optional
     Multiplies the queries, K**-0.5 if not given.
 qk_norm : None, "l2" or "sum"
     Keys and queries are taken as they are, as x / sqrt(|x|^2 + 1e-6), or as x / sum(x), which is the delta rule's own
-    for positive features.
+    for positive features. x / sum(x) of zeros is zeros, and its gradient 0: a key without features (a padding token's,
+    or one that a map has let underflow) writes nothing, a query without features reads 0. Where x has both signs and
+    sums to 0, the result is not finite.
 initial_state : array (n, HV, K, V), of q's dtype, optional
     Where the states start: n is B, or the number of packed sequences. Zeros if not given.
 output_final_state : bool

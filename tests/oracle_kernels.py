@@ -111,8 +111,9 @@ STRENGTHS = ("beta", "b", "w")
 
 
 def normalise(x, how):
-    """x over its length ("l2") or its sum ("sum"), and what it was divided by."""
-    size = {"l2": np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6), "sum": x.sum(-1, keepdims=True), None: 1.0}[how]
+    """x over its length ("l2") or its sum ("sum"), and what it was divided by: inf where all of x is 0 ("sum")."""
+    total = np.where((x == 0).all(-1, keepdims=True), np.inf, x.sum(-1, keepdims=True))
+    size = {"l2": np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6), "sum": total, None: 1.0}[how]
     return x / size, size
 
 

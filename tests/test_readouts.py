@@ -221,3 +221,41 @@ def test_nan_stays_in_its_sequence(case, name):
     y = case.forward(inputs)
     np.testing.assert_array_equal(y[[0, 2]], clean[[0, 2]])
     assert np.isnan(y[1]).any()
+
+
+def spoiled(inputs, name, token, bad):
+    """A copy whose second sequence has a bad number, at a token if it is not of the query; bad 0: a whole row of zeros."""
+    arrays = {key: getattr(inputs, key).copy() for key in ("keys", "beta", "query")}
+    row = arrays[name][1] if name == "query" else arrays[name][1, token, ...]
+    row[... if bad == 0 or row.ndim == 0 else 0] = bad
+    return inputs._replace(**arrays)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0], ids=["nan", "inf", "zeros"])
+@pytest.mark.parametrize("name", ["keys", "beta", "query"])
+@pytest.mark.parametrize("case", cases.RULE_CASES, ids=str)
+def test_nan_is_where_the_equation_has_it(case, name, bad, dtype):
+    """A value that is never written, too: the memory is NaN as a whole, or 0 times NaN is asked of it."""
+    if name not in case.differentiable():
+        pytest.skip("the rule does not use it")
+    dy = np.random.default_rng(3).standard_normal((3, 9)).astype(dtype)
+    for L in (1, 2, 20, 33):
+        for token in sorted({0, L // 2, L - 1}):
+            inputs = spoiled(cases.rule_inputs(3, L, 6, 9), name, token, bad).astype(dtype)
+            with np.errstate(all="ignore"):
+                exact = case.oracle(inputs.astype(np.float64))
+            expected = np.isnan(exact)
+            got = np.isnan(case.forward(inputs))
+            assert got[expected].all() and not got[np.isfinite(exact)].any(), f"L {L}, token {token}"
+            if expected.any() and bad is not np.inf and name != "beta":  # a beta's gradient does not depend on itself
+                for key, gradient in case.backward(dy, inputs).items():
+                    assert np.isnan(gradient[1]).all() and not np.isnan(gradient[[0, 2]]).any(), (key, L, token)
+
+
+@pytest.mark.parametrize("case", cases.RULE_CASES, ids=str)
+def test_an_empty_memory_asked_with_nan(case):
+    inputs = cases.rule_inputs(2, 0, 5, 3)
+    inputs.query[1, 2] = np.nan
+    y = case.forward(inputs)
+    assert not y[0].any() and np.isnan(y[1]).all() == (str(case) != "softmax")  # whose sum over nothing is 0

@@ -23,6 +23,7 @@ typedef int64_t real_bits;
 #define FWM_EXP_LARGEST 709.9                     /* beyond, exp is inf: 2^n is made in two factors, n up to 1025 */
 #define FWM_EXP_SMALLEST -746.0                   /* below, exp is 0 */
 #define FWM_TANH_SATURATED 20.0                   /* beyond, tanh is 1 */
+#define FWM_SMALLEST_NORMAL 2.2250738585072014e-308
 #define FWM_SQRT sqrt
 #define FWM_FABS fabs
 #else
@@ -35,6 +36,7 @@ typedef int32_t real_bits;
 #define FWM_EXP_LARGEST 89.0f
 #define FWM_EXP_SMALLEST -105.0f
 #define FWM_TANH_SATURATED 10.0f
+#define FWM_SMALLEST_NORMAL 1.17549435e-38f
 #define FWM_SQRT sqrtf
 #define FWM_FABS fabsf
 #endif

@@ -17,7 +17,8 @@
  * Through the normalisations, with dk_t . k_t = da_t a_t - beta_t a_t (w . k_t), w before its update:
  *     dphi_t = (dk_t - (dk_t . k_t)) / sum(phi_t)
  *     dq = (w - (w . u_L)) / (sum(q) + eps)               the bracket's scalar is taken from every component
- * 0 / 0 (all features of a key have underflowed) gives NaN, as in the equations.
+ * 0 / 0 (all features of a key have underflowed) gives NaN, as in the equations: in all of y, for W becomes NaN as a whole. What has met
+ * a NaN is NaN in u_0, where every token has been.
  *
  * Tokens are taken two at a time, tokens 2i and 2i + 1 of a tile: each a_t must wait for the u that its neighbour leaves, but
  *     a_{t-1} = k_{t-1} . u_{t-1} = k_{t-1} . u_t - beta_t a_t (k_t . k_{t-1})
@@ -189,6 +190,16 @@ static TokenRange tile_range(const Sequence *s, size_t tile)
     return (TokenRange){tile * FWM_TILE, fwm_min(FWM_TILE, s->length - tile * FWM_TILE)};
 }
 
+/* y = NaN if x has one */
+static void spread_nan(size_t ld, const real *x, size_t n_values, real *y)
+{
+    real bad = 0;
+    for (size_t i = 0; i < ld; i++)
+        bad = x[i] != x[i] ? x[i] : bad;
+    for (size_t n = 0; n < n_values && bad != 0; n++)
+        y[n] = bad;
+}
+
 static void forward(const Sequence *s, real *numbers, real *y)
 {
     const Workspace w = divide(s, numbers);
@@ -202,6 +213,7 @@ static void forward(const Sequence *s, real *numbers, real *y)
             w.inverse[t] = inverse_of(w.total[t] = sum(ld, s->keys + t * ld));
         forward_tile(s, &w, range, y);
     }
+    spread_nan(s->ld, w.u, s->n_values, y);
 }
 
 static size_t backward_begin(const Sequence *s, real *numbers, const real *y, const real *dy)
@@ -353,6 +365,9 @@ static void answer(const Sequence *s, real *numbers, const real *queries, size_t
             add(ld_queries, row, y + (size_t)s->values[t] * ld_queries);
         }
     }
+    for (size_t t = 0; t < L; t++) /* a NaN on the way makes all of a column NaN, as in forward */
+        for (size_t c = 0; c < ld_queries; c++)
+            total[c] = written[t * ld_queries + c] != written[t * ld_queries + c] ? written[t * ld_queries + c] : total[c];
     for (size_t n = 0; n < s->n_values; n++)
         for (size_t c = 0; c < ld_queries; c++)
             y[n * ld_queries + c] /= total[c] + EPS;

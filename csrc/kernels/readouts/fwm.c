@@ -299,8 +299,9 @@ static void forward(const Sequence *s, real *numbers, real *y)
     const size_t rows = rows_at_end(&w);
     real *by_row = w.F;
     gemm(1, rows, s->features, rows_of(s->query, s->ld), W, w.totals->ld_rows, 0, NULL, by_row, rows);
+    const real nothing = answer_of_nothing(s->ld, s->query);
     for (size_t n = 0; n < s->n_values; n++)
-        w.raw[n] = w.row_of[n] < 0 ? 0 : by_row[w.row_of[n]];
+        w.raw[n] = w.row_of[n] < 0 ? nothing : by_row[w.row_of[n]];
     w.totals->reciprocal_deviation = layer_norm_forward(s->n_values, w.raw, y, 1);
 }
 
@@ -468,6 +469,8 @@ static void answer(const Sequence *s, real *numbers, const real *queries, size_t
     const Workspace w = start(s, numbers);
     const real *W = run(s, &w);
     memset(y, 0, s->n_values * ld_queries * sizeof(real));
+    for (size_t i = 0; i < s->features && s->n_values; i++)
+        add_scaled(ld_queries, 0, queries + i * ld_queries, y); /* a row makes all of the layer norm NaN */
     for (size_t n = 0; n < s->n_values; n++)
         if (w.row_of[n] >= 0)
             gemm(1, ld_queries, s->features, transposed(W + w.row_of[n], w.totals->ld_rows), queries, ld_queries, 0, NULL,

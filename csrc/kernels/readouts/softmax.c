@@ -32,7 +32,8 @@ void softmax_forward(size_t length, size_t n_values, const int32_t *values, real
         scores[t] = below < NEGLIGIBLE ? 0 : weight;
         total += scores[t];
     }
-    memset(y, 0, n_values * sizeof(real));
+    for (size_t n = 0; n < n_values; n++)
+        y[n] = 0 * total; /* where a weight is NaN, so is its product with the zeros of a one-hot value */
     for (size_t t = 0; t < length; t++) {
         scores[t] /= total;
         y[values[t]] += scores[t];

@@ -28,11 +28,13 @@ static void forward(const Sequence *s, real *workspace, real *y)
 {
     real *a = workspace + s->ld, *den = a + s->length;
     memset(y, 0, s->n_values * sizeof(real));
-    real total = 0;
+    real total = answer_of_nothing(s->ld, s->query);
     for (size_t t = 0; t < s->length; t++) {
         a[t] = dot(s->ld, s->keys + t * s->ld, s->query);
         y[s->values[t]] += a[t];
         total += a[t];
+        if (a[t] - a[t] != 0) /* inf times the zeros of a one-hot value is NaN */
+            total += answer_of_nothing(s->ld, s->keys + t * s->ld);
     }
     *den = total + EPS;
     for (size_t n = 0; n < s->n_values; n++)
@@ -48,7 +50,9 @@ static size_t backward_begin(const Sequence *s, real *workspace, const real *y, 
         dy_y += dy[n] * y[n];
     for (size_t t = 0; t < s->length; t++)
         g[t] = (dy[s->values[t]] - dy_y) / den;
-    memset(dq, 0, s->ld * sizeof(real));
+    const real nothing = 0 / den; /* NaN where the answer is */
+    for (size_t i = 0; i < s->ld; i++)
+        dq[i] = nothing;
     return fwm_tiles(s->length, FWM_TILE);
 }
 
@@ -78,6 +82,8 @@ static void answer(const Sequence *s, real *workspace, const real *queries, size
     gemm(s->length, ld_queries, s->ld, rows_of(s->keys, s->ld), queries, ld_queries, 0, NULL, scores, ld_queries);
     memset(y, 0, s->n_values * ld_queries * sizeof(real));
     memset(den, 0, ld_queries * sizeof(real));
+    for (size_t i = 0; i < s->features; i++)
+        add_scaled(ld_queries, 0, queries + i * ld_queries, den);
     for (size_t t = 0; t < s->length; t++) {
         add(ld_queries, scores + t * ld_queries, y + (size_t)s->values[t] * ld_queries);
         add(ld_queries, scores + t * ld_queries, den);
