@@ -49,6 +49,12 @@ PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const
     return array;
 }
 
+PyArrayObject *fwm_real_input(PyObject *given, const char *name, int type, const char *like, PyArrayObject **came)
+{
+    *came = fwm_any_array(given, name);
+    return *came ? fwm_real_array((PyObject *)*came, name, type, like) : NULL;
+}
+
 PyArrayObject *fwm_real_array_as(PyObject *given, const char *name, int type)
 {
     PyArrayObject *array = fwm_real_array(given, name, 0, NULL);

@@ -13,7 +13,11 @@ PyArrayObject *fwm_any_array(PyObject *given, const char *name);
 /* An array of float32 or float64; type 0 accepts both, else NPY_FLOAT or NPY_DOUBLE is asked for because `like` has it. */
 PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const char *like);
 
-/* The same, but of either precision, converted to `type`. */
+/* The same of an input that an out must not overlap; *came: the array on the memory that it came in, whatever object that is. Both
+ * are new references, NULL with an exception. */
+PyArrayObject *fwm_real_input(PyObject *given, const char *name, int type, const char *like, PyArrayObject **came);
+
+/* The same as fwm_real_array, but of either precision, converted to `type`. */
 PyArrayObject *fwm_real_array_as(PyObject *given, const char *name, int type);
 
 /* The shape must be this one (rank numbers; -1 stands for any); `letters` says it in words, as "(B, L, p)". */
@@ -45,7 +49,7 @@ PyArrayObject *fwm_array_like(PyObject *given, const char *name, PyArrayObject *
 int fwm_check_gradients(PyObject *out, Py_ssize_t n);
 
 /* A call's arrays, at most 6, the first of which gives the type: as the kernel reads them, NULL where there is none, and as they
- * came. */
+ * came (fwm_real_input). */
 typedef struct {
     size_t n;
     PyArrayObject *const *read, *const *came;

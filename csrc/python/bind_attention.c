@@ -14,21 +14,33 @@
 #include "python/scratch.h"
 #include "runtime/threads.h"
 
-enum { N_READ = 6 }; /* q, k, v, do, o, lse */
+/* The arrays of a call; the first three have gradients. */
+typedef enum { IN_Q, IN_K, IN_V, IN_DO, IN_O, IN_LSE, N_INPUTS } Input;
+enum { N_GRADIENTS = IN_V + 1 };
 
 typedef struct {
     const FwmKernels *kernels;
     FwmAttention a;
     int type;
     npy_intp o_shape[4], lse_shape[3];
-    PyArrayObject *q, *k, *v, *o, *lse, *dout, *dq, *dk, *dv;
+    PyArrayObject *inputs[N_INPUTS]; /* as the kernel reads them; NULL where there is none */
+    PyArrayObject *came[N_INPUTS];   /* as they came: what an out must not overlap */
+    PyArrayObject *o, *lse;          /* of the forward */
+    PyArrayObject *gradients[N_GRADIENTS];
 } AttentionCall;
+
+static const char *const input_names[N_INPUTS] = {"q", "k", "v", "do", "o", "lse"};
 
 static void release(AttentionCall *c)
 {
-    PyArrayObject *const all[] = {c->q, c->k, c->v, c->o, c->lse, c->dout, c->dq, c->dk, c->dv};
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
-        Py_XDECREF(all[i]);
+    for (int i = 0; i < N_INPUTS; i++) {
+        Py_XDECREF(c->inputs[i]);
+        Py_XDECREF(c->came[i]);
+    }
+    for (int i = 0; i < N_GRADIENTS; i++)
+        Py_XDECREF(c->gradients[i]);
+    Py_XDECREF(c->o);
+    Py_XDECREF(c->lse);
 }
 
 static int check_sizes(const FwmAttention *a)
@@ -50,28 +62,31 @@ static int check_sizes(const FwmAttention *a)
     return -1;
 }
 
+static PyArrayObject *read_array(AttentionCall *c, Input which, PyObject *given, const char *letters, int rank, const npy_intp *shape)
+{
+    PyArrayObject *array = c->inputs[which] = fwm_real_input(given, input_names[which], c->type, "q", &c->came[which]);
+    return array && fwm_check_shape(array, input_names[which], letters, rank, shape) == 0 ? array : NULL;
+}
+
 static int read_inputs(AttentionCall *c, PyObject *q, PyObject *k, PyObject *v, PyObject *causal, PyObject *scale)
 {
     FwmAttention *a = &c->a;
     const npy_intp any[] = {-1, -1, -1, -1};
-    c->q = fwm_real_array(q, "q", 0, NULL);
-    if (!c->q || fwm_check_shape(c->q, "q", "(B, T, HQ, K)", 4, any) < 0)
+    if (!read_array(c, IN_Q, q, "(B, T, HQ, K)", 4, any))
         return -1;
-    c->type = PyArray_TYPE(c->q);
-    c->kernels = fwm_kernels_for(c->q);
-    const npy_intp *of_q = PyArray_DIMS(c->q);
+    c->type = PyArray_TYPE(c->inputs[IN_Q]);
+    c->kernels = fwm_kernels_for(c->inputs[IN_Q]);
+    const npy_intp *of_q = PyArray_DIMS(c->inputs[IN_Q]);
     const npy_intp k_shape[] = {of_q[0], -1, -1, of_q[3]};
-    c->k = fwm_real_array(k, "k", c->type, "q");
-    if (!c->k || fwm_check_shape(c->k, "k", "(B, S, H, K)", 4, k_shape) < 0)
+    if (!read_array(c, IN_K, k, "(B, S, H, K)", 4, k_shape))
         return -1;
-    const npy_intp *of_k = PyArray_DIMS(c->k);
+    const npy_intp *of_k = PyArray_DIMS(c->inputs[IN_K]);
     const npy_intp v_shape[] = {of_k[0], of_k[1], of_k[2], -1};
-    c->v = fwm_real_array(v, "v", c->type, "q");
-    if (!c->v || fwm_check_shape(c->v, "v", "(B, S, H, V)", 4, v_shape) < 0)
+    if (!read_array(c, IN_V, v, "(B, S, H, V)", 4, v_shape))
         return -1;
     a->B = (size_t)of_q[0], a->T = (size_t)of_q[1], a->HQ = (size_t)of_q[2], a->K = (size_t)of_q[3];
-    a->S = (size_t)of_k[1], a->H = (size_t)of_k[2], a->V = (size_t)PyArray_DIM(c->v, 3);
-    a->q = PyArray_DATA(c->q), a->k = PyArray_DATA(c->k), a->v = PyArray_DATA(c->v);
+    a->S = (size_t)of_k[1], a->H = (size_t)of_k[2], a->V = (size_t)PyArray_DIM(c->inputs[IN_V], 3);
+    a->q = PyArray_DATA(c->inputs[IN_Q]), a->k = PyArray_DATA(c->inputs[IN_K]), a->v = PyArray_DATA(c->inputs[IN_V]);
     for (int i = 0; i < 3; i++)
         c->o_shape[i] = c->lse_shape[i] = of_q[i];
     c->o_shape[3] = (npy_intp)a->V;
@@ -82,13 +97,12 @@ static int read_inputs(AttentionCall *c, PyObject *q, PyObject *k, PyObject *v, 
 }
 
 /* The array given to write into, or a new one. */
-static int read_out(AttentionCall *c, PyObject *out, PyObject *const inputs[3])
+static int read_out(AttentionCall *c, PyObject *out)
 {
-    static const char *const names[] = {"q", "k", "v"};
     c->o = out == Py_None ? (PyArrayObject *)PyArray_SimpleNew(4, c->o_shape, c->type)
                           : fwm_output_array(out, "out", c->type, "q", "(B, T, HQ, V)", 4, c->o_shape);
-    for (size_t i = 0; c->o && out != Py_None && i < 3; i++)
-        if (PyArray_Check(inputs[i]) && fwm_check_apart(c->o, "out", (PyArrayObject *)inputs[i], names[i]) < 0)
+    for (int i = 0; c->o && out != Py_None && i < N_GRADIENTS; i++)
+        if (fwm_check_apart(c->o, "out", c->came[i], input_names[i]) < 0)
             return -1;
     return c->o ? 0 : -1;
 }
@@ -128,8 +142,7 @@ PyObject *fwm_py_attention_forward(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "OOOOOpO:attention_forward", &q, &k, &v, &causal, &scale, &with_lse, &out))
         return NULL;
     AttentionCall c = {0};
-    PyObject *const inputs[] = {q, k, v};
-    if (read_inputs(&c, q, k, v, causal, scale) == 0 && read_out(&c, out, inputs) == 0 && forward(&c, with_lse) == 0)
+    if (read_inputs(&c, q, k, v, causal, scale) == 0 && read_out(&c, out) == 0 && forward(&c, with_lse) == 0)
         result = with_lse ? PyTuple_Pack(2, (PyObject *)c.o, (PyObject *)c.lse) : Py_NewRef((PyObject *)c.o);
     release(&c);
     return result;
@@ -145,45 +158,30 @@ static int read_results(AttentionCall *c, PyObject *o, PyObject *lse)
     }
     if (o == Py_None)
         return 0;
-    c->o = fwm_real_array(o, "o", c->type, "q");
-    if (!c->o || fwm_check_shape(c->o, "o", "(B, T, HQ, V)", 4, c->o_shape) < 0)
+    if (!read_array(c, IN_O, o, "(B, T, HQ, V)", 4, c->o_shape) || !read_array(c, IN_LSE, lse, "(B, T, HQ)", 3, c->lse_shape))
         return -1;
-    c->lse = fwm_real_array(lse, "lse", c->type, "q");
-    if (!c->lse || fwm_check_shape(c->lse, "lse", "(B, T, HQ)", 3, c->lse_shape) < 0)
-        return -1;
-    c->a.o = PyArray_DATA(c->o), c->a.lse = PyArray_DATA(c->lse);
+    c->a.o = PyArray_DATA(c->inputs[IN_O]), c->a.lse = PyArray_DATA(c->inputs[IN_LSE]);
     return 0;
 }
 
 static int read_dout(AttentionCall *c, PyObject *dout)
 {
-    c->dout = fwm_real_array(dout, "do", c->type, "q");
-    if (!c->dout || fwm_check_shape(c->dout, "do", "(B, T, HQ, V)", 4, c->o_shape) < 0)
+    if (!read_array(c, IN_DO, dout, "(B, T, HQ, V)", 4, c->o_shape))
         return -1;
-    c->a.dout = PyArray_DATA(c->dout);
+    c->a.dout = PyArray_DATA(c->inputs[IN_DO]);
     return 0;
 }
 
-/* dq, dk and dv, all zeros: new, or those of out. came: what they must not overlap. */
-static int make_gradients(AttentionCall *c, PyObject *out, PyObject *const came[N_READ])
+/* dq, dk and dv, all zeros: new, or those of out. */
+static int make_gradients(AttentionCall *c, PyObject *out)
 {
-    static const char *const read_names[] = {"q", "k", "v", "do", "o", "lse"}, *const names[] = {"out[0]", "out[1]", "out[2]"};
-    PyArrayObject *const inputs[] = {c->q, c->k, c->v}, **const gradients[] = {&c->dq, &c->dk, &c->dv};
+    const FwmInputs inputs = {N_INPUTS, c->inputs, c->came, input_names};
     void **const numbers[] = {&c->a.dq, &c->a.dk, &c->a.dv};
-    FwmNamedArray others[N_READ + 3];
-    size_t n = 0;
-    if (out != Py_None && fwm_check_gradients(out, 3) < 0)
+    if (fwm_gradient_arrays(inputs, out, N_GRADIENTS, c->gradients) < 0)
         return -1;
-    for (size_t i = 0; i < N_READ; i++)
-        if (PyArray_Check(came[i]))
-            others[n++] = (FwmNamedArray){(PyArrayObject *)came[i], read_names[i]};
-    for (Py_ssize_t i = 0; i < 3; i++) {
-        *gradients[i] = fwm_array_like(out == Py_None ? NULL : PyTuple_GET_ITEM(out, i), names[i], inputs[i], "q", others, n);
-        if (!*gradients[i])
-            return -1;
-        others[n++] = (FwmNamedArray){*gradients[i], names[i]};
-        *numbers[i] = PyArray_DATA(*gradients[i]);
-        memset(*numbers[i], 0, (size_t)PyArray_NBYTES(*gradients[i]));
+    for (int i = 0; i < N_GRADIENTS; i++) {
+        *numbers[i] = PyArray_DATA(c->gradients[i]);
+        memset(*numbers[i], 0, (size_t)PyArray_NBYTES(c->gradients[i]));
     }
     return 0;
 }
@@ -199,10 +197,9 @@ PyObject *fwm_py_attention_backward(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "OOOOOOOOO:attention_backward", &dout, &q, &k, &v, &causal, &scale, &o, &lse, &out))
         return NULL;
     AttentionCall c = {0};
-    PyObject *const came[N_READ] = {q, k, v, dout, o, lse};
     if (read_inputs(&c, q, k, v, causal, scale) == 0 && read_dout(&c, dout) == 0 && read_results(&c, o, lse) == 0 &&
-        make_gradients(&c, out, came) == 0 && backward(&c) == 0)
-        result = PyTuple_Pack(3, (PyObject *)c.dq, (PyObject *)c.dk, (PyObject *)c.dv);
+        make_gradients(&c, out) == 0 && backward(&c) == 0)
+        result = fwm_array_tuple(N_GRADIENTS, c.gradients);
     release(&c);
     return result;
 }

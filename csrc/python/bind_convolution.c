@@ -23,7 +23,7 @@ typedef struct {
     npy_intp x_shape[3], state_shape[3];
     FwmSequences sequences;
     PyArrayObject *inputs[N_INPUTS];       /* as the kernel reads them; NULL where there is none */
-    PyArrayObject *came[N_INPUTS];         /* as they came (borrowed): what an out must not overlap */
+    PyArrayObject *came[N_INPUTS];         /* as they came: what an out must not overlap */
     PyArrayObject *y, *state;
     PyArrayObject *gradients[N_GRADIENTS]; /* NULL for inputs that there are not */
 } Call;
@@ -32,8 +32,10 @@ static const char *const input_names[N_INPUTS] = {"x", "weight", "bias", "initia
 
 static void release(Call *k)
 {
-    for (int i = 0; i < N_INPUTS; i++)
+    for (int i = 0; i < N_INPUTS; i++) {
         Py_XDECREF(k->inputs[i]);
+        Py_XDECREF(k->came[i]);
+    }
     for (int i = 0; i < N_GRADIENTS; i++)
         Py_XDECREF(k->gradients[i]);
     Py_XDECREF(k->y);
@@ -46,8 +48,7 @@ static void release(Call *k)
 static int read_array(Call *k, Input which, PyObject *given, const char *name, const char *letters, int rank,
                       const npy_intp *shape)
 {
-    PyArrayObject *array = k->inputs[which] = fwm_real_array(given, name, k->type, "x");
-    k->came[which] = PyArray_Check(given) ? (PyArrayObject *)given : array;
+    PyArrayObject *array = k->inputs[which] = fwm_real_input(given, name, k->type, "x", &k->came[which]);
     return array ? fwm_check_shape(array, name, letters, rank, shape) : -1;
 }
 

@@ -20,7 +20,7 @@ typedef struct {
     FwmRmsNorm c;
     int type;
     PyArrayObject *inputs[N_INPUTS]; /* as the kernel reads them; NULL where there is none */
-    PyArrayObject *came[N_INPUTS];   /* as they came (borrowed): what an out must not overlap */
+    PyArrayObject *came[N_INPUTS];   /* as they came: what an out must not overlap */
     PyArrayObject *y, *gradients[N_GRADIENTS]; /* NULL for inputs that there are not */
 } Call;
 
@@ -28,8 +28,10 @@ static const char *const input_names[N_INPUTS] = {"x", "weight", "gate", "dy"};
 
 static void release(Call *k)
 {
-    for (int i = 0; i < N_INPUTS; i++)
+    for (int i = 0; i < N_INPUTS; i++) {
         Py_XDECREF(k->inputs[i]);
+        Py_XDECREF(k->came[i]);
+    }
     for (int i = 0; i < N_GRADIENTS; i++)
         Py_XDECREF(k->gradients[i]);
     Py_XDECREF(k->y);
@@ -39,9 +41,8 @@ static void release(Call *k)
 
 static int read_array(Call *k, Input which, PyObject *given)
 {
-    PyArrayObject *array = k->inputs[which] = fwm_real_array(given, input_names[which], k->type, "x");
-    k->came[which] = PyArray_Check(given) ? (PyArrayObject *)given : array;
-    return array ? 0 : -1;
+    k->inputs[which] = fwm_real_input(given, input_names[which], k->type, "x", &k->came[which]);
+    return k->inputs[which] ? 0 : -1;
 }
 
 static int read_x(Call *k, PyObject *given)

@@ -67,15 +67,13 @@ static bool lies_token_by_token(PyArrayObject *x)
     return bytes > 0 && between >= bytes && between % PyArray_ITEMSIZE(x) == 0 && (B <= 1 || PyArray_STRIDE(x, 0) == T * between);
 }
 
-static PyArrayObject *tokens_or_copy(PyObject *given, const char *name, int type)
+static PyArrayObject *tokens_or_copy(PyArrayObject *came, const char *name, int type)
 {
-    if (PyArray_CheckExact(given)) {
-        const int got = PyArray_TYPE((PyArrayObject *)given);
-        const bool fits = type ? got == type : got == NPY_FLOAT || got == NPY_DOUBLE;
-        if (fits && lies_token_by_token((PyArrayObject *)given))
-            return (PyArrayObject *)Py_NewRef(given);
-    }
-    return fwm_real_array(given, name, type, "q");
+    const int got = PyArray_TYPE(came);
+    const bool fits = type ? got == type : got == NPY_FLOAT || got == NPY_DOUBLE;
+    if (PyArray_CheckExact(came) && fits && lies_token_by_token(came))
+        return (PyArrayObject *)Py_NewRef(came);
+    return fwm_real_array((PyObject *)came, name, type, "q");
 }
 
 static FwmTokens tokens_of(PyArrayObject *x)
@@ -86,10 +84,11 @@ static FwmTokens tokens_of(PyArrayObject *x)
 /* An array of any shape. */
 static PyArrayObject *take_array(FwmMemoryCall *c, FwmMemoryInput which, PyObject *given, const char *name)
 {
-    PyArrayObject *array = c->reads_once && which <= IN_W ? tokens_or_copy(given, name, c->type) : fwm_real_array(given, name, c->type, "q");
-    c->inputs[which] = array;
-    c->came[which] = PyArray_Check(given) ? (PyArrayObject *)given : array;
-    return array;
+    if (!c->reads_once || which > IN_W)
+        c->inputs[which] = fwm_real_input(given, name, c->type, "q", &c->came[which]);
+    else if ((c->came[which] = fwm_any_array(given, name)))
+        c->inputs[which] = tokens_or_copy(c->came[which], name, c->type);
+    return c->inputs[which];
 }
 
 static int read_array(FwmMemoryCall *c, FwmMemoryInput which, PyObject *given, const char *name, const char *letters, int rank,
@@ -256,8 +255,10 @@ int fwm_read_memory_gradients(FwmMemoryCall *c, PyObject *dout, PyObject *dfinal
 
 void fwm_release_memory(FwmMemoryCall *c)
 {
-    for (int i = 0; i < N_INPUTS; i++)
+    for (int i = 0; i < N_INPUTS; i++) {
         Py_XDECREF(c->inputs[i]);
+        Py_XDECREF(c->came[i]);
+    }
     Py_XDECREF(c->o);
     Py_XDECREF(c->state);
     Py_XDECREF(c->sum);

@@ -24,7 +24,7 @@ typedef struct {
     bool reads_once;                  /* the forward: tokens stay where they lie, even if far apart */
     npy_intp B, T, HQ, H, HV, K, V, heads; /* heads of o */
     PyArrayObject *inputs[N_INPUTS];  /* as the kernel reads them; NULL where there is none */
-    PyArrayObject *came[N_INPUTS];    /* as they came (borrowed): what an out must not overlap */
+    PyArrayObject *came[N_INPUTS];    /* as they came: what an out must not overlap */
     PyArrayObject *o, *state, *sum;   /* of out, or NULL */
     FwmSequences sequences;
 } FwmMemoryCall;
