@@ -90,6 +90,25 @@ def test_packed_sequences(case, sizes, seed, method, cuts, with_states):
         assert_close({name: array}, {name: expected}, 1e-11)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("lengths", [(1, 70), (70, 1), (1, 1, 17, 0, 1)], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+@every_case
+def test_packed_sequences_have_the_bits_that_they_have_apart(case, method, lengths, dtype):
+    """Those of one token too, which the recurrence serves."""
+    cu_seqlens = tuple(np.cumsum((0, *lengths)).tolist())
+    for H, HV, HQ in ((1, 1, 1), (1, 3, 1), (2, 2, 4)):
+        packed = Sizes(1, cu_seqlens[-1], H, HV, HQ, 9, 37, cu_seqlens)
+        x = case.inputs(packed, dtype=dtype)
+        together = run(case, x, packed, method)
+        for i, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:])):
+            own = {name: array[i : i + 1] for name, array in x.items() if not of_tokens(name)}
+            apart = run(case, part(x, start, end) | own, packed._replace(T=end - start, cu_seqlens=None), method)
+            for name, array in apart.items():
+                got = together[name][:, start:end] if of_tokens(name) else together[name][i : i + 1]
+                assert got.tobytes() == array.tobytes(), (name, i)
+
+
 @every_case
 @quick(8)
 @given(**calls, share=st.floats(0, 1))

@@ -319,6 +319,11 @@ static void key_head_task(void *context, size_t index, int thread)
     const size_t group = m->HV / m->H, first = index % m->H * group;
     const FwmSubnormals mode = fwm_subnormals(true);
     uintptr_t next = (uintptr_t)(f->scratch + (size_t)thread * f->stride);
+    if (sequence_length(m, index / m->H) == 1) { /* among longer ones: as by itself, where recurrent_serves */
+        one_token_backward(m, index / m->H, index % m->H, f->scratch + (size_t)thread * f->stride);
+        fwm_restore_subnormals(mode);
+        return;
+    }
     const Memory w = take_memory(f, &next);
     clear_padding(f, &w);
     for (size_t hv = first; hv < first + group; hv++) {
@@ -345,7 +350,7 @@ static Backward backward_of(const FwmMemory *m, int threads, void *scratch)
     f.parts = share ? f.segment : 1;
     uintptr_t next = 0;
     take_memory(&f, &next);
-    f.stride = next;
+    f.stride = largest(next, one_token_scratch(m));
     return f;
 }
 

@@ -124,6 +124,12 @@ static void forward_task(void *context, size_t task, int thread)
     const FwmSubnormals before = fwm_subnormals(true);
     uintptr_t next = (uintptr_t)(f->scratch + (size_t)thread * f->stride);
     Memory w = take_memory(f, &next);
+    if (sequence_length(m, sequence) == 1) { /* among longer ones: as by itself, where recurrent_serves */
+        for (size_t i = 0; group == 0 && i < f->heads; i++)
+            one_token_forward(m, sequence, hv + i, f->scratch + (size_t)thread * f->stride);
+        fwm_restore_subnormals(before);
+        return;
+    }
     for (size_t i = 0; i < f->heads; i++) {
         const Head h = head_of(m, sequence, hv + i);
         load_states(f, &h, i, first, last, &w);
@@ -151,7 +157,8 @@ static Forward forward_of(const FwmMemory *m, int threads, void *scratch)
         f.groups++;
     uintptr_t next = 0;
     take_memory(&f, &next);
-    f.stride = next;
+    const size_t one_token = one_token_scratch(m);
+    f.stride = next > one_token ? next : one_token;
     return f;
 }
 

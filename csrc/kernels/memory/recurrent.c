@@ -139,12 +139,11 @@ static void step_token(const Head *h, const Recurrence *f, size_t t, const Memor
     }
 }
 
-static void forward_task(void *context, size_t index, int thread)
+static void forward_head(const Recurrence *f, size_t sequence, size_t hv, void *scratch)
 {
-    const Recurrence *f = context;
-    const Head h = head_of(f->m, index / f->m->HV, index % f->m->HV);
+    const Head h = head_of(f->m, sequence, hv);
     const FwmSubnormals mode = fwm_subnormals(true);
-    uintptr_t next = (uintptr_t)(f->scratch + (size_t)thread * f->stride);
+    uintptr_t next = (uintptr_t)scratch;
     const Memory w = take_memory(f, &next);
     real *out = h.final_state ? h.final_state : w.state;
     start(&h, f, &w);
@@ -155,6 +154,12 @@ static void forward_task(void *context, size_t index, int thread)
     else if (h.T == 0 && h.final_state)
         memset(h.final_state, 0, h.K * h.V * sizeof(real));
     fwm_restore_subnormals(mode);
+}
+
+static void forward_task(void *context, size_t index, int thread)
+{
+    const Recurrence *f = context;
+    forward_head(f, index / f->m->HV, index % f->m->HV, f->scratch + (size_t)thread * f->stride);
 }
 
 static Recurrence recurrence_of(const FwmMemory *m, void *scratch)
@@ -175,4 +180,10 @@ void recurrent_forward(const FwmMemory *m, int threads, void *scratch)
 {
     Recurrence f = recurrence_of(m, scratch);
     fwm_parallel_for(threads, m->n_sequences * m->HV, forward_task, &f);
+}
+
+void one_token_forward(const FwmMemory *m, size_t sequence, size_t hv, void *scratch)
+{
+    const Recurrence f = recurrence_of(m, scratch);
+    forward_head(&f, sequence, hv, scratch);
 }

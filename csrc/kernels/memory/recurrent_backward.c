@@ -187,24 +187,28 @@ static void backward_head(const Head *h, const Recurrence *f, const Memory *w)
 }
 
 /* The value heads of a key head, one after the other: they add to its dk and dq in order. */
-static void backward_task(void *context, size_t index, int thread)
+static void backward_key_head(const Recurrence *f, size_t sequence, size_t key_head, void *scratch)
 {
-    const Recurrence *f = context;
-    const FwmMemory *m = f->m;
-    const size_t group = m->HV / m->H, first = index % m->H * group;
+    const size_t group = f->m->HV / f->m->H, first = key_head * group;
     const FwmSubnormals mode = fwm_subnormals(true);
-    uintptr_t next = (uintptr_t)(f->scratch + (size_t)thread * f->stride);
+    uintptr_t next = (uintptr_t)scratch;
     const Memory w = take_memory(f, &next);
     for (size_t hv = first; hv < first + group; hv++) {
-        const Head h = head_of(m, index / m->H, hv);
+        const Head h = head_of(f->m, sequence, hv);
         backward_head(&h, f, &w);
     }
     fwm_restore_subnormals(mode);
 }
 
-static Recurrence recurrence_of(const FwmMemory *m, void *scratch)
+static void backward_task(void *context, size_t index, int thread)
 {
-    Recurrence f = {.m = m, .ld = fwm_padded(m->K), .longest = longest_sequence(m), .L = 1, .scratch = scratch};
+    const Recurrence *f = context;
+    backward_key_head(f, index / f->m->H, index % f->m->H, f->scratch + (size_t)thread * f->stride);
+}
+
+static Recurrence recurrence_of(const FwmMemory *m, size_t longest, void *scratch)
+{
+    Recurrence f = {.m = m, .ld = fwm_padded(m->K), .longest = longest, .L = 1, .scratch = scratch};
     while (f.L * f.L < f.longest)
         f.L++;
     uintptr_t next = 0;
@@ -215,11 +219,23 @@ static Recurrence recurrence_of(const FwmMemory *m, void *scratch)
 
 size_t recurrent_backward_scratch(const FwmMemory *m, int threads)
 {
-    return recurrence_of(m, NULL).stride * (size_t)threads;
+    return recurrence_of(m, longest_sequence(m), NULL).stride * (size_t)threads;
 }
 
 void recurrent_backward(const FwmMemory *m, int threads, void *scratch)
 {
-    Recurrence f = recurrence_of(m, scratch);
+    Recurrence f = recurrence_of(m, longest_sequence(m), scratch);
     fwm_parallel_for(threads, m->n_sequences * m->H, backward_task, &f);
+}
+
+size_t one_token_scratch(const FwmMemory *m)
+{
+    const size_t forward = recurrent_forward_scratch(m, 1), backward = recurrence_of(m, 1, NULL).stride;
+    return forward > backward ? forward : backward;
+}
+
+void one_token_backward(const FwmMemory *m, size_t sequence, size_t key_head, void *scratch)
+{
+    const Recurrence f = recurrence_of(m, 1, scratch);
+    backward_key_head(&f, sequence, key_head, scratch);
 }
