@@ -49,7 +49,8 @@ it was asked for. Every backward function returns a named tuple of gradients wit
 dinitial_state is None where no initial_state was given. It computes again what it needs of the forward.
 
 Results have q's dtype and do not depend on the number of threads, to the bit. Empty B or T give an empty o, and states
-as they were. Values that are not finite propagate. Inputs are never changed, unless one is named in out. Several Python
+as they were. Values that are not finite propagate. Inside a call, numbers below the smallest normal one may count as 0:
+q = 1, k = 1e30, v = 1e-39 gives 0 in float32. Inputs are never changed, unless one is named in out. Several Python
 threads may call at once; they run side by side.
 
 Errors: TypeError for an argument of another type or dtype than said here; ValueError for shapes that do not fit, no
@@ -369,6 +370,7 @@ def fast_weight_memory(
     ----------
     clamp_first : bool
         Bound the norm after the first write of a sequence, too; False leaves that write as it is, as the paper does.
+        Without effect where an initial_state is given: it stands for earlier writes, and every write here is bounded.
 
     References
     ----------

@@ -100,6 +100,24 @@ made = case.backward(x, sizes, method=method)
 print((peak() - before - sum(array.nbytes for array in made.values())) / 1e6)
 """
 
+# The same of one head and many tokens.
+LONG = """
+import resource, sys
+import numpy as np
+import fwm_py
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+fwm_py.set_num_threads(1)
+T = int(sys.argv[1])
+x, gate = np.full((1, T, 1, 128), 0.01, np.float32), np.full((1, T, 1), -0.01, np.float32)
+gradients = tuple(np.zeros_like(a) for a in (x, x, x, gate, gate))
+before = peak()
+fwm_py.gated_delta_rule_backward(x, x, x, x, gate, -gate, out=(*gradients, None))
+print((peak() - before) / 1e6)
+"""
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_works():
@@ -112,6 +130,13 @@ def test_a_forked_child_works():
 def test_the_backward_keeps_states_of_one_head(case, method):
     """The states of all heads, one for every 16 tokens, would take 33 MB."""
     assert float(run_python(MEMORY, str(KERNEL_CASES.index(case)), method)) < 12
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="peak memory as POSIX tells it")
+def test_the_memory_of_a_very_long_backward():
+    """It grows with the square root of T, from 30 MB at 131072."""
+    assert float(run_python(LONG, str(1 << 18))) < 37
 
 
 def test_threads_that_share_a_head_flush_subnormals_alike():

@@ -15,7 +15,7 @@
 #include "runtime/threads.h"
 
 #define SHORTEST_SEGMENT 8                    /* chunks: their states fit the second-level cache */
-#define CHECKPOINT_BYTES ((size_t)12 << 20) /* of a head; with more, segments get longer */
+#define CHECKPOINT_BYTES ((size_t)12 << 20) /* of a head; with more, segments get longer, as far as that saves memory */
 #define KEPT_BYTES ((size_t)17 << 20)       /* of a head's written values; with more, they are made again */
 
 typedef struct {
@@ -333,24 +333,41 @@ static void key_head_task(void *context, size_t index, int thread)
     fwm_restore_subnormals(mode);
 }
 
+static size_t scratch_bytes(const Backward *f)
+{
+    uintptr_t next = 0;
+    take_memory(f, &next);
+    return next;
+}
+
+/* Longer segments have fewer checkpoints between them, and more states within: their sum grows with the square root of T. */
+static void choose_segment(Backward *f)
+{
+    const size_t most = largest(2, CHECKPOINT_BYTES / (f->slabs * f->slab_size * sizeof(real)));
+    f->segment = SHORTEST_SEGMENT;
+    while (fwm_tiles(f->longest, f->segment) > most) {
+        Backward longer = *f;
+        longer.segment *= 2;
+        if (scratch_bytes(&longer) >= scratch_bytes(f))
+            break;
+        f->segment = longer.segment;
+    }
+}
+
 static Backward backward_of(const FwmMemory *m, int threads, void *scratch)
 {
     Backward f = {.m = m, .shape = chunk_shape(m, true), .writing = chunk_shape(m, false), .scratch = scratch};
     f.slabs = slabs_of(m->V);
     f.slab_size = f.shape.ld * W;
     f.longest = fwm_tiles(longest_sequence(m), C);
-    f.segment = SHORTEST_SEGMENT;
-    const size_t most = largest(2, CHECKPOINT_BYTES / (f.slabs * f.slab_size * sizeof(real)));
-    while (fwm_tiles(f.longest, f.segment) > most)
-        f.segment *= 2;
     f.keeps = f.longest * f.slabs * C * W * sizeof(real) <= KEPT_BYTES;
     const bool share = m->n_sequences * m->H < (size_t)threads;
     f.outer = share ? 1 : threads;
     f.inner = share ? threads : 1;
+    f.parts = 1;
+    choose_segment(&f);
     f.parts = share ? f.segment : 1;
-    uintptr_t next = 0;
-    take_memory(&f, &next);
-    f.stride = largest(next, one_token_scratch(m));
+    f.stride = largest(scratch_bytes(&f), one_token_scratch(m));
     return f;
 }
 
