@@ -110,35 +110,51 @@ static void forward_few(const MapShape *s, const Rows *rows, size_t n, const rea
 
 /* Rows of whole vectors and shifts below a vector need no copy of r: with x[i - d] = -x[i], r and its neighbours are clipped
  * from x where it lies. The first vector before a row, and the last behind it, are put together out of two loads, which reach
- * up to FWM_PAD numbers out of the row for what they do not use (map.h). */
+ * into the rows beside it for what they do not use. Beside the first and the last row of a call (`at_end`) another thread may be
+ * storing: there the two are put together in memory of our own, which takes longer. */
 static bool in_vectors(const MapShape *s)
 {
     return s->d % FWM_LANES == 0 && s->argument < FWM_LANES;
 }
 
-/* x[i - j ..] */
-static inline vec before(const real *x, size_t d, size_t i, size_t j)
+/* Numbers from .. from + FWM_LANES - 1 of two vectors side by side. */
+static inline vec straddle(vec first, vec second, size_t from)
 {
-    const vec neighbours = vec_load(x + i - j);
-    return i > 0 ? neighbours : vec_select(vec_lane_numbers() < (lane_number)j, -vec_load(x + d - j), neighbours);
+    real both[2 * FWM_LANES];
+    vec_store(both, first);
+    vec_store(both + FWM_LANES, second);
+    return vec_load(both + from);
+}
+
+/* x[i - j ..] */
+static inline vec before(const real *x, size_t d, size_t i, size_t j, bool at_end)
+{
+    if (i > 0)
+        return vec_load(x + i - j);
+    if (at_end)
+        return straddle(-vec_load(x + d - FWM_LANES), vec_load(x), FWM_LANES - j);
+    return vec_select(vec_lane_numbers() < (lane_number)j, -vec_load(x + d - j), vec_load(x - j));
 }
 
 /* x[i + j ..] */
-static inline vec behind(const real *x, size_t d, size_t i, size_t j)
+static inline vec behind(const real *x, size_t d, size_t i, size_t j, bool at_end)
 {
-    const vec neighbours = vec_load(x + i + j);
     if (i + FWM_LANES < d)
-        return neighbours;
-    return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, neighbours, -vec_load(x + j - FWM_LANES));
+        return vec_load(x + i + j);
+    if (at_end)
+        return straddle(vec_load(x + i), -vec_load(x), j);
+    return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, vec_load(x + i + j), -vec_load(x + j - FWM_LANES));
 }
 
 /* Block j of dphi from i + j on, in its second half; behind its end comes its start. */
-static inline vec block_behind(const real *block, size_t d, size_t i, size_t j)
+static inline vec block_behind(const real *block, size_t d, size_t i, size_t j, bool at_end)
 {
-    const vec neighbours = vec_load(block + d + i + j);
     if (i + FWM_LANES < d)
-        return neighbours;
-    return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, neighbours, vec_load(block + j - FWM_LANES));
+        return vec_load(block + d + i + j);
+    if (at_end)
+        return straddle(vec_load(block + d + i), vec_load(block), j);
+    return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, vec_load(block + d + i + j),
+                      vec_load(block + j - FWM_LANES));
 }
 
 /* Inlined for the nu of the paper, because a loop of one or two rounds around a row's vectors costs as much as the work. */
@@ -149,7 +165,7 @@ ALWAYS_INLINE void forward_vectors(const MapShape *s, size_t nu, size_t n, const
         for (size_t i = 0; i < d; i += FWM_LANES) {
             const vec x = vec_load(pre + i), positive = vec_positive(x), negative = vec_negative(x);
             for (size_t j = 1; j <= nu; j++) {
-                const vec x_j = before(pre, d, i, j);
+                const vec x_j = before(pre, d, i, j, t == 0);
                 real *block = phi + (j - 1) * 2 * d;
                 vec_store(block + i, positive * vec_positive(x_j));
                 vec_store(block + d + i, negative * vec_negative(x_j));
@@ -165,13 +181,14 @@ ALWAYS_INLINE void backward_vectors(const MapShape *s, size_t nu, size_t n, cons
     const size_t d = s->d;
     const vec zero = {0};
     for (size_t t = 0; t < n; t++, pre += s->ld, dpre += s->ld, dphi += s->ld_features) {
+        const bool at_end = t == 0 || t + 1 == n;
         for (size_t i = 0; i < d; i += FWM_LANES) {
             vec up = zero, down = zero; /* dx where x > 0, and where x < 0 */
             for (size_t j = 1; j <= nu; j++) {
                 const real *block = dphi + (j - 1) * 2 * d;
-                const vec left = before(pre, d, i, j), right = behind(pre, d, i, j);
+                const vec left = before(pre, d, i, j, at_end), right = behind(pre, d, i, j, at_end);
                 up += vec_load(block + i) * vec_positive(left) + vec_load(block + i + j) * vec_positive(right);
-                down += vec_load(block + d + i) * vec_negative(left) + block_behind(block, d, i, j) * vec_negative(right);
+                down += vec_load(block + d + i) * vec_negative(left) + block_behind(block, d, i, j, at_end) * vec_negative(right);
             }
             const vec x = vec_load(pre + i);
             vec_store(dpre + i, vec_select(x > 0, up, vec_select(x < 0, down, zero)));

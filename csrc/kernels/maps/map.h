@@ -28,8 +28,7 @@ typedef struct {
     size_t (*features)(size_t d, size_t argument);
     size_t (*extension)(size_t argument);                 /* NULL: the map needs x alone */
     size_t (*scratch)(const MapShape *);                  /* numbers that forward and backward need; NULL: none */
-    /* phi (n x ld_features) of n tokens, pre (n x ld). Up to FWM_PAD numbers before and behind pre must be there to be read;
-     * they are not used. The same holds for dphi below. */
+    /* phi (n x ld_features) of n tokens, pre (n x ld) */
     void (*forward)(const MapShape *, size_t n, const real *pre, real *phi, real *scratch);
     /* dpre (n x ld): the gradients of x and u; the padding is set to 0 */
     void (*backward)(const MapShape *, size_t n, const real *dphi, const real *pre, const real *phi, real *dpre,

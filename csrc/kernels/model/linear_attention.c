@@ -26,7 +26,7 @@ typedef struct {
 static Scratch divide(const FwmModelSizes *z, const MapShape *shape, const FeatureMap *map, real *numbers)
 {
     Scratch w;
-    w.pre = numbers + FWM_PAD; /* a map may read some numbers before its rows */
+    w.pre = numbers;
     w.phi = w.pre + z->length * shape->ld;
     w.beta = w.phi + z->length * shape->ld_features;
     w.query = w.beta + fwm_padded(z->length);
@@ -45,7 +45,7 @@ size_t linear_attention_scratch(const FwmModel *model)
     const FwmModelSizes *z = &model->sizes;
     const FeatureMap *map = feature_maps[z->map];
     const MapShape shape = map_shape(map, z->d, z->argument);
-    return FWM_PAD + (z->length + FWM_TILE) * (shape.ld + shape.ld_features) + fwm_padded(z->length) + 2 * shape.ld_features +
+    return (z->length + FWM_TILE) * (shape.ld + shape.ld_features) + fwm_padded(z->length) + 2 * shape.ld_features +
            fwm_padded(z->n_keys) + FWM_TILE + fwm_padded(map->scratch ? map->scratch(&shape) : 0) +
            readouts[z->rule]->workspace(z->length, z->n_keys, shape.ld_features, 1);
 }
