@@ -125,6 +125,22 @@ def test_float32_of_keys_as_they_are(case, method):
     assert_close(single_precision(case, sizes, method, x), exact(case, sizes, x), 2e-4, floor=0)
 
 
+@every_method
+@pytest.mark.parametrize("seed", [0, 1])
+def test_float32_of_a_gradient_that_fades(seed, method):
+    """fast_weight_memory, asked at the last token only: a scalar of its backward that kept its rounding errors would bring them to
+    early tokens, where little is left of the gradient."""
+    case = next(case for case in KERNEL_CASES if case.function == "fast_weight_memory" and not case.options)
+    sizes = Sizes(1, 128, 1, 1, 1, 16, 16)
+    x = case.inputs(sizes, seed, np.float32, states=False)
+    x["do"][:, :-1] = 0
+    exact = case.backward({name: array.astype(np.float64) for name, array in x.items()}, sizes, method=method)
+    for name, gradient in case.backward(x, sizes, method=method).items():
+        early, wanted = gradient[:, :64], exact[name][:, :64]
+        assert np.abs(wanted).max() < 1e-12, name
+        assert np.abs(early - wanted).max() <= 0.02 * np.abs(wanted).max(), name
+
+
 # --- edges ---------------------------------------------------------------------------------------------------------
 
 EDGE = Sizes(1, 37, 1, 2, 1, 6, 5)

@@ -223,6 +223,34 @@ def test_nan_stays_in_its_sequence(case, name):
     assert np.isnan(y[1]).any()
 
 
+@pytest.mark.parametrize("dtype, powers", [(np.float32, (-13, -18, -22, -26, -31)), (np.float64, (-13, -80, -150, -170, -250))],
+                         ids=["float32", "float64"])
+@pytest.mark.parametrize("L", [7, 18])
+def test_small_totals_of_the_delta_rule(L, dtype, powers):
+    """Keys whose features are as small as FAVOR+ makes them: 1 / total, the product of two keys and the square of a total all
+    leave the range of the numbers before the key does."""
+    case = next(case for case in cases.RULE_CASES if str(case) == "ours")
+    inputs = cases.rule_inputs(2, L, 6, 5, seed=1)
+    for mixed in (False, True):  # with keys of ordinary size between them
+        factors = 10.0 ** np.resize(powers, (2, L))
+        if mixed:
+            factors[:, ::3] = 1
+        small = inputs._replace(keys=inputs.keys * factors[..., None]).astype(dtype)
+        wide = small.astype(np.float64)
+        dy = np.random.default_rng(1).standard_normal((2, 5)).astype(dtype)
+        tolerance = 1e-4 if dtype is np.float32 else 1e-10
+        np.testing.assert_allclose(case.forward(small), case.oracle(wide), rtol=tolerance, atol=tolerance)
+        # x / sum(x) does not change when x is multiplied: the gradients of small keys are those of the others, divided.
+        ordinary = wide._replace(keys=wide.keys / factors[..., None])
+        arrays = {name: getattr(ordinary, name) for name in case.differentiable()}
+        slopes = oracle.gradient(lambda a: (dy * case.oracle(ordinary._replace(**a))).sum(), arrays)
+        gradients = case.backward(dy, small)
+        gradients["keys"] = gradients["keys"].astype(np.float64) * factors[..., None]
+        for name, slope in slopes.items():
+            cases.assert_gradient(gradients[name], slope, 10 * tolerance, name)
+
+
+
 def spoiled(inputs, name, token, bad):
     """A copy whose second sequence has a bad number, at a token if it is not of the query; bad 0: a whole row of zeros."""
     arrays = {key: getattr(inputs, key).copy() for key in ("keys", "beta", "query")}
