@@ -5,6 +5,7 @@ A log is a CSV file with the header `step,eval-loss`, one row for each evaluatio
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import math
 import os
@@ -17,19 +18,34 @@ import numpy as np
 from fwm_py.retrieval import MAP_ARGUMENTS, Settings, shown
 
 HEADER = "step,eval-loss"
+STEPS_PER_EVALUATION = 100
 GOOD_ENOUGH = float(np.float32(0.001))
 _ROW = re.compile(r"([0-9]+),(nan|-?inf|-?[0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]+)?)")
 
 
 def log_name(settings: Settings) -> str:
-    """The published name of a run's log, such as `d64_dpfp1_sum_AssocSeq80N40R1.csv`."""
+    """The name of a run's log, such as `d64_dpfp1_sum_AssocSeq80N40R1.csv`.
+
+    A published name says nothing of the seed, the step size, the batch size and FAVOR+'s generator. Those that are not
+    the published ones stand behind it, in this order: `.._seed2_lr0.0003_B64_mt19937.csv`. Where a run is cut off
+    (`max_steps`) is no part of a name.
+    """
     if settings.map is None:
         memory = f"{settings.rule}_cat"
     else:
         argument = settings.attn_arg if MAP_ARGUMENTS[settings.map] else ""
         memory = f"{settings.map}{argument}_{settings.rule}"
     size = f"AssocSeq{settings.seq_len}N{settings.n_keys}R{int(settings.replace)}"
-    return f"d{settings.hidden_size}_{memory}_{size}.csv"
+    return "_".join([f"d{settings.hidden_size}", memory, size, *_unpublished(settings)]) + ".csv"
+
+
+def _unpublished(settings: Settings) -> list[str]:
+    """What differs from the published runs and is not in their names."""
+    published = dataclasses.replace(settings, seed=Settings.seed, lr=None, batch_size=None,
+                                    favor_generator=Settings.favor_generator)
+    parts = {"seed": f"seed{settings.seed}", "resolved_lr": f"lr{settings.resolved_lr}",
+             "resolved_batch_size": f"B{settings.resolved_batch_size}", "favor_generator": settings.favor_generator}
+    return [part for name, part in parts.items() if getattr(settings, name) != getattr(published, name)]
 
 
 def format_loss(loss: float) -> str:
@@ -149,19 +165,21 @@ def read_log(path: str | os.PathLike[str]) -> list[tuple[int, float]]:
     return rows
 
 
-def has_ended(rows: list[tuple[int, float]]) -> bool:
+def has_ended(rows: list[tuple[int, float]], max_steps: int = Settings.max_steps) -> bool:
     """Whether the last of `rows` is where a run ends by the rule of the experiments.
 
     Parameters
     ----------
     rows : list of (int, float)
         Step and evaluation loss of every evaluation so far, as `read_log` gives them.
+    max_steps : int
+        That of the run's settings.
 
     Returns
     -------
     bool
         True when the last loss is at most 0.001, when the best loss was not beaten by the last eleven (NaN beats
-        nothing), or at step 100 000.
+        nothing), or when there is no further evaluation up to `max_steps`.
     """
     best, strikes = math.inf, 0
     for _, loss in rows:
@@ -169,7 +187,5 @@ def has_ended(rows: list[tuple[int, float]]) -> bool:
             best, strikes = loss, 0
         else:
             strikes += 1
-    if not rows:
-        return False
-    step, loss = rows[-1]
-    return loss <= GOOD_ENOUGH or strikes >= 11 or step >= Settings.max_steps
+    step, loss = rows[-1] if rows else (0, math.inf)
+    return loss <= GOOD_ENOUGH or strikes >= 11 or step + STEPS_PER_EVALUATION > max_steps

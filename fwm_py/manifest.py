@@ -31,6 +31,13 @@ def settings_columns(settings: Settings) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
+def differences(one: Settings, other: Settings) -> str:
+    """What two runs do not share: `max_steps 300 and 100000`."""
+    theirs = settings_columns(other)
+    found = [f"{name} {value} and {theirs[name]}" for name, value in settings_columns(one).items() if value != theirs[name]]
+    return ", ".join(found) or "the same settings"
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Replace a file by `data`, wholly or not at all; on the disk when this returns."""
     _publish(_write_partial(path, data), path)
@@ -132,7 +139,7 @@ class Manifest:
         """Record a log that was made elsewhere; None, or why not."""
         path = self.path.parent / log_name(settings)
         try:
-            if not has_ended(read_log(path)):
+            if not has_ended(read_log(path), settings.max_steps):
                 return "has not come to its end"
         except ValueError as error:
             return str(error).removeprefix(f"{path}: ")

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import fnmatch
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fwm_py._core import build_info
-from fwm_py.experiments import COMMANDS, Command, Rows, published_losses
+from fwm_py.experiments import COMMANDS, RUNS, Command, Rows, published_losses
 from fwm_py.jobs import WorkerKilled, run_all
 from fwm_py.logs import log_name
-from fwm_py.manifest import Manifest
+from fwm_py.manifest import Manifest, differences
 from fwm_py.retrieval import Settings, shown, train
 
 if TYPE_CHECKING:
@@ -38,27 +39,29 @@ class Outcome(NamedTuple):
     error: str
 
 
-class Refused(Exception):
-    """The folder holds logs that the sweep may not overwrite, or another sweep is writing into it."""
+class Refused(ValueError):
+    """A log stands for two runs, or may not be overwritten, or another sweep is writing into the folder."""
 
 
 @dataclasses.dataclass
 class Run:
-    """One of the 320 runs in a sweep.
+    """A run in a sweep.
 
     Attributes
     ----------
-    command : Command
+    command : Command or None
+        Of which it is a run, if it is one of the paper's.
     settings : Settings
+        Any.
     state : str
         `waiting`, `running`, `done`, `skipped` (made before) or `failed`.
     error : str
         Why it failed.
     steps, seconds, loss :
-        Of a run that is done: its last row, and how long it took.
+        Of a run that is done: its last row, if it has any, and how long it took.
     """
 
-    command: Command
+    command: Command | None
     settings: Settings
     state: str = "waiting"
     error: str = ""
@@ -71,11 +74,12 @@ class Run:
         return log_name(self.settings)
 
 
+@functools.cache
 def cost(settings: Settings) -> float:
-    """Seconds that a published run is expected to take on one core of a server, to start the longest first.
+    """Seconds that a run is expected to take on one core of a server, to start the longest first.
 
-    Its published number of steps, times a model of a step: the products and Adam, which grow with N^2, and the tokens'
-    features, each with what its map and its rule do to it.
+    The number of steps of the published run that is most like it, times a model of a step: the products and Adam, which
+    grow with N^2, and the tokens' features, each with what its map and its rule do to it.
     """
     N, d = settings.n_keys, settings.hidden_size
     features = {"dpfp": 2 * d * settings.attn_arg, "favor": 2 * settings.attn_arg}.get(settings.attn_name, d)
@@ -87,7 +91,17 @@ def cost(settings: Settings) -> float:
         step = 8e-9 * N * N + 1e-8 * token_features
     else:
         step = 8e-9 * N * N + (2.1e-9 if settings.attn_name == "favor" else 0.7e-9) * token_features
-    return step * published_losses()[log_name(settings)][-1][0]
+    return step * min(_published_steps(settings), settings.max_steps)
+
+
+def _published_steps(settings: Settings) -> int:
+    """Steps of the published run that has this rule, map, argument, setting and N, or most of them, in this order."""
+    def distance(run: Settings) -> tuple[float, ...]:
+        return (run.rule != settings.rule, run.map != settings.map, abs(run.attn_arg - settings.attn_arg),
+                run.replace != settings.replace, abs(run.n_keys - settings.n_keys))
+
+    nearest = min(RUNS, key=lambda name: distance(RUNS[name]))
+    return published_losses()[nearest][-1][0]
 
 
 def select(
@@ -130,7 +144,8 @@ def select(
 
 
 def _matches(run: Run, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(run.name, pattern) or fnmatch.fnmatchcase(run.command.name, pattern)
+    names = [run.name] if run.command is None else [run.name, run.command.name]
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 @contextlib.contextmanager
@@ -157,7 +172,7 @@ def reproduce(
     adopt: bool = False,
     on_change: Callable[[Run], object] | None = None,
 ) -> list[Run]:
-    """Make the logs of the paper's runs, those that are not there yet.
+    """Make the logs of the paper's runs, or of any others, those that are not there yet.
 
     A run that is in the folder's `manifest.csv`, with its log as it was written, is skipped. What this leaves, however
     it ends, the next call goes on from.
@@ -167,7 +182,7 @@ def reproduce(
     folder : path
         Made if missing.
     runs : sequence of Run, optional
-        From `select`. None: all 320.
+        From `select`, or `Run(None, settings)` of any settings, in this order. None: all 320.
     jobs : int, optional
         Runs side by side, each on one thread. None: as many as cores this process may use.
     client : distributed.Client, optional
@@ -176,7 +191,7 @@ def reproduce(
         Make runs again whose logs the manifest does not vouch for, and overwrite these.
     adopt : bool
         Record logs in the manifest that came from elsewhere, if they are whole. Their settings are taken to be those of
-        their names, with the published seed.
+        the runs.
     on_change : callable, optional
         Called with each run whose state has changed.
 
@@ -188,7 +203,7 @@ def reproduce(
     Raises
     ------
     Refused
-        If the folder has logs that the manifest does not vouch for, and neither `force` nor `adopt` settles what becomes of
+        If two runs have the same log, or the folder has logs that the manifest does not vouch for, and neither `force` nor `adopt` settles what becomes of
         them, or another sweep is writing into it. Nothing has been trained, and no log changed.
     ValueError
         If the manifest cannot be read.
@@ -196,6 +211,7 @@ def reproduce(
         If a log cannot be written. Those that are there are whole.
     """
     runs = select() if runs is None else list(runs)
+    _check_names(runs)
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     notify = on_change or (lambda run: None)
@@ -207,6 +223,14 @@ def reproduce(
                 notify(run)
         _train_all(manifest, waiting, jobs, client, notify)
     return runs
+
+
+def _check_names(runs: Sequence[Run]) -> None:
+    seen: dict[str, Settings] = {}
+    for run in runs:
+        if run.name in seen:
+            raise Refused(f"runs: got {run.name} twice, with {differences(seen[run.name], run.settings)}, expected each log once")
+        seen[run.name] = run.settings
 
 
 def _left_to_do(manifest: Manifest, runs: Sequence[Run], force: bool, adopt: bool) -> list[Run]:
@@ -244,7 +268,7 @@ def _train_all(
             run.error, run.seconds = outcome.error, outcome.seconds
             if not run.error:
                 manifest.record(run.settings, outcome.rows, outcome.seconds, outcome.variant)
-                run.steps, run.loss = outcome.rows[-1]
+                run.steps, run.loss = outcome.rows[-1] if outcome.rows else (0, float("nan"))
             change(run, "failed" if run.error else "done")
 
 

@@ -236,7 +236,7 @@ def test_out_of_memory(folder):
 def test_a_stopped_run_leaves_whole_rows(folder, kill, status):
     process = subprocess.Popen(command(*ENDLESS), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        log = folder / "logs" / "d64_linear_sum_AssocSeq40N40R0.csv"
+        log = folder / "logs" / "d64_linear_sum_AssocSeq40N40R0_lr1e-06.csv"
         wait_for_rows(log, rows=3)
         started = time.monotonic()
         process.send_signal(kill)
@@ -258,9 +258,9 @@ def test_plain_lines_where_there_is_no_terminal(folder, monkeypatch, capsys):
     assert cli.main(["train", *ENDLESS, "--max_steps", "4000", "--threads", "1"]) == 0
     captured = capsys.readouterr()
     first, *others = captured.err.splitlines()
-    assert first == "N 40  d64_linear_sum_AssocSeq40N40R0.csv"
+    assert first == "N 40  d64_linear_sum_AssocSeq40N40R0_lr1e-06.csv"
     assert others and all("steps/s" in line and "loss" in line for line in others)
-    assert captured.out.startswith("d64_linear_sum_AssocSeq40N40R0.csv: 40 rows in ")
+    assert captured.out.startswith("d64_linear_sum_AssocSeq40N40R0_lr1e-06.csv: 40 rows in ")
 
 
 def test_a_live_line_on_a_terminal(folder):

@@ -112,16 +112,16 @@ def test_a_sweep_on_a_terminal_shows_what_runs_and_what_has_ended(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["compare", "figures"])
-def test_a_log_of_another_seed_is_named_and_not_looked_at(published, tmp_path, capsys, command):
+def test_a_log_of_other_settings_is_named_and_not_looked_at(published, tmp_path, capsys, command):
     if command == "figures":
         pytest.importorskip("matplotlib")
         pytest.importorskip("pandas")
     (tmp_path / NAME).write_bytes((published / NAME).read_bytes())
-    settings = Settings(attn_name="dpfp", attn_arg=1, seed=2)
+    settings = Settings(attn_name="dpfp", attn_arg=1, max_steps=200)
     Manifest(tmp_path).record(settings, published_losses()[NAME], 1.0, "avx2")
     assert run(command, tmp_path) != 0
     said = "".join(capsys.readouterr())
-    assert "was made with seed 2, not 1" in said
+    assert "was made with max_steps 200, not 100000" in said
     assert "0 of 320 runs compared" in said if command == "compare" else "got no whole log" in said
 
 

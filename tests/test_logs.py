@@ -40,6 +40,16 @@ NAMES = [
     (Settings(attn_name="tanh", update_rule="fwm", replace=True), "d64_tanh_fwm_AssocSeq40N20R1.csv"),
     (Settings(attn_name="favor", attn_arg=128, update_rule="ours", hidden_size=8),
      "d8_favor128_ours_AssocSeq20N20R0.csv"),
+    (Settings(seed=2, lr=0.0003, batch_size=64, favor_generator="mt19937", attn_name="favor", attn_arg=64),
+     "d64_favor64_sum_AssocSeq20N20R0_seed2_lr0.0003_B64_mt19937.csv"),
+    (Settings(seed=0), "d64_softmax_cat_AssocSeq20N20R0_seed0.csv"),
+    (Settings(lr=1e-5), "d64_softmax_cat_AssocSeq20N20R0_lr1e-05.csv"),
+    (Settings(batch_size=1), "d64_softmax_cat_AssocSeq20N20R0_B1.csv"),
+    (Settings(favor_generator="mt19937"), "d64_softmax_cat_AssocSeq20N20R0_mt19937.csv"),
+    (Settings(seed=1, lr=1e-3, batch_size=32, max_steps=300), "d64_softmax_cat_AssocSeq20N20R0.csv"),
+    (Settings(attn_name="tanh", update_rule="fwm", lr=1e-4, batch_size=128), "d64_tanh_fwm_AssocSeq20N20R0.csv"),
+    (Settings(attn_name="tanh", update_rule="fwm", lr=1e-3, batch_size=32),
+     "d64_tanh_fwm_AssocSeq20N20R0_lr0.001_B32.csv"),
 ]
 
 

@@ -1,6 +1,7 @@
 """`fwm-py reproduce`: which runs, what is made again and what is not, and what survives kills, full disks and clusters."""
 
 import csv
+import dataclasses
 import hashlib
 import os
 import random
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from fwm_py import sweep
+from fwm_py import _core, sweep
 from fwm_py.experiments import COMMANDS, published_losses
 from fwm_py.logs import has_ended, read_log
 from fwm_py.manifest import Manifest
-from fwm_py.retrieval import Settings, train
-from fwm_py.sweep import Refused, cost, reproduce, select
+from fwm_py.retrieval import UPDATE_RULES, Settings, train
+from fwm_py.sweep import Refused, Run, cost, reproduce, select
 
 SMALL = ["d64_dpfp?_sum_AssocSeq?0N20R0.csv", "d64_[dl]*_ours_AssocSeq40N20R1.csv"]  # a second's work in all
 ENOUGH_TO_KILL = ["d64_[dl]*_sum_AssocSeq*N[246]0R?.csv", "d64_[dl]*_ours_AssocSeq*N[246]0R?.csv"]  # seconds, 24 runs
@@ -79,6 +80,15 @@ def test_all_runs_are_the_published_ones_longest_first():
     assert sorted(run.name for run in runs) == sorted(published_losses()) and len(runs) == 320
     costs = [cost(run.settings) for run in runs]
     assert costs == sorted(costs, reverse=True) and min(costs) > 0
+
+
+def test_any_settings_have_a_cost():
+    sizes = [cost(Settings(n_keys=n_keys, attn_name="dpfp", attn_arg=1)) for n_keys in (2, 20, 21, 200, 600, 2000)]
+    assert sizes == sorted(sizes) and sizes[0] > 0
+    for row in [*_core.MAPS, {"name": "softmax"}]:
+        for rule in UPDATE_RULES:
+            assert cost(Settings(n_keys=33, attn_name=row["name"], attn_arg=7, update_rule=rule, hidden_size=8)) > 0
+    assert cost(Settings(max_steps=0)) == 0 < cost(Settings(max_steps=100)) < cost(Settings())
 
 
 def test_choices():
@@ -143,6 +153,46 @@ def test_partial_logs_and_rows_without_a_log_are_made_again(tmp_path):
     assert states(again).pop(name) == "done" and list(states(again).values()).count("skipped") == len(logs) - 1
     assert logs_of(tmp_path) == logs and not list(tmp_path.glob("*.partial"))
     assert len(Manifest(tmp_path).rows) == len(logs)
+
+
+# ---- any settings ----
+
+def sweep_of(*settings):
+    return [Run(None, one) for one in settings]
+
+
+def test_runs_that_differ_in_what_the_published_name_does_not_hold(tmp_path):
+    tiny = Settings(n_keys=5, attn_name="dpfp", attn_arg=1, hidden_size=8, max_steps=200)
+    changes = [{}, {"seed": 2}, {"seed": 3}, {"lr": 3e-4}, {"batch_size": 64}, {"favor_generator": "mt19937"},
+               {"seed": 2, "lr": 3e-4}, {"max_steps": 50, "seed": 4}]
+    settings = [dataclasses.replace(tiny, **change) for change in changes]
+    runs = reproduce(tmp_path, sweep_of(*settings), jobs=1)
+    assert len({run.name for run in runs}) == len(runs) and {run.state for run in runs} == {"done"}
+    for run in runs:
+        assert read_log(tmp_path / run.name) == train(run.settings)
+    assert {run.state for run in reproduce(tmp_path, sweep_of(*settings), jobs=1)} == {"skipped"}
+    os.unlink(Manifest(tmp_path).path)
+    assert {run.state for run in reproduce(tmp_path, sweep_of(*settings), adopt=True)} == {"skipped"}
+
+
+@pytest.mark.parametrize("change, difference", [
+    ({}, "with the same settings"),
+    ({"max_steps": 300}, "with max_steps 100000 and 300"),
+    ({"update_rule": "ours", "attn_arg": 2}, "with attn_arg 0 and 2, update_rule sum and ours"),  # softmax ignores both
+])
+def test_two_runs_of_one_log_are_refused(tmp_path, change, difference):
+    with pytest.raises(Refused) as error:
+        reproduce(tmp_path / "logs", sweep_of(Settings(), dataclasses.replace(Settings(), **change)))
+    assert "d64_softmax_cat_AssocSeq20N20R0.csv" in str(error.value) and difference in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_of_other_settings_with_the_same_name_is_refused(tmp_path):
+    short, long = Settings(max_steps=100), Settings(max_steps=200)
+    reproduce(tmp_path, sweep_of(short), jobs=1)
+    with pytest.raises(Refused, match=r"AssocSeq20N20R0.csv was made with max_steps 100, not 200"):
+        reproduce(tmp_path, sweep_of(long), jobs=1)
+    assert reproduce(tmp_path, sweep_of(long), jobs=1, force=True)[0].steps == 200
 
 
 # ---- logs that the manifest does not vouch for ----
