@@ -53,12 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                           if action.dest in vars(args) and action.option_strings)
         args.parser.error(f"{shown(unknown[0])}: an unknown argument, expected {flags} or --help")
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
     except Failure as failure:
         print(f"{args.parser.prog}: error: {failure}", file=sys.stderr)
         return failure.status
-    except BrokenPipeError:  # whoever read our output has gone: so must what is still in the buffer
+    except OSError as error:  # of our output: what is still in the buffer must go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"{args.parser.prog}: error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         return 1
 
 
@@ -277,13 +281,13 @@ COMMANDS = {  # name: summary, description, what its help ends with, its flags, 
         tables, add_train_flags, run_train),
     "reproduce": (
         "make the logs of the paper's 320 runs",
-        "Make the logs of the paper's 320 runs, side by side on all cores. Logs that are there already, as manifest.csv\n"
-        "in the folder has them, are not made again: a sweep that was interrupted goes on.",
+        "Make the logs of the paper's 320 runs, side by side on all cores. Logs that are there already, as\n"
+        "<folder>.manifest.csv has them, are not made again: a sweep that was interrupted goes on.",
         None, cli_sweep.add_reproduce_flags, cli_sweep.run_reproduce),
     "compare": (
         "say how logs agree with the published ones",
-        "Compare the logs of a folder with the published ones: first rows, lengths, last losses, and where twins.csv in the\n"
-        "folder has them, the bands in which the last losses of runs scatter. Exit status 1 where they agree too little.",
+        "Compare the logs of a folder with the published ones: first rows, lengths, last losses, and where\n"
+        "<folder>.twins.csv has them, the bands in which the last losses of runs scatter. Exit status 1 where they agree too little.",
         None, cli_sweep.add_compare_flags, cli_sweep.run_compare),
     "figures": (
         "draw the paper's figures from logs",

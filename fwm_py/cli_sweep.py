@@ -139,7 +139,7 @@ MAX_TWINS = 10_000
 def add_compare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="the logs")
     parser.add_argument("--twins", metavar="K", help="first train K copies of runs, whose initial weights are moved by one unit in "
-                                                     "the last place, and keep the band of their last losses in FOLDER/twins.csv")
+                                                     "the last place, and keep the band of their last losses in FOLDER.twins.csv")
     parser.add_argument("--only", metavar="PATTERN", nargs="+", default=[],
                         help="with --twins: of the logs that fit one of these (default: N <= 200 with the rules sum and ours)")
     parser.add_argument("--jobs", metavar="J", help="with --twins: twins side by side (default: the cores this process may use)")
@@ -182,6 +182,11 @@ def train_twins(folder: str, count: int, runs: Sequence[Settings], jobs: int | N
         raise Failure(130, "interrupted; the bands that are there are kept, and the same command goes on from them") from None
     except WorkerKilled as error:
         raise Failure(1, str(error)) from None
+    except OSError as error:
+        if not Path(folder).is_dir():
+            raise
+        raise Failure(1, f"{error.filename}: {error.strerror}; the bands that are there are whole, and the same command goes "
+                         f"on from them") from None
 
 
 # ---- figures ----

@@ -11,10 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import IO
 
 from fwm_py.experiments import COMMANDS, CUT_OFF, RUNS, Command, Rows, published_losses
+from fwm_py.files import PARTIAL
 from fwm_py.logs import has_ended, log_name, read_log
-from fwm_py.manifest import NAME, PARTIAL, Manifest
+from fwm_py.manifest import Manifest
 from fwm_py.retrieval import shown
-from fwm_py.twins import TWINS, Band, read_twins
+from fwm_py.tables import beside
+from fwm_py.twins import ENDING as TWINS
+from fwm_py.twins import Band, read_twins
 
 FIRST_ROWS_FLOOR = 312
 """Of the 320 first rows, so many agree to 1e-3."""
@@ -154,7 +157,7 @@ class Comparison:
     runs : dict
         All 320, in the order of the commands: name of the log -> run.
     others : list of str
-        Files and folders that are neither logs nor what belongs to them, in order.
+        Files and folders that are no logs of theirs, in order.
     """
 
     folder: str
@@ -209,15 +212,15 @@ def compare(folder: str | os.PathLike[str]) -> Comparison:
     Raises
     ------
     OSError
-        If the folder, or its `twins.csv`, cannot be read.
+        If the folder, its manifest or its twins cannot be read.
     ValueError
-        If its `twins.csv` is malformed, see `read_twins`.
+        If its manifest or its twins are damaged, see `Manifest` and `read_twins`.
     """
     files = set(os.listdir(folder))
-    bands = read_twins(os.path.join(folder, TWINS)) if TWINS in files else {}
+    bands = read_twins(folder)
     manifest = Manifest(folder)
     runs = {name: _compare_log(manifest, name, files, bands.get(name)) for name in RUNS}
-    known = {TWINS, NAME, "README.md", *runs, *(name + PARTIAL for name in runs)}
+    known = {*runs, *(name + PARTIAL for name in runs)}
     return Comparison(os.fspath(folder), runs, sorted(files - known))
 
 
@@ -227,7 +230,7 @@ def _compare_log(manifest: Manifest, name: str, files: set[str], band: Band | No
         return make([], "partial" if name + PARTIAL in files else "missing")
     if other := manifest.other_settings(RUNS[name]):
         return make([], "other settings", other)
-    path = os.path.join(manifest.path.parent, name)
+    path = os.path.join(manifest.folder, name)
     try:
         rows = read_log(path)
     except OSError as error:
@@ -279,10 +282,12 @@ def _lines(comparison: Comparison) -> list[str]:
              f"cut off in publishing, only its first row counts: {CUT_OFF}"]
     for problem, runs in comparison.problems.items():
         lines.append(_some(problem, [run.name + (f" ({run.detail})" if run.detail else "") for run in runs]))
+    if comparison.problems.keys() & {"damaged", "empty", "not ended", "other settings"}:
+        lines.append("fwm-py reproduce --force makes the logs again that are not as they should be")
     if comparison.others:
         lines.append(_some("other files", [shown(name) for name in comparison.others]))
     if not total.bands:
-        lines.append(f"no bands of twins: {os.path.join(comparison.folder, TWINS)} has none")
+        lines.append(f"no bands of twins: {beside(comparison.folder, TWINS)} has none")
     return lines + [f"{'ok' if met else 'FAILED'}: {text}" for text, met in comparison.floors]
 
 

@@ -21,10 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fwm_py import manifest
 from fwm_py.experiments import COMMANDS, RUNS, Rows, published_losses
+from fwm_py.files import PARTIAL, write_file
 from fwm_py.logs import has_ended, log_name, read_log
-from fwm_py.twins import TWINS
+from fwm_py.manifest import Manifest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +115,7 @@ def load(folder: str | os.PathLike[str]) -> Losses:
 
     A log counts when it has the name of one of the 320 runs, is well-formed, goes on to where its run ends, and was not,
     by the manifest, made with other settings.
-    Everything else in the folder but its manifest, its twins and its README.md is skipped, and named in `Losses.skipped`.
+    Everything else in the folder is skipped, and named in `Losses.skipped`.
 
     Raises
     ------
@@ -124,10 +124,10 @@ def load(folder: str | os.PathLike[str]) -> Losses:
     ValueError
         If its manifest is malformed.
     """
-    known = manifest.Manifest(folder)
+    known = Manifest(folder)
     logs: dict[str, Rows] = {}
     skipped: list[tuple[str, str]] = []
-    for name in sorted(set(os.listdir(folder)) - {manifest.NAME, TWINS, "README.md"}):
+    for name in sorted(os.listdir(folder)):
         try:
             rows = _read_whole_log(os.path.join(folder, name))
             if other := known.other_settings(RUNS[name]):
@@ -146,7 +146,7 @@ def published() -> Losses:
 def _read_whole_log(path: str) -> Rows:
     """The rows of a run that has ended, or a ValueError that says what the file is instead."""
     name = os.path.basename(path)
-    if name.removesuffix(manifest.PARTIAL) not in RUNS:
+    if name.removesuffix(PARTIAL) not in RUNS:
         raise ValueError("not a log of one of the 320 runs")
     if name not in RUNS:
         raise ValueError("half-written")
@@ -271,7 +271,7 @@ def save(losses: Losses, out: str | os.PathLike[str], overlay: bool = True) -> l
     for name, figure in figures.items():
         for kind in ("png", "svg"):
             paths.append(Path(out) / f"{name}.{kind}")
-            manifest.write_file(paths[-1], _rendered(figure, kind))
+            write_file(paths[-1], _rendered(figure, kind))
     return paths
 
 

@@ -15,6 +15,7 @@ from types import TracebackType
 
 import numpy as np
 
+from fwm_py.files import naming
 from fwm_py.retrieval import MAP_ARGUMENTS, Settings, shown
 
 HEADER = "step,eval-loss"
@@ -121,11 +122,12 @@ class LogWriter:
 
     def _write_line(self, line: str) -> None:
         data = line.encode("ascii") + b"\r\n"
-        start = self._file.tell()
-        written = self._file.write(data)
-        if written != len(data):  # a full disk: take the half row away again
-            self._file.truncate(start)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with naming(self._file.name):
+            start = self._file.tell()
+            written = self._file.write(data)
+            if written != len(data):  # a full disk: take the half row away again
+                self._file.truncate(start)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_log(path: str | os.PathLike[str]) -> list[tuple[int, float]]:

@@ -1,4 +1,4 @@
-"""What a folder of logs holds: the logs, and `manifest.csv`, which says how each of them came about.
+"""`<folder>.manifest.csv`, beside a folder of logs: how each of them came about.
 
 A log that is in the manifest, with the settings that are wanted and unchanged since, is a run that need not be made
 again. Both are written to a temporary file and renamed, the manifest's row first, so that a sweep that is killed at any
@@ -7,21 +7,28 @@ instant leaves whole logs, and a row without its log means that the run is yet t
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 import os
+import re
 from pathlib import Path
 
 from fwm_py import __version__
+from fwm_py.files import publish, write_partial
 from fwm_py.logs import format_log, has_ended, log_name, read_log
-from fwm_py.retrieval import Settings, shown
+from fwm_py.retrieval import Settings
+from fwm_py.tables import Table, beside
 
-NAME = "manifest.csv"
-PARTIAL = ".partial"
+ENDING = ".manifest.csv"
+WAY_OUT = "fwm-py reproduce --adopt records the whole logs again, --force makes them again"
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 COLUMNS = ("log", *SETTINGS, "version", "variant", "seconds", "sha256")
+_OTHERS = {"log": r"[\w.+-]+\.csv", "version": r"[\w.+-]*", "variant": r"\w*", "seconds": r"([0-9]+\.[0-9]+)?",
+           "sha256": r"[0-9a-f]{64}"}
+
+
+_SETTING_TYPES = {"attn_name": str, "update_rule": str, "favor_generator": str, "lr": float,
+                  "replace": {"0": False, "1": True}.get}
 
 
 def settings_columns(settings: Settings) -> dict[str, str]:
@@ -38,60 +45,56 @@ def differences(one: Settings, other: Settings) -> str:
     return ", ".join(found) or "the same settings"
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Replace a file by `data`, wholly or not at all; on the disk when this returns."""
-    _publish(_write_partial(path, data), path)
-
-
-def _write_partial(path: Path, data: bytes) -> Path:
-    """Write `data` beside `path`, onto the disk."""
-    temporary = path.with_name(path.name + PARTIAL)
+def _fault(row: dict[str, str]) -> str | None:
+    """What a row should have been, None if it could have been written so."""
+    for column, pattern in _OTHERS.items():
+        if not re.fullmatch(pattern, row[column], re.ASCII):
+            return f"another {column}"
+    texts = {name: row[name] for name in SETTINGS}
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Rename, and write the folder's entry to the disk."""
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        settings = Settings(**{name: _SETTING_TYPES.get(name, int)(text) for name, text in texts.items()})
+    except (TypeError, ValueError):
+        return "settings of a run"
+    return None if settings_columns(settings) == texts else "settings of a run"
 
 
 class Manifest:
-    """`manifest.csv` of a folder, read when made; a missing one has no rows.
+    """The manifest of a folder, read when made; a missing one has no rows.
+
+    Parameters
+    ----------
+    folder : path
+    salvage : bool
+        Of a damaged file, take the rows before the damage.
 
     Raises
     ------
     ValueError
-        "<path>: line <n>: got <line>, expected <what>".
+        "<path>: line <n>: got <line>, expected <what>; <the way out>".
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.path = Path(folder) / NAME
+    def __init__(self, folder: str | os.PathLike[str], salvage: bool = False) -> None:
+        self.folder = Path(folder)
+        self.path = beside(folder, ENDING)
         self.rows: dict[str, dict[str, str]] = {}
+        self._table = Table(self.path, COLUMNS, WAY_OUT)
         try:
-            text = self.path.read_bytes().decode("utf-8", errors="replace")
-        except FileNotFoundError:
-            return
-        lines = list(csv.reader(io.StringIO(text)))
-        if not lines or tuple(lines[0]) != COLUMNS:
-            raise ValueError(f"{self.path}: line 1: got {shown(','.join(lines[0]) if lines else '')}, "
-                             f"expected {','.join(COLUMNS)}")
-        for number, line in enumerate(lines[1:], start=2):
-            if len(line) != len(COLUMNS):
-                raise ValueError(f"{self.path}: line {number}: got {shown(','.join(line))}, expected {len(COLUMNS)} fields")
-            row = dict(zip(COLUMNS, line, strict=True))
+            self._read()
+        except ValueError:
+            if not salvage:
+                raise
+
+    def _read(self) -> None:
+        for number, fields in self._table.read():
+            row = dict(zip(COLUMNS, fields, strict=True))
+            expected = f"{row['log']} once" if row["log"] in self.rows else _fault(row)
+            if expected:
+                raise self._table.damaged(number, ",".join(fields), expected)
             self.rows[row["log"]] = row
+
+    def write(self) -> None:
+        """Write the file; OSError if that fails."""
+        self._table.write([row[column] for column in COLUMNS] for row in self.rows.values())
 
     def standing(self, settings: Settings) -> str | None:
         """Why a run's log cannot count as made: "" if there is none, None if it can.
@@ -100,11 +103,11 @@ class Manifest:
         """
         name = log_name(settings)
         try:
-            data = (self.path.parent / name).read_bytes()
+            data = (self.folder / name).read_bytes()
         except FileNotFoundError:
             return ""
         if name not in self.rows:
-            return f"is not in {NAME}"
+            return f"is not in {self.path.name}"
         if self.rows[name]["sha256"] != hashlib.sha256(data).hexdigest():
             return "has been changed since it was made"
         return self.other_settings(settings)
@@ -125,19 +128,19 @@ class Manifest:
         OSError
             If that fails; the log then is the one before, or none.
         """
-        path = self.path.parent / log_name(settings)
+        path = self.folder / log_name(settings)
         data = format_log(rows)
-        temporary = _write_partial(path, data)
+        temporary = write_partial(path, data)
         try:
             self._add(settings, data, f"{seconds:.3f}", variant)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        _publish(temporary, path)
+        publish(temporary, path)
 
     def adopt(self, settings: Settings) -> str | None:
         """Record a log that was made elsewhere; None, or why not."""
-        path = self.path.parent / log_name(settings)
+        path = self.folder / log_name(settings)
         try:
             if not has_ended(read_log(path), settings.max_steps):
                 return "has not come to its end"
@@ -152,12 +155,8 @@ class Manifest:
         before = self.rows.get(name)
         self.rows[name] = {"log": name, **settings_columns(settings), "version": version, "variant": variant,
                            "seconds": seconds, "sha256": hashlib.sha256(log).hexdigest()}
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows.values())
         try:
-            write_file(self.path, text.getvalue().encode())
+            self.write()
         except OSError:
             if before is None:
                 del self.rows[name]

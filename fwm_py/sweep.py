@@ -174,8 +174,8 @@ def reproduce(
 ) -> list[Run]:
     """Make the logs of the paper's runs, or of any others, those that are not there yet.
 
-    A run that is in the folder's `manifest.csv`, with its log as it was written, is skipped. What this leaves, however
-    it ends, the next call goes on from.
+    A run that is in the folder's manifest, with its log as it was written, is skipped. What this leaves, however it
+    ends, the next call goes on from. The folder holds logs only: the manifest is `<folder>.manifest.csv`.
 
     Parameters
     ----------
@@ -188,10 +188,11 @@ def reproduce(
     client : distributed.Client, optional
         A Dask cluster to run them on. It needs fwm_py, not the folder.
     force : bool
-        Make runs again whose logs the manifest does not vouch for, and overwrite these.
+        Make runs again whose logs the manifest does not vouch for, and overwrite these. Of a damaged manifest the rows
+        before the damage count.
     adopt : bool
-        Record logs in the manifest that came from elsewhere, if they are whole. Their settings are taken to be those of
-        the runs.
+        Record logs in the manifest that came from elsewhere, or whose row is damaged, if they are whole. Their settings
+        are taken to be those of the runs.
     on_change : callable, optional
         Called with each run whose state has changed.
 
@@ -203,12 +204,13 @@ def reproduce(
     Raises
     ------
     Refused
-        If two runs have the same log, or the folder has logs that the manifest does not vouch for, and neither `force` nor `adopt` settles what becomes of
-        them, or another sweep is writing into it. Nothing has been trained, and no log changed.
+        If two runs have the same log, or the folder has logs that the manifest does not vouch for, and neither `force`
+        nor `adopt` settles what becomes of them, or another sweep is writing into it. Nothing has been trained, and no
+        log changed.
     ValueError
-        If the manifest cannot be read.
+        If the manifest is damaged and neither `force` nor `adopt` is set.
     OSError
-        If a log cannot be written. Those that are there are whole.
+        If a log or the manifest cannot be written, or read. Those that are there are whole.
     """
     runs = select() if runs is None else list(runs)
     _check_names(runs)
@@ -216,8 +218,10 @@ def reproduce(
     path.mkdir(parents=True, exist_ok=True)
     notify = on_change or (lambda run: None)
     with locked(path):
-        manifest = Manifest(path)
+        manifest = Manifest(path, salvage=force or adopt)
         waiting = _left_to_do(manifest, runs, force, adopt)
+        if waiting or force or adopt:
+            manifest.write()  # rather than fail when the first run has ended, or leave a damaged one
         for run in runs:
             if run.state == "skipped":
                 notify(run)
@@ -229,12 +233,13 @@ def _check_names(runs: Sequence[Run]) -> None:
     seen: dict[str, Settings] = {}
     for run in runs:
         if run.name in seen:
-            raise Refused(f"runs: got {run.name} twice, with {differences(seen[run.name], run.settings)}, expected each log once")
+            shared = differences(seen[run.name], run.settings)
+            raise Refused(f"runs: got {run.name} twice, with {shared}, expected each log once")
         seen[run.name] = run.settings
 
 
 def _left_to_do(manifest: Manifest, runs: Sequence[Run], force: bool, adopt: bool) -> list[Run]:
-    waiting, refused = [], []
+    waiting, refused, adoptable = [], [], False
     for run in runs:
         reason = manifest.standing(run.settings)
         if reason and adopt and run.name not in manifest.rows:
@@ -243,12 +248,13 @@ def _left_to_do(manifest: Manifest, runs: Sequence[Run], force: bool, adopt: boo
             run.state = "skipped"
         elif reason and not force:
             refused.append(f"{run.name} {reason}")
+            adoptable |= not adopt and run.name not in manifest.rows
         else:
             waiting.append(run)
     if refused:
         more = f" (and {len(refused) - 3} more)" if len(refused) > 3 else ""
-        raise Refused(f"{manifest.path.parent}: {'; '.join(refused[:3])}{more}: --adopt records whole logs that came from "
-                      f"elsewhere, --force makes them again")
+        way_out = "--adopt records whole logs that came from elsewhere, " if adoptable else ""
+        raise Refused(f"{manifest.folder}: {'; '.join(refused[:3])}{more}: {way_out}--force makes them again")
     return waiting
 
 

@@ -3,34 +3,30 @@
 A gradient of DPFP jumps where an activation changes its sign, and sums of floats depend on their order: a last bit
 parts two runs in time, and their last losses differ although nothing is wrong. How far, the twins of the run show:
 their last losses make a band, in which the published one should lie. Bands take long to make, so they are
-kept, in `twins.csv` beside the logs.
+kept, in `<folder>.twins.csv` beside the folder of the logs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import fnmatch
-import io
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from fwm_py.experiments import CUT_OFF, RUNS
 from fwm_py.jobs import WorkerKilled, run_all
 from fwm_py.logs import format_loss, log_name
-from fwm_py.manifest import write_file
 from fwm_py.retrieval import Model, Settings, shown, train
 from fwm_py.sweep import cost
+from fwm_py.tables import Table, beside
 
-TWINS = "twins.csv"
-"""Name of the file of the bands, a CSV file with a line for each run."""
-
-HEADER = ["name", "n_keys", "twins", "low", "high", "nan", "losses"]
+ENDING = ".twins.csv"
+COLUMNS = ("name", "n_keys", "twins", "low", "high", "nan", "losses")
+WAY_OUT = "delete it, and fwm-py compare --twins makes the twins again"
 
 # ---- bands ----
 
@@ -78,45 +74,42 @@ class Band:
         return self.low - slack <= loss <= self.high + slack
 
 
-def read_twins(path: str | os.PathLike[str]) -> dict[str, Band]:
-    """Read the bands that `make_twins` wrote: name of the log -> band.
+def read_twins(folder: str | os.PathLike[str]) -> dict[str, Band]:
+    """Read the bands that `make_twins` wrote for a folder: name of the log -> band. None if there is no such file.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If a line could not have been written so: "<path>: line <n>: got <line>, expected <what>".
+        If a line could not have been written so: "<path>: line <n>: got <line>, expected <what>; <the way out>".
     """
+    table = _table(folder)
     bands: dict[str, Band] = {}
-    with open(path, encoding="latin-1", newline="") as file:
-        lines = csv.reader(file)
-        try:
-            header = next(lines, [])
-            if header != HEADER:
-                raise ValueError(f"got {shown(','.join(header))}, expected {','.join(HEADER)!r}")
-            for row in lines:
-                band = _band(row)
-                if row[0] in bands:
-                    raise ValueError(f"got {shown(row[0])} again, expected every run once")
-                bands[row[0]] = band
-        except (csv.Error, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)}: line {max(lines.line_num, 1)}: {error}") from None
+    for number, row in table.read():
+        band = _band(row)
+        if row[0] in bands:
+            band = f"{row[0]} once"
+        if isinstance(band, str):
+            raise table.damaged(number, ",".join(row), band)
+        bands[row[0]] = band
     return bands
 
 
-def _band(row: list[str]) -> Band:
-    """The band of a row, all of whose fields must agree with its losses."""
-    got = shown(",".join(row))
-    if not row or row[0] not in RUNS:
-        raise ValueError(f"got {got}, expected the name of a published log first")
+def _table(folder: str | os.PathLike[str]) -> Table:
+    return Table(beside(folder, ENDING), COLUMNS, WAY_OUT)
+
+
+def _band(row: list[str]) -> Band | str:
+    """The band of a row, all of whose fields must agree with its losses, or what was expected."""
+    if row[0] not in RUNS:
+        return "the name of a published log first"
     try:
-        band = Band(tuple(float(np.float32(loss)) for loss in row[-1].split(" ")))
+        with np.errstate(over="ignore"):
+            band = Band(tuple(float(np.float32(loss)) for loss in row[-1].split(" ")))
     except ValueError:
-        raise ValueError(f"got {got}, expected losses with a space between them at its end") from None
-    if row != _row(row[0], band):
-        raise ValueError(f"got {got}, expected {','.join(_row(row[0], band))!r}")
-    return band
+        return "losses with a space between them at its end"
+    return band if row == _row(row[0], band) else shown(",".join(_row(row[0], band)))
 
 
 def _row(name: str, band: Band) -> list[str]:
@@ -125,13 +118,9 @@ def _row(name: str, band: Band) -> list[str]:
             str(band.nan), losses]
 
 
-def _write_twins(path: str, bands: Mapping[str, Band]) -> None:
-    """Write bands in the order of the commands; a program that is killed leaves the old file or the new one."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
-    writer.writerows(_row(name, bands[name]) for name in RUNS if name in bands)
-    write_file(Path(path), text.getvalue().encode("ascii"))
+def _write_twins(folder: str | os.PathLike[str], bands: Mapping[str, Band]) -> None:
+    """Write bands in the order of the commands."""
+    _table(folder).write(_row(name, bands[name]) for name in RUNS if name in bands)
 
 
 # ---- twins ----
@@ -199,7 +188,7 @@ def make_twins(
     jobs: int | None = None,
     on_done: Callable[[str, Band], object] | None = None,
 ) -> dict[str, Band]:
-    """Train twins of many runs, and keep their bands in `twins.csv` of the folder.
+    """Train twins of many runs, and keep their bands in `<folder>.twins.csv`.
 
     Runs whose band of as many twins is there already are not made again: what was interrupted goes on with the
     runs that are left.
@@ -225,7 +214,7 @@ def make_twins(
     Raises
     ------
     OSError
-        If `twins.csv` cannot be read or written; the latter is tried before any twin is trained.
+        If the file cannot be read or written; the latter is tried before any twin is trained.
     ValueError
         If it is malformed, `count` is below 1, or a run is not a published one.
     WorkerKilled
@@ -236,9 +225,9 @@ def make_twins(
     for settings in runs:
         if RUNS.get(log_name(settings)) != settings:
             raise ValueError(f"runs: got {settings}, expected a published run")
-    path = os.path.join(folder, TWINS)
-    bands = read_twins(path) if os.path.exists(path) else {}
-    _write_twins(path, bands)
+    os.listdir(folder)  # an error if it is not there
+    bands = read_twins(folder)
+    _write_twins(folder, bands)
 
     left = {log_name(settings) for settings in runs}
     left -= {name for name, band in bands.items() if len(band.losses) == count}
@@ -254,7 +243,7 @@ def make_twins(
             losses[name][seed] = loss
             if len(losses[name]) == count:
                 bands[name] = Band(tuple(losses[name][seed] for seed in range(count)))
-                _write_twins(path, bands)
+                _write_twins(folder, bands)
                 if on_done is not None:
                     on_done(name, bands[name])
     return bands

@@ -46,7 +46,7 @@ def test_compare_fails_where_logs_are_missing(tmp_path, capsys):
 
 def test_compare_trains_twins_where_asked_and_keeps_their_bands(tmp_path, capsys):
     assert run("compare", tmp_path, "--twins", 2, "--only", NAME, "--jobs", 1) == 1
-    band = read_twins(tmp_path / "twins.csv")[NAME]
+    band = read_twins(tmp_path)[NAME]
     assert len(band.losses) == 2 and band.holds(published_losses()[NAME][-1][1])
     assert f"{NAME}: 2 twins" in capsys.readouterr().err
 
@@ -129,6 +129,7 @@ def test_a_log_of_other_settings_is_named_and_not_looked_at(published, tmp_path,
 def test_a_malformed_manifest_is_an_error(tmp_path, capsys, command):
     if command == "figures":
         pytest.importorskip("pandas")
-    (tmp_path / "manifest.csv").write_text("name\n")
-    assert run(command, tmp_path) == 2
-    assert "manifest.csv: line 1: got 'name', expected log," in capsys.readouterr().err
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs.manifest.csv").write_text("name\n")
+    assert run(command, tmp_path / "logs") == 2
+    assert "logs.manifest.csv: line 1: got 'name', expected log," in capsys.readouterr().err

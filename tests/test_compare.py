@@ -10,7 +10,7 @@ from fwm_py.experiments import COMMANDS, CUT_OFF, published_losses
 from fwm_py.jobs import WorkerKilled
 from fwm_py.logs import HEADER, LogWriter, format_loss, log_name
 from fwm_py.retrieval import Model, Settings, train
-from fwm_py.twins import HEADER as TWINS_HEADER
+from fwm_py.twins import COLUMNS as TWINS_COLUMNS
 from fwm_py.twins import Band, make_twins, read_twins, twin_runs, twins
 
 TINY = Settings(n_keys=20, attn_name="dpfp", attn_arg=1)  # ends at step 100
@@ -31,9 +31,21 @@ def write(folder, name, rows):
 @pytest.fixture
 def folder(tmp_path):
     """The published logs; the one that was cut off has come to an end."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
     for name, rows in published_losses().items():
-        write(tmp_path, name, rows + [(400, 0.0005)] if name == CUT_OFF else rows)
-    return tmp_path
+        write(logs, name, rows + [(400, 0.0005)] if name == CUT_OFF else rows)
+    return logs
+
+
+@pytest.fixture
+def empty(tmp_path):
+    (tmp_path / "logs").mkdir()
+    return tmp_path / "logs"
+
+
+def twins_of(folder):
+    return folder.parent / "logs.twins.csv"
 
 
 def change(folder, name, row, loss):
@@ -45,13 +57,13 @@ def change(folder, name, row, loss):
 
 def write_twins(folder, bands):
     """name -> [losses], written by hand as documented."""
-    lines = [",".join(TWINS_HEADER)]
+    lines = [",".join(TWINS_COLUMNS)]
     for name, losses in bands.items():
         n_keys = name.split("N")[1].split("R")[0]
         numbers = [loss for loss in losses if loss != "nan"]
         low, high = (min(numbers, key=float), max(numbers, key=float)) if numbers else ("nan", "nan")
         lines.append(f"{name},{n_keys},{len(losses)},{low},{high},{losses.count('nan')},{' '.join(losses)}")
-    (folder / "twins.csv").write_text("\n".join(lines) + "\n")
+    twins_of(folder).write_text("\n".join(lines) + "\n")
 
 
 def printed(folder, capsys):
@@ -191,10 +203,10 @@ def test_foreign_files_are_named_in_one_line(folder, capsys):
     assert r"[bold]new\nline.txt" in line and "d64_dpfp9_sum_AssocSeq20N20R0.csv" in line and "plots" in line
 
 
-def test_an_empty_folder(tmp_path, capsys):
-    comparison = compare(tmp_path)
+def test_an_empty_folder(empty, capsys):
+    comparison = compare(empty)
     assert comparison.total.compared == 0 and len(comparison.failures) == 2
-    text = printed(tmp_path, capsys)
+    text = printed(empty, capsys)
     assert ", and 300 more" in line_of(text, "missing (320)")
     assert text.count("FAILED: ") == 2
 
@@ -286,13 +298,13 @@ def test_bands_with_nan():
 ROW = f"{TINY_NAME},20,3,0.25,0.5,1,0.5 nan 0.25"
 
 
-def test_reading_bands(tmp_path):
-    path = tmp_path / "twins.csv"
-    path.write_text(f"{','.join(TWINS_HEADER)}\n{ROW}\n")
-    (name, band), = read_twins(path).items()
+def test_reading_bands(empty):
+    path = twins_of(empty)
+    path.write_text(f"{','.join(TWINS_COLUMNS)}\n{ROW}\n")
+    (name, band), = read_twins(empty).items()
     assert name == TINY_NAME and band.low == 0.25 and band.high == 0.5 and band.nan == 1
     path.write_text(path.read_text().replace("\n", "\r\n"))
-    assert read_twins(path).keys() == {TINY_NAME}
+    assert read_twins(empty).keys() == {TINY_NAME}
 
 
 @pytest.mark.parametrize("number, row", [
@@ -315,19 +327,19 @@ def test_reading_bands(tmp_path):
     (3, f"{ROW}\n"),
 ])
 def test_a_malformed_file_of_bands_is_refused(folder, number, row):
-    path = folder / "twins.csv"
-    path.write_bytes(f"{','.join(TWINS_HEADER)}\n{row}\n".encode())
+    path = twins_of(folder)
+    path.write_bytes(f"{','.join(TWINS_COLUMNS)}\n{row}\n".encode())
     with pytest.raises(ValueError) as error:
         compare(folder)
     assert str(error.value).startswith(f"{path}: line {number}: got ") and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["", "x\n", f"{ROW}\n"])
-def test_a_file_of_bands_without_its_header_is_refused(tmp_path, content):
-    path = tmp_path / "twins.csv"
+def test_a_file_of_bands_without_its_header_is_refused(empty, content):
+    path = twins_of(empty)
     path.write_text(content)
     with pytest.raises(ValueError) as error:
-        make_twins(tmp_path, [TINY], 1)
+        make_twins(empty, [TINY], 1)
     assert str(error.value).startswith(f"{path}: line 1: got ")
     assert path.read_text() == content
 
@@ -355,30 +367,30 @@ def test_twins_move_every_key_weight_by_one_unit(monkeypatch):
     assert twins(TINY, 2) == [0.5, 0.5]
 
 
-def test_making_twins_and_going_on(tmp_path):
+def test_making_twins_and_going_on(empty):
     runs = twin_runs([TINY_NAME, LINEAR_NAME])
     done = []
 
     def on_done(name, band):
-        assert read_twins(tmp_path / "twins.csv")[name] == band  # it is written by then
+        assert read_twins(empty)[name] == band  # it is written by then
         done.append(name)
 
-    bands = make_twins(tmp_path, runs[:1], 2, jobs=2, on_done=on_done)
+    bands = make_twins(empty, runs[:1], 2, jobs=2, on_done=on_done)
     assert done == [TINY_NAME] and bands[TINY_NAME].losses == tuple(twins(TINY, 2))
-    assert read_twins(tmp_path / "twins.csv") == bands
-    bands = make_twins(tmp_path, runs, 2, jobs=2, on_done=on_done)
-    assert done == [TINY_NAME, LINEAR_NAME] and read_twins(tmp_path / "twins.csv") == bands
+    assert read_twins(empty) == bands
+    bands = make_twins(empty, runs, 2, jobs=2, on_done=on_done)
+    assert done == [TINY_NAME, LINEAR_NAME] and read_twins(empty) == bands
     assert list(bands) == [TINY_NAME, LINEAR_NAME]
-    lines = (tmp_path / "twins.csv").read_text().splitlines()
+    lines = twins_of(empty).read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["name", LINEAR_NAME, TINY_NAME]  # as the commands
-    make_twins(tmp_path, runs[:1], 3, jobs=2, on_done=on_done)
+    make_twins(empty, runs[:1], 3, jobs=2, on_done=on_done)
     assert done == [TINY_NAME, LINEAR_NAME, TINY_NAME]
-    assert {name: len(band.losses) for name, band in read_twins(tmp_path / "twins.csv").items()} == {
+    assert {name: len(band.losses) for name, band in read_twins(empty).items()} == {
         TINY_NAME: 3, LINEAR_NAME: 2}
-    assert [path.name for path in tmp_path.iterdir()] == ["twins.csv"]
+    assert list(empty.iterdir()) == []
 
 
-def test_the_longest_runs_are_made_first_twin_by_twin(tmp_path, monkeypatch):
+def test_the_longest_runs_are_made_first_twin_by_twin(empty, monkeypatch):
     seen = []
 
     def run_all(function, tasks, jobs):
@@ -391,9 +403,9 @@ def test_the_longest_runs_are_made_first_twin_by_twin(tmp_path, monkeypatch):
     monkeypatch.setattr("fwm_py.twins.run_all", run_all)
     small, large = twin_runs([TINY_NAME, "d64_dpfp3_sum_AssocSeq200N200R0.csv"])
     with pytest.raises(KeyboardInterrupt):
-        make_twins(tmp_path, [small, large], 4)
+        make_twins(empty, [small, large], 4)
     assert seen == [(large, 0), (large, 1), (large, 2), (large, 3), (small, 0), (small, 1), (small, 2), (small, 3)]
-    assert read_twins(tmp_path / "twins.csv") == {TINY_NAME: Band((0.0, 1.0, 2.0, 3.0))}
+    assert read_twins(empty) == {TINY_NAME: Band((0.0, 1.0, 2.0, 3.0))}
 
 
 @pytest.mark.parametrize(
@@ -404,10 +416,10 @@ def test_what_is_no_twin_is_refused(tmp_path, count, runs):
     assert not list(tmp_path.iterdir())
 
 
-def test_twins_whose_processes_are_killed(tmp_path, monkeypatch):
+def test_twins_whose_processes_are_killed(empty, monkeypatch):
     monkeypatch.setattr("fwm_py.twins.run_all", lambda *_: (result for result in [(0, WorkerKilled("killed"))]))
     with pytest.raises(WorkerKilled):
-        make_twins(tmp_path, [TINY], 1)
+        make_twins(empty, [TINY], 1)
 
 
 def test_a_folder_that_is_not_there_is_refused_before_training(tmp_path, monkeypatch):

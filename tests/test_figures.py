@@ -12,14 +12,16 @@ import pytest
 
 from fwm_py.experiments import CUT_OFF, published_losses
 from fwm_py.logs import LogWriter, format_log, has_ended
+from fwm_py.sweep import reproduce, select
 
 pd = pytest.importorskip("pandas")
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex  # noqa: E402
 
-from fwm_py import figures, manifest  # noqa: E402
+from fwm_py import figures  # noqa: E402
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+LOGS = Path(__file__).parents[1] / "logs"
 
 SETTING_1 = ["Softmax", "Linear", "FAVOR+ (64)", "FAVOR+ (128)", "FAVOR+ (512)", "DPFP-1", "DPFP-2", "DPFP-3"]
 SETTING_2 = ["Schlag (2021)", "Schlag (2021) with DPFP-1", "DPFP-1 delta", "DPFP-2 delta", "Linear delta", "DPFP-1 sum"]
@@ -175,10 +177,21 @@ def test_bad_logs_are_named_and_not_drawn(tmp_path, name, data, reason):
     assert list(line.get_xdata()) == [20]
 
 
-def test_the_manifest_is_part_of_a_folder(tmp_path):
-    (tmp_path / "manifest.csv").write_text(",".join(manifest.COLUMNS) + "\n")
-    (tmp_path / "README.md").write_text("These logs are mine.\n")
-    assert figures.load(tmp_path).skipped == ()
+def test_a_folder_of_logs_holds_logs_only():
+    """The published notebooks read every file of their folder as a log, and take its name apart."""
+    parts = re.compile(r"d(\d+)_([a-z]+)(\d*)_([a-z]+)_AssocSeq(\d+)N(\d+)R([01])\.csv")
+    names = os.listdir(LOGS)
+    assert len(names) == 320
+    for name in names:
+        table = pd.read_csv(LOGS / name)
+        assert list(table.columns) == ["step", "eval-loss"] and len(table) and parts.fullmatch(name)
+
+
+def test_a_sweep_leaves_logs_only(tmp_path):
+    reproduce(tmp_path / "logs", select(only=["d64_dpfp1_sum_AssocSeq20N20R0.csv"]), jobs=1)
+    assert figures.load(tmp_path / "logs").skipped == ()
+    assert sorted(os.listdir(tmp_path)) == ["logs", "logs.manifest.csv"]
+    assert os.listdir(tmp_path / "logs") == ["d64_dpfp1_sum_AssocSeq20N20R0.csv"]
 
 
 def test_a_missing_folder(tmp_path):
