@@ -12,17 +12,18 @@ as the program published with the paper. The loop runs in C, without the interpr
 from __future__ import annotations
 
 import dataclasses
-import json
 import numbers
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fwm_py import _core
+from fwm_py.files import write_file
+from fwm_py.model_files import NOT_A_MODEL, ModelFile, format_model
 
 MAP_ARGUMENTS: dict[str, str] = {row["name"]: row["argument"] for row in _core.MAPS}
 """Name of each feature map and of its argument, `""` for a map without one."""
@@ -309,14 +310,17 @@ class Model:
         return self._model.evaluate(stream._stream)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write settings and parameters to an .npz file (named exactly `path`).
+        """Write settings and parameters to an .npz file (named exactly `path`), wholly or not at all.
 
         Adam's moments and the positions of the random streams are not part of it.
+
+        Raises
+        ------
+        OSError
+            If that fails, with the name of the file; a file that was there is as it was.
         """
         header = {"version": FILE_VERSION, "settings": dataclasses.asdict(self.settings)}
-        with open(path, "wb") as file:
-            arrays: dict[str, Any] = {"fwm_py": np.array(json.dumps(header)), **self.parameters}
-            np.savez(file, **arrays)
+        write_file(path, format_model(header, self.parameters))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
@@ -327,45 +331,63 @@ class Model:
         OSError
             If the file cannot be read.
         ValueError
-            If it is no model file, of another version, or its arrays do not fit its settings.
+            If it is no model file, of another version, or its arrays do not fit its settings: "<path>: ..".
+        MemoryError
+            If a model of its settings does not fit into memory.
         """
-        arrays = _read_arrays(path)
+        with open(path, "rb") as file:
+            data = file.read()
         try:
-            header = json.loads(str(arrays.pop("fwm_py")))
-            version, settings = header["version"], header["settings"]
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{os.fspath(path)}: not a model file of fwm_py") from None
-        if version != FILE_VERSION:
-            raise ValueError(f"{os.fspath(path)}: got version {shown(version)}, expected {FILE_VERSION}")
-        weight = arrays.get("W_k.weight")
-        try:
-            model = cls(Settings(**settings), dtype=np.float32 if weight is None else weight.dtype)
-            model._assign(arrays)
+            return cls._from_file(ModelFile(data))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from None
+            raise ValueError(f"{os.fsdecode(path)}: {error}") from None
+
+    @classmethod
+    def _from_file(cls, file: ModelFile) -> Model:
+        header = file.header
+        if not isinstance(header, dict) or not {"version", "settings"} <= header.keys():
+            raise ValueError(NOT_A_MODEL)
+        version = header["version"]
+        if type(version) is not int or version != FILE_VERSION:
+            raise ValueError(f"got version {shown(version)}, expected {FILE_VERSION}")
+        if not isinstance(header["settings"], dict):
+            raise ValueError(NOT_A_MODEL)
+        settings = Settings(**header["settings"])
+        dtype = _dtype_of(file, settings)
+        arrays = {name: file.numbers(name) for name in file.members}
+        model = cls(settings, dtype)
+        for name, parameter in model.parameters.items():
+            parameter[...] = arrays[name]
         return model
 
-    def _assign(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        parameters = self.parameters
-        if arrays.keys() != parameters.keys():
-            raise ValueError(f"got the parameters {', '.join(arrays)}, expected {', '.join(parameters)}")
-        for name, parameter in parameters.items():
-            given = arrays[name]
-            if (given.shape, given.dtype) != (parameter.shape, parameter.dtype):
-                raise ValueError(f"{name}: got {given.dtype} {given.shape}, "
-                                 f"expected {parameter.dtype} {parameter.shape}")
-            parameter[...] = given
+
+def _dtype_of(file: ModelFile, settings: Settings) -> np.dtype[Any]:
+    """The precision of the arrays, all of which must be there, of this precision and the shapes of a model of `settings`."""
+    shapes = parameter_shapes(settings)
+    if file.members.keys() != shapes.keys():
+        names = ", ".join(shown(name)[1:-1] for name in file.members)
+        raise ValueError(f"got the parameters {names[:400]}, expected {', '.join(shapes)}")
+    dtype = file.members["W_k.weight"].dtype
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"W_k.weight: got {dtype}, expected float32 or float64")
+    for name, shape in shapes.items():
+        got = file.members[name]
+        if (got.shape, got.dtype) != (shape, dtype):
+            raise ValueError(f"{name}: got {str(got.dtype)[:80]} {shown(got.shape)}, expected {dtype} {shape}")
+    return dtype
 
 
-def _read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of an .npz file, none of them pickled."""
-    import zipfile
-
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (AttributeError, EOFError, TypeError, ValueError, zipfile.BadZipFile):
-        raise ValueError(f"{os.fspath(path)}: not a model file of fwm_py") from None
+def parameter_shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
+    """The parameters of a model by their published names, and their shapes: N keys, embeddings of E numbers, d features."""
+    N, d = settings.n_keys, settings.hidden_size
+    E = int(2 * N * 1.1)
+    shapes: dict[str, tuple[int, ...]] = {"embeddingV.weight": (N, N), "embeddingK.weight": (2 * N, E)}
+    layers = {"W_k": (d, N + E), "W_v": (d, N + E), "W_q": (d, E)}
+    if settings.map is not None:
+        layers.update(W_f=(d, N + E), W_b=(1, N + E))
+    for name, (rows, columns) in layers.items():
+        shapes.update({f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)})
+    return shapes
 
 
 def train(
