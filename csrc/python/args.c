@@ -16,8 +16,41 @@ static const char *type_name(int type)
     return type == NPY_FLOAT ? "float32" : "float64";
 }
 
+/* The masked entries of a numpy.ma.MaskedArray, or of the first in a list, which NumPy's conversion forgets; -1 with an
+ * exception. Lists are looked into as deep as NumPy does. */
+static Py_ssize_t masked_entries(PyObject *given, int depth)
+{
+    if (PyList_Check(given) || PyTuple_Check(given)) {
+        Py_ssize_t found = 0;
+        for (Py_ssize_t i = 0; found == 0 && depth < NPY_MAXDIMS && i < PySequence_Fast_GET_SIZE(given); i++)
+            found = masked_entries(PySequence_Fast_GET_ITEM(given, i), depth + 1);
+        return found;
+    }
+    if (PyArray_CheckExact(given) || !PyArray_Check(given))
+        return 0;
+    PyObject *numpy_ma = PyImport_ImportModule("numpy.ma");
+    PyObject *type = numpy_ma ? PyObject_GetAttrString(numpy_ma, "MaskedArray") : NULL;
+    const int is_masked = type ? PyObject_IsInstance(given, type) : -1;
+    PyObject *count = is_masked > 0 ? PyObject_CallMethod(numpy_ma, "count_masked", "O", given) : NULL;
+    const Py_ssize_t found = is_masked == 0 ? 0 : count ? PyNumber_AsSsize_t(count, NULL) : -1;
+    Py_XDECREF(count);
+    Py_XDECREF(type);
+    Py_XDECREF(numpy_ma);
+    return found;
+}
+
+int fwm_check_unmasked(PyObject *given, const char *name)
+{
+    const Py_ssize_t found = masked_entries(given, 0);
+    if (found > 0)
+        PyErr_Format(PyExc_ValueError, "%s: got a masked array with %zd masked entries, expected one without", name, found);
+    return found == 0 ? 0 : -1;
+}
+
 PyArrayObject *fwm_any_array(PyObject *given, const char *name)
 {
+    if (fwm_check_unmasked(given, name) < 0)
+        return NULL;
     PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(given);
     if (!any && PyErr_ExceptionMatches(PyExc_ValueError))
         PyErr_Format(PyExc_ValueError, "%s: got %.100s, expected an array, or lists of the same length", name, Py_TYPE(given)->tp_name);
@@ -60,7 +93,16 @@ PyArrayObject *fwm_real_array_as(PyObject *given, const char *name, int type)
     PyArrayObject *array = fwm_real_array(given, name, 0, NULL);
     if (!array || PyArray_TYPE(array) == type)
         return array;
-    PyArrayObject *converted = (PyArrayObject *)PyArray_FromArray(array, PyArray_DescrFromType(type), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
+    int held = 1;
+    for (npy_intp i = 0; held && type == NPY_FLOAT && i < PyArray_SIZE(array); i++) {
+        const double number = ((const double *)PyArray_DATA(array))[i];
+        held = !isfinite(number) || isfinite((float)number);
+    }
+    PyArrayObject *converted = NULL;
+    if (held)
+        converted = (PyArrayObject *)PyArray_FromArray(array, PyArray_DescrFromType(type), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
+    else
+        PyErr_Format(PyExc_ValueError, "%s: got a number beyond float32, expected numbers that are finite in it", name);
     Py_DECREF(array);
     return converted;
 }
@@ -155,10 +197,11 @@ int fwm_finite_number(PyObject *given, const char *name, int type, double *value
             PyErr_Format(PyExc_ValueError, "%s: got an integer beyond all floats, expected a finite number", name);
         return -1;
     }
-    if (isfinite(type == NPY_FLOAT ? (double)(float)*value : *value))
+    const double held = type == NPY_FLOAT ? (double)(float)*value : *value;
+    if (isfinite(held) && (held != 0 || *value == 0))
         return 0;
-    PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected a number that is finite in %s", name, given,
-                 type == NPY_FLOAT ? "float32" : "float64");
+    PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected a number that is %s in %s", name, given,
+                 isfinite(held) ? "not 0" : "finite", type_name(type));
     return -1;
 }
 

@@ -7,6 +7,9 @@
 
 #include "kernels/kernels.h"
 
+/* 0, or -1 with an exception if this is a masked array, or a list with one, that has masked entries. */
+int fwm_check_unmasked(PyObject *given, const char *name);
+
 /* An array of any type, as NumPy makes one of what is given. */
 PyArrayObject *fwm_any_array(PyObject *given, const char *name);
 
@@ -17,7 +20,7 @@ PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const
  * are new references, NULL with an exception. */
 PyArrayObject *fwm_real_input(PyObject *given, const char *name, int type, const char *like, PyArrayObject **came);
 
-/* The same as fwm_real_array, but of either precision, converted to `type`. */
+/* The same as fwm_real_array, but of either precision, converted to `type`, which must hold its numbers. */
 PyArrayObject *fwm_real_array_as(PyObject *given, const char *name, int type);
 
 /* The shape must be this one (rank numbers; -1 stands for any); `letters` says it in words, as "(B, L, p)". */
@@ -68,7 +71,7 @@ PyObject *fwm_array_tuple(size_t n, PyArrayObject *const *arrays);
 /* The numbers of an array, which may be NULL. */
 void *fwm_data(PyArrayObject *array);
 
-/* True or False, and a number that is finite in the precision of an array of this type. */
+/* True or False, and a number that the precision of an array of this type holds: finite, and 0 only if it was given as 0. */
 int fwm_flag(PyObject *given, const char *name, bool *value);
 int fwm_finite_number(PyObject *given, const char *name, int type, double *value);
 

@@ -17,6 +17,8 @@ PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, con
     if (!PyArray_Check(given))
         return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected an array", name, Py_TYPE(given)->tp_name);
     PyArrayObject *array = (PyArrayObject *)given;
+    if (fwm_check_unmasked(given, name) < 0)
+        return NULL;
     if (PyArray_TYPE(array) != type || !PyArray_ISNOTSWAPPED(array))
         return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s in native byte order, as %s has", name,
                                              (PyObject *)PyArray_DESCR(array), expected, like);
