@@ -19,7 +19,7 @@ import fwm_py
 from fwm_py import _core, cli_sweep
 from fwm_py.failure import Failure, integer
 from fwm_py.logs import LogWriter, format_loss, log_name
-from fwm_py.retrieval import ATTN_NAMES, GENERATORS, LIMITS, UPDATE_RULES, Model, Settings, shown, train
+from fwm_py.retrieval import ATTN_NAMES, GENERATORS, LIMITS, UPDATE_RULES, Model, Settings, shown, step_size, train
 
 PROGRAM = "fwm-py"
 PLAIN_PROGRESS_SECONDS = 10.0
@@ -169,7 +169,9 @@ def runs_of(args: argparse.Namespace) -> list[Settings]:
     if args.lr is not None:
         options["lr"] = number(args.lr)
     try:
-        return [Settings(n_keys=n_keys, **options) for n_keys in range(begin, end + 1, step)]
+        runs = [Settings(n_keys=n_keys, **options) for n_keys in range(begin, end + 1, step)]
+        step_size(runs[0].resolved_lr, "float32")
+        return runs
     except (TypeError, ValueError) as error:
         parser.error(f"--{error}")
 

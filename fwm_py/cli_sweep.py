@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 from fwm_py.compare import compare, print_comparison
 from fwm_py.experiments import COMMANDS
 from fwm_py.failure import Failure, integer
-from fwm_py.jobs import WorkerKilled
+from fwm_py.jobs import MAX_JOBS, WorkerKilled
 from fwm_py.logs import format_loss
 from fwm_py.retrieval import LIMITS, Settings, shown
 from fwm_py.sweep import Refused, Run, cost, reproduce, select
-from fwm_py.twins import Band, make_twins, twin_runs
+from fwm_py.twins import MAX_TWINS, Band, make_twins, twin_runs
 
 if TYPE_CHECKING:
     from distributed import Client
 
-MAX_JOBS = 4096
 RECENT = 5
 
 
@@ -132,9 +131,6 @@ def print_summary(runs: Sequence[Run], seconds: float) -> None:
 
 
 # ---- compare ----
-
-MAX_TWINS = 10_000
-
 
 def add_compare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="the logs")

@@ -25,6 +25,7 @@ from fwm_py.experiments import COMMANDS, RUNS, Rows, published_losses
 from fwm_py.files import PARTIAL, write_file
 from fwm_py.logs import has_ended, log_name, read_log
 from fwm_py.manifest import Manifest
+from fwm_py.retrieval import flag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -257,7 +258,7 @@ def save(losses: Losses, out: str | os.PathLike[str], overlay: bool = True) -> l
     ValueError
         If there is no figure to draw.
     """
-    theirs = published() if overlay else None
+    theirs = published() if flag("overlay", overlay) else None
     figures: dict[str, Figure] = {}
     for name, figure_of in FIGURES.items():
         try:

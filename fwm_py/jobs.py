@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import fwm_py
+from fwm_py.retrieval import integer
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -23,6 +24,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 ATTEMPTS = 3
+MAX_JOBS = 4096
 WATCH_SECONDS = 0.5
 
 
@@ -60,6 +62,8 @@ def run_all(
     """
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    if jobs is not None:
+        jobs = integer("jobs", jobs, 1, MAX_JOBS)
     killed: Counter[int] = Counter()
     left = dict.fromkeys(range(len(tasks)))
     while left:

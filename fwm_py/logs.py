@@ -31,6 +31,8 @@ def log_name(settings: Settings) -> str:
     the published ones stand behind it, in this order: `.._seed2_lr0.0003_B64_mt19937.csv`. Where a run is cut off
     (`max_steps`) is no part of a name.
     """
+    if not isinstance(settings, Settings):
+        raise TypeError(f"settings: got {shown(settings)}, expected Settings")
     if settings.map is None:
         memory = f"{settings.rule}_cat"
     else:

@@ -61,7 +61,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _integer(name: str, value: Any, low: int, high: int) -> int:
+def integer(name: str, value: Any, low: int, high: int) -> int:
     message = f"{name}: got {shown(value)}, expected an integer in {low}..{high}"
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(message)
@@ -96,10 +96,40 @@ def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def _flag(name: str, value: Any) -> bool:
+def flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: got {shown(value)}, expected True or False")
     return bool(value)
+
+
+def _instance(name: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: got {shown(value)}, expected {kind.__name__}")
+
+
+def step_size(lr: float, dtype: npt.DTypeLike) -> float:
+    """Adam's step size, which this precision must hold, and ten times as much: the first step divides it by 1 - 0.9.
+
+    Raises
+    ------
+    ValueError
+        "lr: got <value>, expected <what is allowed>".
+    """
+    limits = np.finfo(dtype)
+    low, high = float(limits.smallest_subnormal), 0.09 * float(limits.max)
+    if not low <= lr <= high:
+        raise ValueError(f"lr: got {shown(lr)}, expected a number in {low:.2g}..{high:.2g} in {limits.dtype}")
+    return lr
+
+
+def _parts(batch: Any) -> tuple[Any, ...]:
+    """Keys, values, query and answer."""
+    expected = "expected a Batch: keys, values, query and answer"
+    if not isinstance(batch, (tuple, list)):
+        raise TypeError(f"batch: got {type(batch).__name__}, {expected}")
+    if len(batch) != len(Batch._fields):
+        raise ValueError(f"batch: got a {type(batch).__name__} of {len(batch)}, {expected}")
+    return tuple(batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,13 +182,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
-            name: _integer(name, getattr(self, name), *limits)
+            name: integer(name, getattr(self, name), *limits)
             for name, limits in LIMITS.items()
             if not (name == "batch_size" and self.batch_size is None)
         }
         if self.lr is not None:
             checked["lr"] = _positive("lr", self.lr)
-        checked["replace"] = _flag("replace", self.replace)
+        checked["replace"] = flag("replace", self.replace)
         _choice("attn_name", self.attn_name, ATTN_NAMES)
         _choice("update_rule", self.update_rule, UPDATE_RULES)
         _choice("favor_generator", self.favor_generator, GENERATORS)
@@ -221,6 +251,7 @@ class Stream:
     """
 
     def __init__(self, settings: Settings) -> None:
+        _instance("settings", settings, Settings)
         self.settings = settings
         self._stream = _core.Stream(
             settings.seed, settings.n_keys, settings.resolved_batch_size, settings.replace)
@@ -249,16 +280,20 @@ class Model:
 
     Raises
     ------
+    TypeError
+        "<name>: got <value>, expected <what is allowed>".
     MemoryError
         If the parameters and the workspace of a step do not fit.
     """
 
     def __init__(self, settings: Settings, dtype: npt.DTypeLike = np.float32) -> None:
+        _instance("settings", settings, Settings)
         self.settings = settings
+        self.dtype = _precision(dtype)
         self._model = _core.Model(
             n_keys=settings.n_keys, hidden_size=settings.hidden_size, map=settings.map, argument=settings.attn_arg,
             rule=settings.rule, replace=settings.replace, batch_size=settings.resolved_batch_size,
-            seed=settings.seed, favor_generator=settings.favor_generator, dtype=np.dtype(dtype))
+            seed=settings.seed, favor_generator=settings.favor_generator, dtype=self.dtype)
 
     @property
     def parameters(self) -> dict[str, npt.NDArray[Any]]:
@@ -275,13 +310,13 @@ class Model:
         omega : array (d, m), optional
             FAVOR+'s random features. None draws the next ones of the model's generator. Other maps take none.
         """
-        return self._model.loss(*batch, omega)
+        return self._model.loss(*_parts(batch), omega)
 
     def loss_and_gradients(
         self, batch: Batch, omega: npt.ArrayLike | None = None
     ) -> tuple[float, dict[str, npt.NDArray[Any]]]:
         """The loss, and its gradients by the names of the parameters that are trained; arguments as of `loss`."""
-        return self._model.loss_and_gradients(*batch, omega)
+        return self._model.loss_and_gradients(*_parts(batch), omega)
 
     def step(self, batch: Batch, lr: float | None = None) -> float:
         """Make one step of training on `batch`: the gradients, then Adam. `train` makes many.
@@ -291,22 +326,24 @@ class Model:
         batch : Batch
             As of `loss`. FAVOR+ draws the next random features of the model's generator.
         lr : float, optional
-            Adam's step size. None: that of the settings.
+            Adam's step size, as of `step_size`. None: that of the settings.
 
         Returns
         -------
         float
             The loss before the step.
         """
-        step_size = self.settings.resolved_lr if lr is None else _positive("lr", lr)
-        return self._model.step(*batch, None, step_size)
+        lr = step_size(self.settings.resolved_lr if lr is None else _positive("lr", lr), self.dtype)
+        return self._model.step(*_parts(batch), None, lr)
 
     def read_out(self, batch: Batch, omega: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
         """What the memory answers to the queries, y (B, N); `batch.answer` is not looked at."""
-        return self._model.read_out(batch.keys, batch.values, batch.query, omega)
+        keys, values, query, _ = _parts(batch)
+        return self._model.read_out(keys, values, query, omega)
 
     def evaluate(self, stream: Stream) -> float:
         """The evaluation loss on the next evaluation sequences of `stream`, a float32 value."""
+        _instance("stream", stream, Stream)
         return self._model.evaluate(stream._stream)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -359,6 +396,16 @@ class Model:
         for name, parameter in model.parameters.items():
             parameter[...] = arrays[name]
         return model
+
+
+def _precision(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    try:
+        precision = np.dtype(dtype)
+    except TypeError:
+        precision = np.dtype(object)
+    if precision not in (np.float32, np.float64):
+        raise TypeError(f"dtype: got {shown(dtype)}, expected float32 or float64")
+    return precision
 
 
 def _dtype_of(file: ModelFile, settings: Settings) -> np.dtype[Any]:
@@ -421,7 +468,7 @@ def train(
     Raises
     ------
     ValueError
-        If `model` does not fit `settings`.
+        If `model` does not fit `settings`, or its precision does not hold their `lr`, see `step_size`.
     KeyboardInterrupt
         Within a second of Ctrl-C. Every evaluation made before has reached `on_evaluation`.
     MemoryError
@@ -430,6 +477,10 @@ def train(
     stream = Stream(settings)
     if model is None:
         model = Model(settings)
+    _instance("model", model, Model)
+    for name, function in (("on_evaluation", on_evaluation), ("on_progress", on_progress)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}: got {shown(function)}, expected a function of a step and a loss")
     for name in ("n_keys", "map", "rule", "attn_arg", "replace", "hidden_size", "resolved_batch_size"):
         got, expected = getattr(model.settings, name), getattr(settings, name)
         if got != expected:
@@ -441,5 +492,6 @@ def train(
         if on_evaluation is not None:
             on_evaluation(step, loss)
 
-    _core.train(model._model, stream._stream, settings.resolved_lr, settings.max_steps, keep, on_progress)
+    lr = step_size(settings.resolved_lr, model.dtype)
+    _core.train(model._model, stream._stream, lr, settings.max_steps, keep, on_progress)
     return rows

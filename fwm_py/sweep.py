@@ -21,7 +21,7 @@ from fwm_py.experiments import COMMANDS, RUNS, Command, Rows, published_losses
 from fwm_py.jobs import WorkerKilled, run_all
 from fwm_py.logs import log_name
 from fwm_py.manifest import Manifest, differences
-from fwm_py.retrieval import Settings, shown, train
+from fwm_py.retrieval import LIMITS, Settings, flag, integer, shown, train
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -124,8 +124,13 @@ def select(
     ValueError
         "<name>: got <value>, expected <what>", also where no run is left.
     """
+    flag("quick", quick)
     if setting not in (None, 1, 2):
         raise ValueError(f"setting: got {shown(setting)}, expected 1 or 2")
+    if max_n is not None:
+        integer("max_n", max_n, *LIMITS["n_keys"])
+    if isinstance(only, str):
+        raise TypeError(f"only: got {shown(only)}, expected a list of patterns")
     runs = [Run(command, settings) for command in COMMANDS for settings in command.runs]
     for pattern in only:
         if not any(_matches(run, pattern) for run in runs):
@@ -212,6 +217,7 @@ def reproduce(
     OSError
         If a log or the manifest cannot be written, or read. Those that are there are whole.
     """
+    force, adopt = flag("force", force), flag("adopt", adopt)
     runs = select() if runs is None else list(runs)
     _check_names(runs)
     path = Path(folder)

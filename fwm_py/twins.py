@@ -20,10 +20,11 @@ import numpy as np
 from fwm_py.experiments import CUT_OFF, RUNS
 from fwm_py.jobs import WorkerKilled, run_all
 from fwm_py.logs import format_loss, log_name
-from fwm_py.retrieval import Model, Settings, shown, train
+from fwm_py.retrieval import Model, Settings, integer, shown, train
 from fwm_py.sweep import cost
 from fwm_py.tables import Table, beside
 
+MAX_TWINS = 10_000
 ENDING = ".twins.csv"
 COLUMNS = ("name", "n_keys", "twins", "low", "high", "nan", "losses")
 WAY_OUT = "delete it, and fwm-py compare --twins makes the twins again"
@@ -220,8 +221,7 @@ def make_twins(
     WorkerKilled
         If a twin's processes were killed.
     """
-    if count < 1:
-        raise ValueError(f"count: got {shown(count)}, expected 1 or more")
+    count = integer("count", count, 1, MAX_TWINS)
     for settings in runs:
         if RUNS.get(log_name(settings)) != settings:
             raise ValueError(f"runs: got {settings}, expected a published run")

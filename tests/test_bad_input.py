@@ -3,6 +3,7 @@
 A case is (function, argument, what is given instead, exception); every other argument of the call is good.
 """
 
+import dataclasses
 import inspect
 import re
 
@@ -11,8 +12,9 @@ import pytest
 
 import cases
 import fwm_py
-from fwm_py import feature_maps, random, readouts
-from fwm_py.retrieval import Batch, Model, Stream
+from fwm_py import feature_maps, random, readouts, sweep
+from fwm_py.logs import log_name
+from fwm_py.retrieval import Batch, Model, Stream, train
 
 HUGE = 10**30
 
@@ -56,7 +58,17 @@ def bad_array(good):
         good.astype(np.complex128), good.astype(object), good.astype(str), good.astype("M8[s]")))
     if np.longdouble != np.float64:
         yield good.astype(np.longdouble), TypeError
+    yield from bad_masks(good)
     yield from bad_shapes(good)
+
+
+def bad_masks(good):
+    """NumPy's conversion would forget a mask, also in lists."""
+    mask = np.zeros(good.shape, bool)
+    mask.flat[-1] = True
+    yield np.ma.array(good, mask=mask), ValueError
+    if good.ndim:
+        yield [*good[:-1], np.ma.array(good[-1], mask=mask[-1])], ValueError
 
 
 def bad_shapes(good):
@@ -71,6 +83,7 @@ def bad_indices(good, below):
     """For an array of integers below a bound."""
     yield from ((given, TypeError) for given in (
         None, "text", good.astype(np.float64), good.astype(bool), good.astype(object), good.astype("m8[s]")))
+    yield from bad_masks(good)
     yield from bad_shapes(good)
     for number, dtype in ((-1, np.int64), (-1, np.int8), (below, np.int64), (below, np.uint8), (2**31, np.int64),
                           (2**32, np.int64), (2**32, np.uint64), (-(2**63), np.int64), (2**64 - 1, np.uint64)):
@@ -183,6 +196,22 @@ def test_arrays_of_two_precisions(function):
 
 
 @pytest.mark.parametrize("function", [*MAP_FUNCTIONS, *RULE_FUNCTIONS], ids=lambda function: function.__name__)
+def test_masked_arrays_without_masked_entries(function):
+    good = (MAP_FUNCTIONS | RULE_FUNCTIONS)[function]
+    masked = {name: np.ma.array(a, mask=False) if isinstance(a, np.ndarray) else a for name, a in good.items()}
+    ours, expected = function(**masked), function(**good)
+    for one, other in zip(ours, expected) if isinstance(expected, tuple) else [(ours, expected)]:
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_list_that_holds_itself_is_refused():
+    endless = []
+    endless.append(endless)
+    with pytest.raises((TypeError, ValueError), match=r"^x\b"):
+        feature_maps.elu1(endless)
+
+
+@pytest.mark.parametrize("function", [*MAP_FUNCTIONS, *RULE_FUNCTIONS], ids=lambda function: function.__name__)
 def test_missing_and_unknown_arguments(function):
     good = (MAP_FUNCTIONS | RULE_FUNCTIONS)[function]
     for name, parameter in inspect.signature(function).parameters.items():
@@ -259,6 +288,16 @@ def test_bad_learning_rates():
     model, batch = Model(settings), Stream(settings).batch()
     for given, exception in bad_positive():
         assert_refused(lambda: model.step(batch, given), "lr", exception)
+    for dtype, given in ((np.float32, 1e39), (np.float32, 1e38), (np.float32, 1e-60), (np.float64, 1e308)):
+        model = Model(settings, dtype)
+        before = {name: a.tobytes() for name, a in model.parameters.items()}
+        assert_refused(lambda: model.step(batch, given), "lr", ValueError)
+        assert_refused(lambda: train(dataclasses.replace(settings, lr=given), model=model), "lr", ValueError)
+        assert {name: a.tobytes() for name, a in model.parameters.items()} == before
+    for dtype, given in ((np.float32, 3e37), (np.float32, 1e-40), (np.float64, 1e39), (np.float64, 1e-60)):
+        model = Model(settings, dtype)
+        model.step(batch, given)
+        assert all(np.isfinite(a).all() for a in model.parameters.values())
 
 
 @pytest.mark.parametrize("case", cases.MODEL_CASES, ids=str)
@@ -270,7 +309,8 @@ def test_bad_omegas(case):
         return
     assert model.loss(batch, good) == model.loss(batch, good.astype(np.float32))
     refused = [(good.astype(dtype), TypeError) for dtype in (np.complex128, object, str, "M8[s]")]
-    for given, exception in [("text", TypeError), (object(), TypeError), *refused, *bad_shapes(good)]:
+    refused += [("text", TypeError), (object(), TypeError), (good * 1e39, ValueError), *bad_masks(good), *bad_shapes(good)]
+    for given, exception in refused:
         assert_refused(lambda: model.loss(batch, given), "omega", exception)
 
 
@@ -287,5 +327,69 @@ def test_streams_of_another_size():
     case = cases.MODEL_CASES[0]
     model = Model(case.settings(n_keys=6, hidden_size=4, batch_size=3))
     assert_refused(lambda: model.evaluate(Stream(case.settings(n_keys=7, batch_size=3))), "stream", ValueError)
-    with pytest.raises((TypeError, AttributeError)):
-        model.evaluate(None)
+
+
+@pytest.mark.parametrize("given", [None, 3, "stream", np.random.RandomState(1)], ids=repr)
+def test_what_is_no_stream_no_settings_no_model_and_no_function(given):
+    settings = cases.MODEL_CASES[0].settings(n_keys=6, hidden_size=4, batch_size=3, max_steps=0)
+    assert_refused(lambda: Model(settings).evaluate(given), "stream", TypeError)
+    for use in (Stream, Model, train, log_name):
+        assert_refused(lambda: use(given), "settings", TypeError)
+    if given is not None:
+        assert_refused(lambda: train(settings, model=given), "model", TypeError)
+        assert_refused(lambda: train(settings, given), "on_evaluation", TypeError)
+        assert_refused(lambda: train(settings, None, given), "on_progress", TypeError)
+
+
+@pytest.mark.parametrize("use", MODEL_USES)
+def test_what_is_no_batch(use):
+    settings = cases.MODEL_CASES[0].settings(n_keys=6, hidden_size=4, batch_size=3)
+    model, batch = Model(settings), Stream(settings).batch()
+    for given in ((batch.keys,), (), tuple(batch[:3]), (*batch, None), [batch]):
+        with pytest.raises(ValueError, match=rf"^batch: got a (tuple|list) of {len(given)}, expected a Batch: keys, values, "):
+            MODEL_USES[use](model, given, None)
+    for given in (None, 3, batch.keys, "batch", dict(enumerate(batch))):
+        assert_refused(lambda: MODEL_USES[use](model, given, None), "batch", TypeError)
+    as_tuple = MODEL_USES[use](model, tuple(batch), None)
+    assert as_tuple is not None
+
+
+# --- flags ---------------------------------------------------------------------------------------------------------
+
+BATCH = np.ones((1, 2, 1, 4))
+FLAGS = {
+    "return_lse": lambda flag: fwm_py.softmax_attention(BATCH, BATCH, BATCH, return_lse=flag),
+    "causal": lambda flag: fwm_py.softmax_attention(BATCH, BATCH, BATCH, causal=flag),
+    "normalize": lambda flag: fwm_py.linear_attention(BATCH, BATCH, BATCH, normalize=flag),
+    "output_final_state": lambda flag: fwm_py.linear_attention(BATCH, BATCH, BATCH, output_final_state=flag),
+    "replace": lambda flag: random.MT19937(1).choice(3, 2, flag),
+    "replace of a stream": lambda flag: fwm_py._core.Stream(1, 20, 4, flag),
+    "quick": lambda flag: sweep.select(quick=flag),
+    "force": lambda flag: sweep.reproduce("never made", force=flag),
+    "adopt": lambda flag: sweep.reproduce("never made", adopt=flag),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_are_true_or_false(name):
+    for given in ("no", "", 0, 1, None, [], 1.0):
+        assert_refused(lambda: FLAGS[name](given), name.split()[0], TypeError)
+
+
+# --- numbers that float32 cannot hold ------------------------------------------------------------------------------
+
+NARROW = BATCH.astype(np.float32)
+NUMBERS = {
+    "scale": [lambda x, n: fwm_py.softmax_attention(x, x, x, scale=n), lambda x, n: fwm_py.linear_attention(x, x, x, scale=n),
+              lambda x, n: fwm_py.softmax_attention_backward(x, x, x, x, scale=n)],
+    "eps": [lambda x, n: fwm_py.rms_norm(x, x[0, 0, 0], eps=n), lambda x, n: fwm_py.linear_attention(x, x, x, eps=n),
+            lambda x, n: fwm_py.rms_norm_backward(x, x, x[0, 0, 0], eps=n)],
+}
+
+
+@pytest.mark.parametrize("given", [1e39, -1e39, 1e-60])
+@pytest.mark.parametrize("name, use", [(name, use) for name, uses in NUMBERS.items() for use in uses])
+def test_numbers_that_float32_cannot_hold(name, use, given):
+    assert_refused(lambda: use(NARROW, given), name, ValueError)
+    if given > 0:
+        use(BATCH, given)

@@ -54,6 +54,8 @@ REFUSED = [
     *[(["--lr", text], f"--lr: got {shown}, expected a finite number above 0")
       for text, shown in (("0", "0.0"), ("-1", "-1.0"), ("nan", "nan"), ("inf", "inf"), ("1e400", "inf"),
                           ("x", "'x'"), ("", "''"))],
+    *[(["--lr", text], f"--lr: got {text}, expected a number in 1.4e-45..3.1e+37 in float32")
+      for text in ("1e+39", "1e+38", "1e-60")],
     *[(["--attn_name", text], f"--attn_name: got {text!r}, expected linear, tanh, dpfp, favor or softmax")
       for text in ("", "elu", "Softmax", "tanh\n")],
     *[(["--attn_name", name, *arg], f"--attn_arg: got 0, expected an integer in 1..65536 ({meaning} of {name})")

@@ -64,6 +64,12 @@ def test_a_call_that_always_kills_its_process_is_given_up_and_its_neighbours_are
     assert len(list(tmp_path.iterdir())) == ATTEMPTS
 
 
+@pytest.mark.parametrize("jobs, error", [(0, ValueError), (-1, ValueError), ("2", TypeError), (1.0, TypeError), (True, TypeError)])
+def test_jobs_that_are_no_number_of_processes(jobs, error):
+    with pytest.raises(error, match=r"^jobs: got .*, expected an integer in 1\.\.4096"):
+        next(run_all(square, [1], jobs))
+
+
 def test_closing_ends_the_processes():
     calls = run_all(sleep, [0.0, 60.0, 60.0], jobs=2)
     _, process = next(calls)

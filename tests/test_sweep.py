@@ -123,6 +123,7 @@ def test_quick_shows_every_map_and_rule_in_little_time():
     ({"only": ["*dpfp9*"]}, "only: got '\\*dpfp9\\*', expected a pattern"),
     ({"setting": 1, "only": ["*ours*"]}, "leaves no run"),
     ({"max_n": 10}, "leaves no run"),
+    ({"max_n": 1}, "max_n: got 1, expected an integer in 2..2000"),
 ])
 def test_choices_that_make_no_sense(choice, message):
     with pytest.raises(ValueError, match=message):

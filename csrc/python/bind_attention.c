@@ -126,7 +126,7 @@ static bool has_work(const FwmAttention *a)
     return a->B > 0 && a->T > 0;
 }
 
-static int forward(AttentionCall *c, int with_lse)
+static int forward(AttentionCall *c, bool with_lse)
 {
     if (with_lse && !(c->lse = (PyArrayObject *)PyArray_SimpleNew(3, c->lse_shape, c->type)))
         return -1;
@@ -137,9 +137,10 @@ static int forward(AttentionCall *c, int with_lse)
 
 PyObject *fwm_py_attention_forward(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *q, *k, *v, *causal, *scale, *out, *result = NULL;
-    int with_lse;
-    if (!PyArg_ParseTuple(args, "OOOOOpO:attention_forward", &q, &k, &v, &causal, &scale, &with_lse, &out))
+    PyObject *q, *k, *v, *causal, *scale, *return_lse, *out, *result = NULL;
+    bool with_lse;
+    if (!PyArg_ParseTuple(args, "OOOOOOO:attention_forward", &q, &k, &v, &causal, &scale, &return_lse, &out) ||
+        fwm_flag(return_lse, "return_lse", &with_lse) < 0)
         return NULL;
     AttentionCall c = {0};
     if (read_inputs(&c, q, k, v, causal, scale) == 0 && read_out(&c, out) == 0 && forward(&c, with_lse) == 0)

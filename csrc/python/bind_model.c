@@ -27,7 +27,7 @@ typedef struct {
 
 /* ---- life ---- */
 
-static int read_sizes(FwmModelSizes *z, PyObject *const given[5], PyObject *map, PyObject *rule, int replace)
+static int read_sizes(FwmModelSizes *z, PyObject *const given[4], PyObject *map, PyObject *rule, bool replace)
 {
     static const char *const names[] = {"n_keys", "hidden_size", "batch_size", "argument"};
     static const long long lowest[] = {2, 1, 1, 0}, highest[] = {1 << 20, 1 << 16, 1 << 20, 1 << 24};
@@ -82,18 +82,19 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"n_keys", "hidden_size", "batch_size", "argument", "map", "rule", "replace", "seed", "favor_generator",
                             "dtype", NULL};
-    PyObject *given[5], *map, *rule, *given_seed;
+    PyObject *given[4], *map, *rule, *given_replace, *given_seed;
     const char *generator;
     PyArray_Descr *dtype = NULL;
-    int replace;
+    bool replace;
     long long seed;
     FwmModelSizes sizes = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOOOOpOsO&:Model", names, &given[0], &given[1], &given[2], &given[3], &map, &rule,
-                                     &replace, &given_seed, &generator, PyArray_DescrConverter, &dtype))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOOOOOOsO&:Model", names, &given[0], &given[1], &given[2], &given[3], &map, &rule,
+                                     &given_replace, &given_seed, &generator, PyArray_DescrConverter, &dtype))
         return NULL;
     const int number_type = dtype->type_num;
     Py_DECREF(dtype);
-    if (read_sizes(&sizes, given, map, rule, replace) < 0 || fwm_integer_argument(given_seed, "seed", 0, HIGHEST_WORD, &seed) < 0)
+    if (fwm_flag(given_replace, "replace", &replace) < 0 || read_sizes(&sizes, given, map, rule, replace) < 0 ||
+        fwm_integer_argument(given_seed, "seed", 0, HIGHEST_WORD, &seed) < 0)
         return NULL;
     if (number_type != NPY_FLOAT && number_type != NPY_DOUBLE)
         return PyErr_Format(PyExc_TypeError, "dtype: expected float32 or float64");

@@ -9,6 +9,7 @@
 
 #include <math.h>
 
+#include "python/args.h"
 #include "python/bind_random.h"
 #include "random/numpy_legacy.h"
 
@@ -245,10 +246,11 @@ static PyObject *mt19937_permutation(PyObject *self, PyObject *args, PyObject *k
 static PyObject *mt19937_choice(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"n", "size", "replace", NULL};
-    PyObject *given_n, *given_size;
-    int replace;
+    PyObject *given_n, *given_size, *given_replace;
+    bool replace;
     long long n, size;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOp:choice", names, &given_n, &given_size, &replace) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO:choice", names, &given_n, &given_size, &given_replace) ||
+        fwm_flag(given_replace, "replace", &replace) < 0 ||
         fwm_integer_argument(given_n, "n", 1, HIGHEST_POPULATION, &n) < 0 ||
         fwm_integer_argument(given_size, "size", 0, replace ? HIGHEST_LENGTH : n, &size) < 0)
         return NULL;

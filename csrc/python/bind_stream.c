@@ -7,6 +7,7 @@
 #define NO_IMPORT_ARRAY
 #include <numpy/arrayobject.h>
 
+#include "python/args.h"
 #include "python/bind_random.h"
 
 #define HIGHEST_N_KEYS 1073741823LL     /* 2N is a length, held as int32 */
@@ -19,11 +20,12 @@ typedef struct {
 static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"seed", "n_keys", "batch_size", "replace", NULL};
-    PyObject *given_seed, *given_n_keys, *given_batch_size;
-    int replace;
+    PyObject *given_seed, *given_n_keys, *given_batch_size, *given_replace;
+    bool replace;
     long long seed, n_keys, batch_size;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOp:Stream", names, &given_seed, &given_n_keys,
-                                     &given_batch_size, &replace) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:Stream", names, &given_seed, &given_n_keys,
+                                     &given_batch_size, &given_replace) ||
+        fwm_flag(given_replace, "replace", &replace) < 0 ||
         fwm_integer_argument(given_seed, "seed", 0, HIGHEST_WORD, &seed) < 0 ||
         fwm_integer_argument(given_n_keys, "n_keys", 1, HIGHEST_N_KEYS, &n_keys) < 0 ||
         fwm_integer_argument(given_batch_size, "batch_size", 1, HIGHEST_LENGTH / (2 * n_keys),
