@@ -284,6 +284,10 @@ class Model:
         "<name>: got <value>, expected <what is allowed>".
     MemoryError
         If the parameters and the workspace of a step do not fit.
+
+    Notes
+    -----
+    One thread at a time may use a model; its methods raise RuntimeError while another does.
     """
 
     def __init__(self, settings: Settings, dtype: npt.DTypeLike = np.float32) -> None:
@@ -357,7 +361,7 @@ class Model:
             If that fails, with the name of the file; a file that was there is as it was.
         """
         header = {"version": FILE_VERSION, "settings": dataclasses.asdict(self.settings)}
-        write_file(path, format_model(header, self.parameters))
+        write_file(path, format_model(header, self._model.snapshot()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
@@ -455,7 +459,8 @@ def train(
     on_evaluation : callable, optional
         Called with (step, evaluation loss) after each evaluation.
     on_progress : callable, optional
-        Called with (step, training loss) about ten times a second.
+        Called with (step, training loss) about ten times a second. Both may read the model, copy and save it, and the
+        run goes on as if they had not; what FAVOR+ draws for them, the run draws again. They may not train it.
     model : Model, optional
         The model to train, in place. None: a new one. The settings it was made with may differ from `settings` in
         `seed`, `lr`, `max_steps` and `favor_generator` only.
@@ -469,6 +474,8 @@ def train(
     ------
     ValueError
         If `model` does not fit `settings`, or its precision does not hold their `lr`, see `step_size`.
+    RuntimeError
+        If `model` is in use by another thread, or is being trained.
     KeyboardInterrupt
         Within a second of Ctrl-C. Every evaluation made before has reached `on_evaluation`.
     MemoryError

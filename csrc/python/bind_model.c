@@ -1,5 +1,6 @@
 /* Model and train: the experiments' model as an object that owns its memory and hands out views of its parameters. One thread
- * at a time may use a model; a second one gets a RuntimeError. */
+ * at a time may use a model; a second one gets a RuntimeError. While it is trained, a callback may read it, and the run goes on
+ * as if it had not. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
@@ -17,12 +18,17 @@
 #include "retrieval/model_memory.h"
 #include "retrieval/train.h"
 #include "runtime/dispatch.h"
+#include "runtime/threads.h"
 
 typedef struct {
     PyObject_HEAD
     FwmModel model;
     int type; /* NPY_FLOAT or NPY_DOUBLE */
     atomic_bool busy;
+    unsigned long thread;         /* that has claimed it */
+    bool in_callback;             /* of its training */
+    bool nested;                  /* a call of that callback reads */
+    FwmBlockSource source_before; /* where the training's draws go on after that call */
 } ModelObject;
 
 /* ---- life ---- */
@@ -121,18 +127,43 @@ static void model_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+typedef enum { READS, CHANGES } Use;
+
 static void release(ModelObject *self)
 {
-    atomic_store(&self->busy, false);
+    if (self->nested) {
+        self->model.omega_source = self->source_before;
+        self->nested = false;
+        self->in_callback = true;
+    } else {
+        atomic_store(&self->busy, false);
+    }
+}
+
+/* The same for a call inside a callback of the training, on the scratch that the training has. */
+static int claim_nested(ModelObject *self, Use use)
+{
+    const char *reason = self->thread != PyThread_get_thread_ident() ? "is in use by another thread"
+                         : !self->in_callback                        ? "is in use by a call that has not ended"
+                         : use == CHANGES ? "is being trained: on_evaluation and on_progress may read it, but neither step nor train it"
+                                          : NULL;
+    if (reason) {
+        PyErr_Format(PyExc_RuntimeError, "this Model %s", reason);
+        return -1;
+    }
+    self->nested = true;
+    self->in_callback = false;
+    self->source_before = self->model.omega_source;
+    self->model.threads = (int)fwm_min((size_t)fwm_num_threads(), (size_t)self->model.scratch_threads);
+    return 0;
 }
 
 /* Claims the model for a call and makes room for it; 0, or -1 with an exception. */
-static int claim(ModelObject *self)
+static int claim(ModelObject *self, Use use)
 {
-    if (atomic_exchange(&self->busy, true)) {
-        PyErr_SetString(PyExc_RuntimeError, "this Model is in use by another thread");
-        return -1;
-    }
+    if (atomic_exchange(&self->busy, true))
+        return claim_nested(self, use);
+    self->thread = PyThread_get_thread_ident();
     if (fwm_model_reserve(&self->model) < 0) {
         release(self);
         PyErr_NoMemory();
@@ -154,6 +185,27 @@ static PyObject *view_of(const ModelObject *self, const FwmParameter *p, void *n
     if (view && PyArray_SetBaseObject((PyArrayObject *)view, Py_NewRef(owner)) < 0)
         Py_CLEAR(view);
     return view;
+}
+
+/* Copies of the parameters, which no other thread is training meanwhile. */
+static PyObject *model_snapshot(PyObject *object, PyObject *Py_UNUSED(args))
+{
+    ModelObject *self = (ModelObject *)object;
+    PyObject *dict = PyDict_New();
+    if (!dict || claim(self, READS) < 0) {
+        Py_XDECREF(dict);
+        return NULL;
+    }
+    for (size_t i = 0; dict && i < self->model.n_parameters; i++) {
+        PyObject *view = view_of(self, &self->model.parameters[i], self->model.numbers, object);
+        PyObject *copy = view ? PyArray_NewCopy((PyArrayObject *)view, NPY_CORDER) : NULL;
+        if (!copy || PyDict_SetItemString(dict, self->model.parameters[i].name, copy) < 0)
+            Py_CLEAR(dict);
+        Py_XDECREF(copy);
+        Py_XDECREF(view);
+    }
+    release(self);
+    return dict;
 }
 
 static PyObject *model_parameters(PyObject *object, void *Py_UNUSED(closure))
@@ -277,7 +329,7 @@ static PyObject *run_batch(PyObject *object, PyObject *args, const char *format,
     if (purpose == STEP && !(lr > 0 && lr <= 1e300))
         return PyErr_Format(PyExc_ValueError, "lr: expected a finite number above 0");
     BatchArrays a;
-    if (read_batch(self, &a, keys, values, query, answer, omega) == 0 && claim(self) == 0) {
+    if (read_batch(self, &a, keys, values, query, answer, omega) == 0 && claim(self, purpose == STEP ? CHANGES : READS) == 0) {
         FwmModel *model = &self->model;
         Py_BEGIN_ALLOW_THREADS
         if (purpose == LOSS)
@@ -319,7 +371,7 @@ static PyObject *model_read_out(PyObject *object, PyObject *args)
     if (read_batch(self, &a, keys, values, query, NULL, omega) == 0) {
         const npy_intp shape[] = {(npy_intp)a.batch.n, (npy_intp)self->model.sizes.n_keys};
         y = PyArray_SimpleNew(2, shape, self->type);
-        if (y && claim(self) == 0) {
+        if (y && claim(self, READS) == 0) {
             Py_BEGIN_ALLOW_THREADS
             self->model.kernels->model.read_out(&self->model, &a.batch, PyArray_DATA((PyArrayObject *)y));
             Py_END_ALLOW_THREADS
@@ -354,7 +406,7 @@ static PyObject *model_evaluate(PyObject *object, PyObject *given)
         return NULL;
     float loss = 0;
     int status = -1;
-    if (claim(self) == 0) {
+    if (claim(self, READS) == 0) {
         Py_BEGIN_ALLOW_THREADS
         status = fwm_evaluate(&self->model, stream, &loss);
         Py_END_ALLOW_THREADS
@@ -369,16 +421,19 @@ static PyObject *model_evaluate(PyObject *object, PyObject *given)
 /* ---- training ---- */
 
 typedef struct {
+    ModelObject *model;
     PyThreadState *state;
     PyObject *on_evaluation, *on_progress; /* or None */
 } Callbacks;
 
 /* 0, or -1 with an exception. */
-static int call(PyObject *function, uint64_t step, double loss)
+static int call(const Callbacks *callbacks, PyObject *function, uint64_t step, double loss)
 {
     if (function == Py_None)
         return 0;
+    callbacks->model->in_callback = true;
     PyObject *out = PyObject_CallFunction(function, "Kd", (unsigned long long)step, loss);
+    callbacks->model->in_callback = false;
     Py_XDECREF(out);
     return out ? 0 : -1;
 }
@@ -387,7 +442,7 @@ static int on_evaluation(void *context, uint64_t step, float loss)
 {
     Callbacks *callbacks = context;
     PyEval_RestoreThread(callbacks->state);
-    const int status = call(callbacks->on_evaluation, step, loss);
+    const int status = call(callbacks, callbacks->on_evaluation, step, loss);
     callbacks->state = PyEval_SaveThread();
     return status;
 }
@@ -398,7 +453,7 @@ static int poll(void *context, uint64_t step, double loss)
     PyEval_RestoreThread(callbacks->state);
     int status = PyErr_CheckSignals();
     if (status == 0)
-        status = call(callbacks->on_progress, step, loss);
+        status = call(callbacks, callbacks->on_progress, step, loss);
     callbacks->state = PyEval_SaveThread();
     return status;
 }
@@ -421,10 +476,11 @@ PyObject *fwm_py_train(PyObject *Py_UNUSED(module), PyObject *args)
     FwmStream *stream = claim_stream(self, given);
     if (!stream)
         return NULL;
-    if (claim(self) < 0) {
+    if (claim(self, CHANGES) < 0) {
         fwm_random_release(given);
         return NULL;
     }
+    callbacks.model = self;
     const FwmTrainCallbacks table = {&callbacks, on_evaluation, poll};
     callbacks.state = PyEval_SaveThread();
     const FwmTrainStatus status = fwm_train(&self->model, stream, lr, (uint64_t)max_steps, &table);
@@ -442,6 +498,7 @@ static PyMethodDef methods[] = {
     {"step", model_step, METH_VARARGS, NULL},
     {"read_out", model_read_out, METH_VARARGS, NULL},
     {"evaluate", model_evaluate, METH_O, NULL},
+    {"snapshot", model_snapshot, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -378,9 +378,14 @@ FwmBlockSource *fwm_block_source_of(PyObject *object)
 
 int fwm_random_claim(PyObject *object)
 {
-    if (!atomic_exchange(&((FwmRandomObject *)object)->busy, true))
+    FwmRandomObject *self = (FwmRandomObject *)object;
+    const unsigned long here = PyThread_get_thread_ident();
+    if (!atomic_exchange(&self->busy, true)) {
+        self->thread = here;
         return 0;
-    PyErr_Format(PyExc_RuntimeError, "this %.100s is in use by another thread", Py_TYPE(object)->tp_name);
+    }
+    PyErr_Format(PyExc_RuntimeError, "this %.100s is in use by %s", Py_TYPE(object)->tp_name,
+                 self->thread == here ? "a call that has not ended" : "another thread");
     return -1;
 }
 
