@@ -17,9 +17,10 @@ from typing import NoReturn, Protocol
 
 import fwm_py
 from fwm_py import _core, cli_sweep
+from fwm_py.checks import shown
 from fwm_py.failure import Failure, integer
 from fwm_py.logs import LogWriter, format_loss, log_name
-from fwm_py.retrieval import ATTN_NAMES, GENERATORS, LIMITS, UPDATE_RULES, Model, Settings, shown, step_size, train
+from fwm_py.retrieval import ATTN_NAMES, GENERATORS, LIMITS, UPDATE_RULES, Model, Settings, step_size, train
 
 PROGRAM = "fwm-py"
 PLAIN_PROGRESS_SECONDS = 10.0

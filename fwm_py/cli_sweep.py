@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fwm_py.checks import shown
 from fwm_py.compare import compare, print_comparison
 from fwm_py.experiments import COMMANDS
 from fwm_py.failure import Failure, integer
 from fwm_py.jobs import MAX_JOBS, WorkerKilled
 from fwm_py.logs import format_loss
-from fwm_py.retrieval import LIMITS, Settings, shown
+from fwm_py.retrieval import LIMITS, Settings
 from fwm_py.sweep import Refused, Run, cost, reproduce, select
 from fwm_py.twins import MAX_TWINS, Band, make_twins, twin_runs
 

@@ -10,11 +10,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import IO
 
+from fwm_py.checks import shown
 from fwm_py.experiments import COMMANDS, CUT_OFF, RUNS, Command, Rows, published_losses
 from fwm_py.files import PARTIAL
 from fwm_py.logs import has_ended, log_name, read_log
 from fwm_py.manifest import Manifest
-from fwm_py.retrieval import shown
 from fwm_py.tables import beside
 from fwm_py.twins import ENDING as TWINS
 from fwm_py.twins import Band, read_twins

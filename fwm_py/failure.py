@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fwm_py.retrieval import shown
+from fwm_py.checks import shown
 
 
 class Failure(Exception):

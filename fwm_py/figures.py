@@ -21,11 +21,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fwm_py.checks import flag
 from fwm_py.experiments import COMMANDS, RUNS, Rows, published_losses
 from fwm_py.files import PARTIAL, write_file
 from fwm_py.logs import has_ended, log_name, read_log
 from fwm_py.manifest import Manifest
-from fwm_py.retrieval import flag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

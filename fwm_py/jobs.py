@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import fwm_py
-from fwm_py.retrieval import integer
+from fwm_py.checks import integer
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -15,8 +15,9 @@ from types import TracebackType
 
 import numpy as np
 
+from fwm_py.checks import instance, shown
 from fwm_py.files import naming
-from fwm_py.retrieval import MAP_ARGUMENTS, Settings, shown
+from fwm_py.retrieval import MAP_ARGUMENTS, Settings
 
 HEADER = "step,eval-loss"
 STEPS_PER_EVALUATION = 100
@@ -31,8 +32,7 @@ def log_name(settings: Settings) -> str:
     the published ones stand behind it, in this order: `.._seed2_lr0.0003_B64_mt19937.csv`. Where a run is cut off
     (`max_steps`) is no part of a name.
     """
-    if not isinstance(settings, Settings):
-        raise TypeError(f"settings: got {shown(settings)}, expected Settings")
+    instance("settings", settings, Settings)
     if settings.map is None:
         memory = f"{settings.rule}_cat"
     else:

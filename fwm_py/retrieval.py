@@ -11,9 +11,8 @@ as the program published with the paper. The loop runs in C, without the interpr
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import numbers
-import operator
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fwm_py import _core
+from fwm_py.checks import choice, flag, instance, integer, positive, shown
 from fwm_py.files import write_file
 from fwm_py.model_files import NOT_A_MODEL, ModelFile, format_model
 
@@ -51,85 +51,6 @@ FILE_VERSION = 1
 
 OnEvaluation = Callable[[int, float], object]
 OnProgress = Callable[[int, float], object]
-
-
-def shown(value: object) -> str:
-    """`value` as an error message quotes it: on one line and short."""
-    if isinstance(value, int) and value.bit_length() > 200:
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value).replace("\n", " ")
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def integer(name: str, value: Any, low: int, high: int) -> int:
-    message = f"{name}: got {shown(value)}, expected an integer in {low}..{high}"
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(message)
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(message) from None
-    if not low <= number <= high:
-        raise ValueError(message)
-    return number
-
-
-def _positive(name: str, value: Any) -> float:
-    message = f"{name}: got {shown(value)}, expected a finite number above 0"
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(message)
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(message) from None
-    if not 0 < number < float("inf"):
-        raise ValueError(message)
-    return number
-
-
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    message = f"{name}: got {shown(value)}, expected {', '.join(allowed[:-1])} or {allowed[-1]}"
-    if not isinstance(value, str):
-        raise TypeError(message)
-    if value not in allowed:
-        raise ValueError(message)
-    return value
-
-
-def flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: got {shown(value)}, expected True or False")
-    return bool(value)
-
-
-def _instance(name: str, value: Any, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name}: got {shown(value)}, expected {kind.__name__}")
-
-
-def step_size(lr: float, dtype: npt.DTypeLike) -> float:
-    """Adam's step size, which this precision must hold, and ten times as much: the first step divides it by 1 - 0.9.
-
-    Raises
-    ------
-    ValueError
-        "lr: got <value>, expected <what is allowed>".
-    """
-    limits = np.finfo(dtype)
-    low, high = float(limits.smallest_subnormal), 0.09 * float(limits.max)
-    if not low <= lr <= high:
-        raise ValueError(f"lr: got {shown(lr)}, expected a number in {low:.2g}..{high:.2g} in {limits.dtype}")
-    return lr
-
-
-def _parts(batch: Any) -> tuple[Any, ...]:
-    """Keys, values, query and answer."""
-    expected = "expected a Batch: keys, values, query and answer"
-    if not isinstance(batch, (tuple, list)):
-        raise TypeError(f"batch: got {type(batch).__name__}, {expected}")
-    if len(batch) != len(Batch._fields):
-        raise ValueError(f"batch: got a {type(batch).__name__} of {len(batch)}, {expected}")
-    return tuple(batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,11 +108,11 @@ class Settings:
             if not (name == "batch_size" and self.batch_size is None)
         }
         if self.lr is not None:
-            checked["lr"] = _positive("lr", self.lr)
+            checked["lr"] = positive("lr", self.lr)
         checked["replace"] = flag("replace", self.replace)
-        _choice("attn_name", self.attn_name, ATTN_NAMES)
-        _choice("update_rule", self.update_rule, UPDATE_RULES)
-        _choice("favor_generator", self.favor_generator, GENERATORS)
+        choice("attn_name", self.attn_name, ATTN_NAMES)
+        choice("update_rule", self.update_rule, UPDATE_RULES)
+        choice("favor_generator", self.favor_generator, GENERATORS)
         argument = MAP_ARGUMENTS.get(self.attn_name, "")
         if argument and checked["attn_arg"] == 0:
             raise ValueError(f"attn_arg: got 0, expected an integer in 1..{LIMITS['attn_arg'][1]} "
@@ -234,6 +155,21 @@ class Settings:
         return (self.map, self.rule) == ("tanh", "fwm")
 
 
+def step_size(lr: float, dtype: npt.DTypeLike) -> float:
+    """Adam's step size, which this precision must hold, and ten times as much: the first step divides it by 1 - 0.9.
+
+    Raises
+    ------
+    ValueError
+        "lr: got <value>, expected <what is allowed>".
+    """
+    limits = np.finfo(dtype)
+    low, high = float(limits.smallest_subnormal), 0.09 * float(limits.max)
+    if not low <= lr <= high:
+        raise ValueError(f"lr: got {shown(lr)}, expected a number in {low:.2g}..{high:.2g} in {limits.dtype}")
+    return lr
+
+
 class Batch(NamedTuple):
     """Sequences and their queries, int64: keys are 0..N-1, values N..2N-1."""
 
@@ -243,18 +179,34 @@ class Batch(NamedTuple):
     answer: npt.NDArray[np.int64]
 
 
+def _parts(batch: Any) -> tuple[Any, ...]:
+    """Keys, values, query and answer."""
+    expected = "expected a Batch: keys, values, query and answer"
+    if not isinstance(batch, (tuple, list)):
+        raise TypeError(f"batch: got {type(batch).__name__}, {expected}")
+    if len(batch) != len(Batch._fields):
+        raise ValueError(f"batch: got a {type(batch).__name__} of {len(batch)}, {expected}")
+    return tuple(batch)
+
+
 class Stream:
     """The data of a run, from `numpy.random.RandomState(seed)`'s stream.
 
     Training and evaluation draw from the same stream, as in the published program: what `evaluation` draws, `batch`
-    does not draw again.
+    does not draw again. A copy, or what was pickled, goes on from where it was.
     """
 
     def __init__(self, settings: Settings) -> None:
-        _instance("settings", settings, Settings)
+        instance("settings", settings, Settings)
         self.settings = settings
         self._stream = _core.Stream(
             settings.seed, settings.n_keys, settings.resolved_batch_size, settings.replace)
+
+    def __copy__(self) -> Stream:
+        return copy.deepcopy(self)
+
+    def __repr__(self) -> str:
+        return f"<Stream of {self.settings}>"
 
     def batch(self) -> Batch:
         """The next training batch: keys and values (B, L), query and answer (B,)."""
@@ -287,17 +239,28 @@ class Model:
 
     Notes
     -----
-    One thread at a time may use a model; its methods raise RuntimeError while another does.
+    One thread at a time may use a model; its methods raise RuntimeError while another does. A copy, or what was pickled,
+    has Adam's moments and FAVOR+'s generator, and goes on as the model would.
     """
 
     def __init__(self, settings: Settings, dtype: npt.DTypeLike = np.float32) -> None:
-        _instance("settings", settings, Settings)
+        instance("settings", settings, Settings)
         self.settings = settings
         self.dtype = _precision(dtype)
         self._model = _core.Model(
             n_keys=settings.n_keys, hidden_size=settings.hidden_size, map=settings.map, argument=settings.attn_arg,
             rule=settings.rule, replace=settings.replace, batch_size=settings.resolved_batch_size,
             seed=settings.seed, favor_generator=settings.favor_generator, dtype=self.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "dtype": self.dtype, "state": self._model.get_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Model.__init__(self, state["settings"], state["dtype"])
+        self._model.set_state(state["state"])
+
+    def __repr__(self) -> str:
+        return f"<Model of {self.settings}, {self.dtype}, {self._model.steps} steps made>"
 
     @property
     def parameters(self) -> dict[str, npt.NDArray[Any]]:
@@ -337,7 +300,7 @@ class Model:
         float
             The loss before the step.
         """
-        lr = step_size(self.settings.resolved_lr if lr is None else _positive("lr", lr), self.dtype)
+        lr = step_size(self.settings.resolved_lr if lr is None else positive("lr", lr), self.dtype)
         return self._model.step(*_parts(batch), None, lr)
 
     def read_out(self, batch: Batch, omega: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
@@ -347,7 +310,7 @@ class Model:
 
     def evaluate(self, stream: Stream) -> float:
         """The evaluation loss on the next evaluation sequences of `stream`, a float32 value."""
-        _instance("stream", stream, Stream)
+        instance("stream", stream, Stream)
         return self._model.evaluate(stream._stream)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -484,7 +447,7 @@ def train(
     stream = Stream(settings)
     if model is None:
         model = Model(settings)
-    _instance("model", model, Model)
+    instance("model", model, Model)
     for name, function in (("on_evaluation", on_evaluation), ("on_progress", on_progress)):
         if function is not None and not callable(function):
             raise TypeError(f"{name}: got {shown(function)}, expected a function of a step and a loss")

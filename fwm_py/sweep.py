@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fwm_py._core import build_info
+from fwm_py.checks import flag, integer, shown
 from fwm_py.experiments import COMMANDS, RUNS, Command, Rows, published_losses
 from fwm_py.jobs import WorkerKilled, run_all
 from fwm_py.logs import log_name
 from fwm_py.manifest import Manifest, differences
-from fwm_py.retrieval import LIMITS, Settings, flag, integer, shown, train
+from fwm_py.retrieval import LIMITS, Settings, train
 
 if TYPE_CHECKING:
     from distributed import Client

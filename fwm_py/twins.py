@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from fwm_py.checks import integer, shown
 from fwm_py.experiments import CUT_OFF, RUNS
 from fwm_py.jobs import WorkerKilled, run_all
 from fwm_py.logs import format_loss, log_name
-from fwm_py.retrieval import Model, Settings, integer, shown, train
+from fwm_py.retrieval import Model, Settings, train
 from fwm_py.sweep import cost
 from fwm_py.tables import Table, beside
 

@@ -1,4 +1,4 @@
-/* Model and train: the experiments' model as an object that owns its memory and hands out views of its parameters. One thread
+/* Model: the experiments' model as an object that owns its memory and hands out views of its parameters. One thread
  * at a time may use a model; a second one gets a RuntimeError. While it is trained, a callback may read it, and the run goes on
  * as if it had not. */
 #define PY_SSIZE_T_CLEAN
@@ -8,28 +8,18 @@
 #define NO_IMPORT_ARRAY
 #include <numpy/arrayobject.h>
 
-#include <stdatomic.h>
 #include <string.h>
 
 #include "python/args.h"
 #include "python/bind_model.h"
 #include "python/bind_random.h"
+#include "python/model_object.h"
+#include "python/states.h"
 #include "retrieval/initial.h"
 #include "retrieval/model_memory.h"
 #include "retrieval/train.h"
 #include "runtime/dispatch.h"
 #include "runtime/threads.h"
-
-typedef struct {
-    PyObject_HEAD
-    FwmModel model;
-    int type; /* NPY_FLOAT or NPY_DOUBLE */
-    atomic_bool busy;
-    unsigned long thread;         /* that has claimed it */
-    bool in_callback;             /* of its training */
-    bool nested;                  /* a call of that callback reads */
-    FwmBlockSource source_before; /* where the training's draws go on after that call */
-} ModelObject;
 
 /* ---- life ---- */
 
@@ -107,7 +97,7 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     const bool philox = strcmp(generator, "philox") == 0;
     if (!philox && strcmp(generator, "mt19937") != 0)
         return PyErr_Format(PyExc_ValueError, "favor_generator: got '%s', expected philox or mt19937", generator);
-    ModelObject *self = (ModelObject *)type->tp_alloc(type, 0);
+    FwmModelObject *self = (FwmModelObject *)type->tp_alloc(type, 0);
     if (!self)
         return NULL;
     self->type = number_type;
@@ -122,14 +112,17 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static void model_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    fwm_model_free(&((ModelObject *)self)->model);
+    fwm_model_free(&((FwmModelObject *)self)->model);
     type->tp_free(self);
     Py_DECREF(type);
 }
 
-typedef enum { READS, CHANGES } Use;
+bool fwm_is_model(PyObject *object)
+{
+    return Py_TYPE(object)->tp_dealloc == model_dealloc; /* no class can be derived from Model */
+}
 
-static void release(ModelObject *self)
+void fwm_model_release(FwmModelObject *self)
 {
     if (self->nested) {
         self->model.omega_source = self->source_before;
@@ -141,11 +134,11 @@ static void release(ModelObject *self)
 }
 
 /* The same for a call inside a callback of the training, on the scratch that the training has. */
-static int claim_nested(ModelObject *self, Use use)
+static int claim_nested(FwmModelObject *self, FwmModelUse use)
 {
     const char *reason = self->thread != PyThread_get_thread_ident() ? "is in use by another thread"
                          : !self->in_callback                        ? "is in use by a call that has not ended"
-                         : use == CHANGES ? "is being trained: on_evaluation and on_progress may read it, but neither step nor train it"
+                         : use == FWM_CHANGES ? "is being trained: on_evaluation and on_progress may read it, but neither step nor train it"
                                           : NULL;
     if (reason) {
         PyErr_Format(PyExc_RuntimeError, "this Model %s", reason);
@@ -158,14 +151,13 @@ static int claim_nested(ModelObject *self, Use use)
     return 0;
 }
 
-/* Claims the model for a call and makes room for it; 0, or -1 with an exception. */
-static int claim(ModelObject *self, Use use)
+int fwm_model_claim(FwmModelObject *self, FwmModelUse use)
 {
     if (atomic_exchange(&self->busy, true))
         return claim_nested(self, use);
     self->thread = PyThread_get_thread_ident();
     if (fwm_model_reserve(&self->model) < 0) {
-        release(self);
+        fwm_model_release(self);
         PyErr_NoMemory();
         return -1;
     }
@@ -175,7 +167,7 @@ static int claim(ModelObject *self, Use use)
 /* ---- parameters and gradients ---- */
 
 /* A view into `numbers`, kept alive by owner. */
-static PyObject *view_of(const ModelObject *self, const FwmParameter *p, void *numbers, PyObject *owner)
+static PyObject *view_of(const FwmModelObject *self, const FwmParameter *p, void *numbers, PyObject *owner)
 {
     const npy_intp size = (npy_intp)self->model.kernels->real_size;
     npy_intp shape[] = {(npy_intp)p->rows, (npy_intp)p->columns};
@@ -190,9 +182,9 @@ static PyObject *view_of(const ModelObject *self, const FwmParameter *p, void *n
 /* Copies of the parameters, which no other thread is training meanwhile. */
 static PyObject *model_snapshot(PyObject *object, PyObject *Py_UNUSED(args))
 {
-    ModelObject *self = (ModelObject *)object;
+    FwmModelObject *self = (FwmModelObject *)object;
     PyObject *dict = PyDict_New();
-    if (!dict || claim(self, READS) < 0) {
+    if (!dict || fwm_model_claim(self, FWM_READS) < 0) {
         Py_XDECREF(dict);
         return NULL;
     }
@@ -204,13 +196,13 @@ static PyObject *model_snapshot(PyObject *object, PyObject *Py_UNUSED(args))
         Py_XDECREF(copy);
         Py_XDECREF(view);
     }
-    release(self);
+    fwm_model_release(self);
     return dict;
 }
 
 static PyObject *model_parameters(PyObject *object, void *Py_UNUSED(closure))
 {
-    ModelObject *self = (ModelObject *)object;
+    FwmModelObject *self = (FwmModelObject *)object;
     PyObject *dict = PyDict_New();
     for (size_t i = 0; dict && i < self->model.n_parameters; i++) {
         PyObject *view = view_of(self, &self->model.parameters[i], self->model.numbers, object);
@@ -221,8 +213,33 @@ static PyObject *model_parameters(PyObject *object, void *Py_UNUSED(closure))
     return dict;
 }
 
+static PyObject *model_get_state(PyObject *object, PyObject *Py_UNUSED(args))
+{
+    FwmModelObject *self = (FwmModelObject *)object;
+    if (fwm_model_claim(self, FWM_READS) < 0)
+        return NULL;
+    PyObject *state = fwm_model_state(&self->model, self->type);
+    fwm_model_release(self);
+    return state;
+}
+
+static PyObject *model_set_state(PyObject *object, PyObject *state)
+{
+    FwmModelObject *self = (FwmModelObject *)object;
+    if (fwm_model_claim(self, FWM_CHANGES) < 0)
+        return NULL;
+    const int status = fwm_set_model_state(&self->model, self->type, state);
+    fwm_model_release(self);
+    return status < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *model_steps(PyObject *object, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(((FwmModelObject *)object)->model.steps);
+}
+
 /* A copy of one gradient in the published shape. Rows that are not trained (embeddingK's values) are zero. */
-static PyObject *gradient_of(ModelObject *self, const FwmParameter *p)
+static PyObject *gradient_of(FwmModelObject *self, const FwmParameter *p)
 {
     npy_intp shape[] = {(npy_intp)p->rows, (npy_intp)p->columns};
     PyObject *out = PyArray_ZEROS(p->columns ? 2 : 1, shape, self->type, 0);
@@ -238,7 +255,7 @@ static PyObject *gradient_of(ModelObject *self, const FwmParameter *p)
     return out;
 }
 
-static PyObject *gradients(ModelObject *self)
+static PyObject *gradients(FwmModelObject *self)
 {
     PyObject *dict = PyDict_New();
     for (size_t i = 0; dict && i < self->model.n_parameters; i++) {
@@ -269,7 +286,7 @@ static void release_batch(BatchArrays *a)
     Py_XDECREF(a->omega);
 }
 
-static int read_omega(ModelObject *self, BatchArrays *a, PyObject *omega)
+static int read_omega(FwmModelObject *self, BatchArrays *a, PyObject *omega)
 {
     const FwmModelSizes *z = &self->model.sizes;
     if (omega == Py_None)
@@ -287,7 +304,8 @@ static int read_omega(ModelObject *self, BatchArrays *a, PyObject *omega)
 }
 
 /* answer NULL: none is asked for. */
-static int read_batch(ModelObject *self, BatchArrays *a, PyObject *keys, PyObject *values, PyObject *query, PyObject *answer, PyObject *omega)
+static int read_batch(FwmModelObject *self, BatchArrays *a, PyObject *keys, PyObject *values, PyObject *query, PyObject *answer,
+                      PyObject *omega)
 {
     const FwmModelSizes *z = &self->model.sizes;
     const long long N = (long long)z->n_keys;
@@ -321,7 +339,7 @@ typedef enum { LOSS, GRADIENTS, STEP } Purpose;
 
 static PyObject *run_batch(PyObject *object, PyObject *args, const char *format, Purpose purpose)
 {
-    ModelObject *self = (ModelObject *)object;
+    FwmModelObject *self = (FwmModelObject *)object;
     PyObject *keys, *values, *query, *answer, *omega, *out = NULL;
     double lr = 0, loss = 0;
     if (!PyArg_ParseTuple(args, format, &keys, &values, &query, &answer, &omega, &lr))
@@ -329,7 +347,8 @@ static PyObject *run_batch(PyObject *object, PyObject *args, const char *format,
     if (purpose == STEP && !(lr > 0 && lr <= 1e300))
         return PyErr_Format(PyExc_ValueError, "lr: expected a finite number above 0");
     BatchArrays a;
-    if (read_batch(self, &a, keys, values, query, answer, omega) == 0 && claim(self, purpose == STEP ? CHANGES : READS) == 0) {
+    const FwmModelUse use = purpose == STEP ? FWM_CHANGES : FWM_READS;
+    if (read_batch(self, &a, keys, values, query, answer, omega) == 0 && fwm_model_claim(self, use) == 0) {
         FwmModel *model = &self->model;
         Py_BEGIN_ALLOW_THREADS
         if (purpose == LOSS)
@@ -340,7 +359,7 @@ static PyObject *run_batch(PyObject *object, PyObject *args, const char *format,
             loss = model->kernels->model.step(model, &a.batch, lr);
         Py_END_ALLOW_THREADS
         out = purpose == GRADIENTS ? gradients(self) : PyFloat_FromDouble(loss);
-        release(self);
+        fwm_model_release(self);
     }
     release_batch(&a);
     return out && purpose == GRADIENTS ? Py_BuildValue("(dN)", loss, out) : out;
@@ -363,7 +382,7 @@ static PyObject *model_step(PyObject *self, PyObject *args)
 
 static PyObject *model_read_out(PyObject *object, PyObject *args)
 {
-    ModelObject *self = (ModelObject *)object;
+    FwmModelObject *self = (FwmModelObject *)object;
     PyObject *keys, *values, *query, *omega, *y = NULL;
     if (!PyArg_ParseTuple(args, "OOOO:read_out", &keys, &values, &query, &omega))
         return NULL;
@@ -371,11 +390,11 @@ static PyObject *model_read_out(PyObject *object, PyObject *args)
     if (read_batch(self, &a, keys, values, query, NULL, omega) == 0) {
         const npy_intp shape[] = {(npy_intp)a.batch.n, (npy_intp)self->model.sizes.n_keys};
         y = PyArray_SimpleNew(2, shape, self->type);
-        if (y && claim(self, READS) == 0) {
+        if (y && fwm_model_claim(self, FWM_READS) == 0) {
             Py_BEGIN_ALLOW_THREADS
             self->model.kernels->model.read_out(&self->model, &a.batch, PyArray_DATA((PyArrayObject *)y));
             Py_END_ALLOW_THREADS
-            release(self);
+            fwm_model_release(self);
         } else {
             Py_CLEAR(y);
         }
@@ -384,8 +403,7 @@ static PyObject *model_read_out(PyObject *object, PyObject *args)
     return y;
 }
 
-/* The stream, claimed, if it fits the model. */
-static FwmStream *claim_stream(const ModelObject *self, PyObject *given)
+FwmStream *fwm_model_claim_stream(const FwmModelObject *self, PyObject *given)
 {
     FwmStream *stream = fwm_stream_of(given);
     if (!stream)
@@ -400,96 +418,22 @@ static FwmStream *claim_stream(const ModelObject *self, PyObject *given)
 
 static PyObject *model_evaluate(PyObject *object, PyObject *given)
 {
-    ModelObject *self = (ModelObject *)object;
-    FwmStream *stream = claim_stream(self, given);
+    FwmModelObject *self = (FwmModelObject *)object;
+    FwmStream *stream = fwm_model_claim_stream(self, given);
     if (!stream)
         return NULL;
     float loss = 0;
     int status = -1;
-    if (claim(self, READS) == 0) {
+    if (fwm_model_claim(self, FWM_READS) == 0) {
         Py_BEGIN_ALLOW_THREADS
         status = fwm_evaluate(&self->model, stream, &loss);
         Py_END_ALLOW_THREADS
-        release(self);
+        fwm_model_release(self);
         if (status < 0)
             PyErr_NoMemory();
     }
     fwm_random_release(given);
     return status < 0 ? NULL : PyFloat_FromDouble(loss);
-}
-
-/* ---- training ---- */
-
-typedef struct {
-    ModelObject *model;
-    PyThreadState *state;
-    PyObject *on_evaluation, *on_progress; /* or None */
-} Callbacks;
-
-/* 0, or -1 with an exception. */
-static int call(const Callbacks *callbacks, PyObject *function, uint64_t step, double loss)
-{
-    if (function == Py_None)
-        return 0;
-    callbacks->model->in_callback = true;
-    PyObject *out = PyObject_CallFunction(function, "Kd", (unsigned long long)step, loss);
-    callbacks->model->in_callback = false;
-    Py_XDECREF(out);
-    return out ? 0 : -1;
-}
-
-static int on_evaluation(void *context, uint64_t step, float loss)
-{
-    Callbacks *callbacks = context;
-    PyEval_RestoreThread(callbacks->state);
-    const int status = call(callbacks, callbacks->on_evaluation, step, loss);
-    callbacks->state = PyEval_SaveThread();
-    return status;
-}
-
-static int poll(void *context, uint64_t step, double loss)
-{
-    Callbacks *callbacks = context;
-    PyEval_RestoreThread(callbacks->state);
-    int status = PyErr_CheckSignals();
-    if (status == 0)
-        status = call(callbacks, callbacks->on_progress, step, loss);
-    callbacks->state = PyEval_SaveThread();
-    return status;
-}
-
-PyObject *fwm_py_train(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    PyObject *object, *given, *given_steps;
-    Callbacks callbacks = {0};
-    double lr;
-    long long max_steps;
-    if (!PyArg_ParseTuple(args, "OOdOOO:train", &object, &given, &lr, &given_steps, &callbacks.on_evaluation,
-                          &callbacks.on_progress) ||
-        fwm_integer_argument(given_steps, "max_steps", 0, 1LL << 62, &max_steps) < 0)
-        return NULL;
-    if (Py_TYPE(object)->tp_dealloc != model_dealloc) /* no class can be derived from Model */
-        return PyErr_Format(PyExc_TypeError, "model: got %.100s, expected a Model", Py_TYPE(object)->tp_name);
-    if (!(lr > 0 && lr <= 1e300))
-        return PyErr_Format(PyExc_ValueError, "lr: expected a finite number above 0");
-    ModelObject *self = (ModelObject *)object;
-    FwmStream *stream = claim_stream(self, given);
-    if (!stream)
-        return NULL;
-    if (claim(self, CHANGES) < 0) {
-        fwm_random_release(given);
-        return NULL;
-    }
-    callbacks.model = self;
-    const FwmTrainCallbacks table = {&callbacks, on_evaluation, poll};
-    callbacks.state = PyEval_SaveThread();
-    const FwmTrainStatus status = fwm_train(&self->model, stream, lr, (uint64_t)max_steps, &table);
-    PyEval_RestoreThread(callbacks.state);
-    release(self);
-    fwm_random_release(given);
-    if (status == FWM_TRAIN_NO_MEMORY)
-        PyErr_NoMemory();
-    return status == FWM_TRAIN_ENDED ? Py_NewRef(Py_None) : NULL;
 }
 
 static PyMethodDef methods[] = {
@@ -499,11 +443,14 @@ static PyMethodDef methods[] = {
     {"read_out", model_read_out, METH_VARARGS, NULL},
     {"evaluate", model_evaluate, METH_O, NULL},
     {"snapshot", model_snapshot, METH_NOARGS, NULL},
+    {"get_state", model_get_state, METH_NOARGS, NULL},
+    {"set_state", model_set_state, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef properties[] = {
     {"parameters", model_parameters, NULL, NULL, NULL},
+    {"steps", model_steps, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -518,7 +465,7 @@ static PyType_Slot slots[] = {
 
 int fwm_add_model_type(PyObject *module)
 {
-    PyType_Spec spec = {"fwm_py._core.Model", sizeof(ModelObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, slots};
+    PyType_Spec spec = {"fwm_py._core.Model", sizeof(FwmModelObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, slots};
     PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
     if (!type)
         return -1;

@@ -11,6 +11,7 @@
 
 #include "python/args.h"
 #include "python/bind_random.h"
+#include "python/states.h"
 #include "random/numpy_legacy.h"
 
 #define HIGHEST_POPULATION 2147483647LL     /* permutations are held as int32 */
@@ -18,6 +19,7 @@
 typedef struct {
     FwmRandomObject base;
     FwmBlockSource source;
+    uint32_t seed;
 } SourceObject;         /* Philox or MT19937, by source.kind */
 
 /* ---- arguments ---- */
@@ -99,7 +101,10 @@ static PyObject *new_source(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (only_integer(args, kwargs, format, "seed", 0, HIGHEST_WORD, &value) < 0)
         return NULL;
     *seed = (uint32_t)value;
-    return type->tp_alloc(type, 0);
+    PyObject *self = type->tp_alloc(type, 0);
+    if (self != NULL)
+        ((SourceObject *)self)->seed = *seed;
+    return self;
 }
 
 static void source_dealloc(PyObject *self)
@@ -146,6 +151,34 @@ static PyObject *source_normal(PyObject *self, PyObject *args, PyObject *kwargs)
         fwm_next_normal_block(source_of(self), (size_t)n, data_of(out));
     fwm_random_release(self);
     return out;
+}
+
+/* Pickling and copying: how to make it anew, and its state. */
+static PyObject *source_reduce(PyObject *self, PyObject *Py_UNUSED(args))
+{
+    if (fwm_random_claim(self) < 0)
+        return NULL;
+    PyObject *state = fwm_source_state(source_of(self));
+    fwm_random_release(self);
+    return Py_BuildValue("O(k)N", (PyObject *)Py_TYPE(self), (unsigned long)((SourceObject *)self)->seed, state);
+}
+
+static PyObject *source_setstate(PyObject *self, PyObject *state)
+{
+    if (fwm_random_claim(self) < 0)
+        return NULL;
+    const int status = fwm_set_source_state(source_of(self), state);
+    fwm_random_release(self);
+    return status < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *source_repr(PyObject *self)
+{
+    const FwmPhilox *philox = &source_of(self)->philox;
+    if (source_of(self)->kind == FWM_TORCH_CPU)
+        return PyUnicode_FromFormat("<MT19937 of seed %lu>", (unsigned long)((SourceObject *)self)->seed);
+    return PyUnicode_FromFormat("<Philox of seed %llu, %lu blocks drawn>", (unsigned long long)philox->seed,
+                                (unsigned long)philox->next_block);
 }
 
 static PyObject *philox_seed(PyObject *self, void *Py_UNUSED(closure))
@@ -273,7 +306,12 @@ PyDoc_STRVAR(philox_normal_doc,
 "normal($self, /, n)\n--\n\n"
 "Draw the next block: n standard normals, (n,) float32, n < 2**32.");
 
+#define STATE_METHODS \
+    {"__reduce__", source_reduce, METH_NOARGS, NULL}, \
+    {"__setstate__", source_setstate, METH_O, NULL}
+
 static PyMethodDef philox_methods[] = {
+    STATE_METHODS,
     {"normal", (PyCFunction)(void (*)(void))source_normal, METH_VARARGS | METH_KEYWORDS, philox_normal_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -327,6 +365,7 @@ PyDoc_STRVAR(mt19937_choice_doc,
     {#name, (PyCFunction)(void (*)(void))mt19937_##name, METH_VARARGS | METH_KEYWORDS, mt19937_##name##_doc}
 
 static PyMethodDef mt19937_methods[] = {
+    STATE_METHODS,
     METHOD(uint32),
     METHOD(uniform),
     {"normal", (PyCFunction)(void (*)(void))source_normal, METH_VARARGS | METH_KEYWORDS, mt19937_normal_doc},
@@ -338,12 +377,13 @@ static PyMethodDef mt19937_methods[] = {
 
 static PyType_Slot philox_slots[] = {
     {Py_tp_doc, (void *)philox_doc},       {Py_tp_new, philox_new},        {Py_tp_dealloc, source_dealloc},
-    {Py_tp_methods, philox_methods},       {Py_tp_getset, philox_getset},  {0, NULL},
+    {Py_tp_methods, philox_methods},       {Py_tp_getset, philox_getset},  {Py_tp_repr, source_repr},
+    {0, NULL},
 };
 
 static PyType_Slot mt19937_slots[] = {
     {Py_tp_doc, (void *)mt19937_doc},      {Py_tp_new, mt19937_new},       {Py_tp_dealloc, source_dealloc},
-    {Py_tp_methods, mt19937_methods},      {0, NULL},
+    {Py_tp_methods, mt19937_methods},      {Py_tp_repr, source_repr},      {0, NULL},
 };
 
 /* ---- for the rest of the extension ---- */

@@ -9,12 +9,14 @@
 
 #include "python/args.h"
 #include "python/bind_random.h"
+#include "python/states.h"
 
 #define HIGHEST_N_KEYS 1073741823LL     /* 2N is a length, held as int32 */
 
 typedef struct {
     FwmRandomObject base;
     FwmStream stream;
+    uint32_t seed;
 } StreamObject;
 
 static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -34,6 +36,7 @@ static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     StreamObject *self = (StreamObject *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
+    self->seed = (uint32_t)seed;
     if (fwm_stream_init(&self->stream, (uint32_t)seed, (size_t)n_keys, (size_t)batch_size, replace) < 0) {
         Py_DECREF(self);
         return PyErr_NoMemory();
@@ -147,6 +150,34 @@ static PyObject *stream_evaluation(PyObject *self, PyObject *Py_UNUSED(args))
     return draw_from_stream(self, evaluation_of);
 }
 
+/* Pickling and copying: how to make it anew, and its state. */
+static PyObject *stream_reduce(PyObject *self, PyObject *Py_UNUSED(args))
+{
+    const FwmStream *stream = &((StreamObject *)self)->stream;
+    if (fwm_random_claim(self) < 0)
+        return NULL;
+    PyObject *state = fwm_words_state(&stream->bits);
+    fwm_random_release(self);
+    return Py_BuildValue("O(knnO)N", (PyObject *)Py_TYPE(self), (unsigned long)((StreamObject *)self)->seed,
+                         (Py_ssize_t)stream->n_keys, (Py_ssize_t)stream->batch_size, stream->replace ? Py_True : Py_False, state);
+}
+
+static PyObject *stream_setstate(PyObject *self, PyObject *state)
+{
+    if (fwm_random_claim(self) < 0)
+        return NULL;
+    const int status = fwm_set_words_state(&((StreamObject *)self)->stream.bits, state);
+    fwm_random_release(self);
+    return status < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *stream_repr(PyObject *self)
+{
+    const FwmStream *stream = &((StreamObject *)self)->stream;
+    return PyUnicode_FromFormat("<Stream of seed %lu, %zu keys, %zu sequences a batch, %s>", (unsigned long)((StreamObject *)self)->seed,
+                                stream->n_keys, stream->batch_size, stream->replace ? "with replacement" : "without replacement");
+}
+
 PyDoc_STRVAR(stream_doc,
 "Stream(seed, n_keys, batch_size, replace)\n--\n\n"
 "The training and evaluation data of one run, from NumPy's RandomState(seed).\n\n"
@@ -166,12 +197,14 @@ PyDoc_STRVAR(stream_evaluation_doc,
 static PyMethodDef stream_methods[] = {
     {"batch", stream_batch, METH_NOARGS, stream_batch_doc},
     {"evaluation", stream_evaluation, METH_NOARGS, stream_evaluation_doc},
+    {"__reduce__", stream_reduce, METH_NOARGS, NULL},
+    {"__setstate__", stream_setstate, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot stream_slots[] = {
     {Py_tp_doc, (void *)stream_doc},       {Py_tp_new, stream_new},        {Py_tp_dealloc, stream_dealloc},
-    {Py_tp_methods, stream_methods},       {0, NULL},
+    {Py_tp_methods, stream_methods},       {Py_tp_repr, stream_repr},      {0, NULL},
 };
 
 int fwm_add_stream_type(PyObject *module)

@@ -29,7 +29,7 @@ static void twist(FwmMT19937 *g)
     state[N - 1] = twisted(state[N - 1], state[0], state[M - 1]);
 }
 
-static void temper(FwmMT19937 *g)
+void fwm_mt19937_temper(FwmMT19937 *g)
 {
     for (int i = 0; i < N; i++) {
         uint32_t y = g->state[i];
@@ -43,7 +43,7 @@ static void temper(FwmMT19937 *g)
 void fwm_mt19937_refill(FwmMT19937 *g)
 {
     twist(g);
-    temper(g);
+    fwm_mt19937_temper(g);
     g->position = 0;
 }
 

@@ -20,6 +20,9 @@ typedef struct {
 
 void fwm_mt19937_seed(FwmMT19937 *g, uint32_t seed);
 
+/* Makes `tempered` of `state`, when the state has been set. */
+void fwm_mt19937_temper(FwmMT19937 *g);
+
 /* The next 624 words; position = 0. For callers that read g->tempered themselves. */
 void fwm_mt19937_refill(FwmMT19937 *g);
 
