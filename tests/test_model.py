@@ -1,5 +1,6 @@
 """The whole model: initial parameters, loss, gradients, Adam, evaluation and training, against oracle.py."""
 
+import copy
 import math
 
 import numpy as np
@@ -159,6 +160,24 @@ def test_gradient_of_the_equation(case, n_keys, d, replace):
         assert np.abs(gradients[name] - slope).max() <= 1e-9 * np.abs(slope).max() + 1e-13 * scale, name
 
 
+@every_model
+def test_gradient_of_a_smaller_batch(case):
+    """The mean is over the sequences of the batch, not over those that the model has room for."""
+    settings, model, batch, omega = make(case, n_keys=6, hidden_size=8, replace=True, batch_size=7)
+    small = Batch(*(part[:3] for part in batch))
+    fitting = Model(case.settings(n_keys=6, hidden_size=8, replace=True, batch_size=3), np.float64)
+    loss, gradients = model.loss_and_gradients(small, omega)
+    expected_loss, expected = fitting.loss_and_gradients(small, omega)
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, expected[name], rtol=1e-9, atol=1e-14, err_msg=name)
+    if omega is None:  # else a step draws its own
+        fitting.step(small, 0.01)
+        model.step(small, 0.01)
+        for name, array in model.parameters.items():
+            np.testing.assert_allclose(array, fitting.parameters[name], rtol=0, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("n_keys, replace", [(20, True), (37, False)])
 @every_model
 def test_gradient_along_directions(case, n_keys, replace):
@@ -204,6 +223,22 @@ def test_steps_are_adam_on_the_gradients(case, dtype):
         assert model.step(batch, 0.01) == loss
         for name, array in model.parameters.items():
             np.testing.assert_allclose(array, ours[name], rtol=0, atol=tolerance, err_msg=f"{name} in step {step + 1}")
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
+def test_steps_move_every_number_of_a_large_matrix(case):
+    """Adam takes 4096 numbers at a time: each matrix has several times as many, and its last rows are looked at."""
+    settings, model, _, _ = make(case, n_keys=280, hidden_size=32, batch_size=3)
+    stream, ours = Stream(settings), {name: array.copy() for name, array in model.parameters.items()}
+    trained = {name: ours[name] for name in oracle.trained_names(settings.rule)}
+    adam = oracle.Adam(trained)
+    for _ in range(2):
+        batch = stream.batch()
+        adam.update(trained, model.loss_and_gradients(batch)[1], 0.01)
+        model.step(batch, 0.01)
+    for name, array in model.parameters.items():
+        assert array.size > 2 * 4096 or array.ndim == 1 or name == "W_b.weight"
+        np.testing.assert_allclose(array, ours[name], rtol=0, atol=1e-9, err_msg=name)
 
 
 @every_model
@@ -262,6 +297,44 @@ def test_where_a_run_ends(case, seed):
     assert ended_by_the_rule(losses) or (len(losses) == 60 and not ended_by_the_rule(losses[:-1]))
 
 
+EXACTLY_GOOD_ENOUGH = np.float32(0.001)
+
+
+def model_that_evaluates_to(settings, stream, wanted):
+    """A softmax model of that evaluation loss: its queries find their keys the better, the longer the keys are."""
+    model = Model(settings, np.float64)
+    for array in model.parameters.values():
+        array[...] = 0
+    N = settings.n_keys
+    model.parameters["W_k.weight"][:, N:] = model.parameters["W_q.weight"][...] = np.eye(settings.hidden_size, int(2 * N * 1.1))
+    keys = np.zeros(model.parameters["embeddingK.weight"].shape)
+    keys[:N, :N] = np.diag(1 + 0.01 * np.arange(N))
+    low, high = 1.0, 20.0
+    for _ in range(200):
+        length = (low + high) / 2
+        model.parameters["embeddingK.weight"][...] = length * keys
+        loss = model.evaluate(copy.deepcopy(stream))
+        if loss == wanted:
+            return model
+        low, high = (length, high) if loss > wanted else (low, length)
+    raise AssertionError("no length gives this loss")
+
+
+@pytest.mark.parametrize("loss, rows", [
+    (np.nextafter(EXACTLY_GOOD_ENOUGH, np.float32(0)), 1),
+    (EXACTLY_GOOD_ENOUGH, 1),
+    (np.nextafter(EXACTLY_GOOD_ENOUGH, np.float32(1)), 3),
+])
+def test_a_loss_of_exactly_a_thousandth_ends_a_run(loss, rows):
+    """With steps too small to move a number, every evaluation is of the model that was given."""
+    settings = Settings(n_keys=7, hidden_size=16, batch_size=4, lr=1e-300, max_steps=300)
+    stream = Stream(settings)
+    for _ in range(100):
+        stream.batch()
+    losses = [evaluation for _, evaluation in train(settings, model=model_that_evaluates_to(settings, stream, loss))]
+    assert losses[0] == loss and len(losses) == rows
+
+
 def test_eleven_nans_end_a_run():
     settings, model, _, _ = make(ONE_OF_EACH[0], np.float32, n_keys=4, hidden_size=4)
     model.parameters["W_q.bias"][...] = np.nan
@@ -300,6 +373,32 @@ def test_evaluation(case, n_keys, replace, batch_size):
     assert np.float32(loss) == loss and loss == pytest.approx(float(expected), rel=5e-7)
     for got, same in zip(ours.batch(), theirs.batch()):
         np.testing.assert_array_equal(got, same)
+
+
+def mean_without_halves(losses):
+    """The float32 mean of one who forgets that sums of more than 128 numbers are halved."""
+    sums = np.zeros(8, np.float32)
+    for i in range(0, len(losses) // 8 * 8, 8):
+        sums += losses[i : i + 8]
+    total = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
+    for loss in losses[len(losses) // 8 * 8 :]:
+        total += loss
+    return total / np.float32(len(losses))
+
+
+def test_evaluation_sums_more_than_128_chunks_in_halves():
+    """To the bit NumPy's float32 mean; a sum in another order is another number for some seeds."""
+    others = 0
+    for seed in range(8):
+        settings = Settings(n_keys=40, attn_name="linear", hidden_size=8, batch_size=1, seed=seed)
+        model, chunks = Model(settings, np.float64), []
+        oracle.evaluate(oracle.Stream(seed, 40, 1, False), lambda batch: chunks.append(model.loss(
+            Batch(batch[0], batch[1] + 40, batch[2], batch[3] + 40))) or chunks[-1])
+        chunks = np.array(chunks, np.float32)
+        assert len(chunks) == 800
+        assert model.evaluate(Stream(settings)) == np.mean(chunks) == oracle.pairwise_mean(chunks)
+        others += np.mean(chunks) != mean_without_halves(chunks)
+    assert others > 2
 
 
 @every_model
