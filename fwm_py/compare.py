@@ -107,8 +107,9 @@ class Tally:
         Runs with as many rows as the published, and with a last loss within 1e-4 of the published.
     ours, published : float
         Median of the last losses that are compared; NaN counts as larger than any number. NaN if there are none.
-    bands, in_band : int
-        Published last losses with a band, and those within it, whether or not the run's own log is there.
+    bands, in_band, unwidened : int
+        Published last losses with a band, those within it, and within it as it is, not widened; whether or not the run's
+        own log is there.
     """
 
     compared: int
@@ -121,6 +122,7 @@ class Tally:
     published: float
     bands: int
     in_band: int
+    unwidened: int
 
 
 def _tally(runs: Sequence[Run]) -> Tally:
@@ -137,6 +139,7 @@ def _tally(runs: Sequence[Run]) -> Tally:
         published=_median(run.published[-1][1] for run in last),
         bands=len(bands),
         in_band=sum(band.holds(loss) for band, loss in bands),
+        unwidened=sum(band.spans(loss) for band, loss in bands),
     )
 
 
@@ -183,6 +186,13 @@ class Comparison:
         return problems
 
     @property
+    def neighbours(self) -> tuple[int, int]:
+        """What else lies in the widened bands: published last losses of the next smaller and larger N, and of how many."""
+        found = [run.band.holds(loss) for run in self.runs.values() if run.band is not None and run.name != CUT_OFF
+                 for loss in _neighbouring_losses(run.name)]
+        return sum(found), len(found)
+
+    @property
     def floors(self) -> list[tuple[str, bool]]:
         """What is asked of a whole folder, and whether it is met; a run that is not compared does not agree."""
         total = self.total
@@ -204,6 +214,14 @@ class Comparison:
     def failures(self) -> list[str]:
         """The floors that are missed."""
         return [text for text, met in self.floors if not met]
+
+
+def _neighbouring_losses(name: str) -> list[float]:
+    """The published last losses of the run with 20 keys less and that with 20 more, where they are numbers."""
+    n_keys = RUNS[name].n_keys
+    names = [log_name(dataclasses.replace(RUNS[name], n_keys=n)) for n in (n_keys - 20, n_keys + 20) if n >= 20]
+    losses = [published_losses()[name][-1][1] for name in names if name in RUNS and name != CUT_OFF]
+    return [loss for loss in losses if not math.isnan(loss)]
 
 
 def compare(folder: str | os.PathLike[str]) -> Comparison:
@@ -286,9 +304,21 @@ def _lines(comparison: Comparison) -> list[str]:
         lines.append("fwm-py reproduce --force makes the logs again that are not as they should be")
     if comparison.others:
         lines.append(_some("other files", [shown(name) for name in comparison.others]))
-    if not total.bands:
+    if total.bands:
+        lines += _about_bands(comparison)
+    else:
         lines.append(f"no bands of twins: {beside(comparison.folder, TWINS)} has none")
     return lines + [f"{'ok' if met else 'FAILED'}: {text}" for text, met in comparison.floors]
+
+
+def _about_bands(comparison: Comparison) -> list[str]:
+    """What the widening of the bands does, and how much a band tells one run from another."""
+    total, (neighbours, of) = comparison.total, comparison.neighbours
+    chance = statistics.mean(run.band.chance for run in comparison.runs.values() if run.band is not None)
+    return [f"published last losses within the bands as they are, not widened: {total.unwidened} of {total.bands} "
+            f"({total.unwidened / total.bands:.0%}; of equal draws without ties {chance:.0%} would be)",
+            f"published last losses of the next smaller and larger N within the widened bands: {neighbours} of {of}"
+            + (f" ({neighbours / of:.0%})" if of else "")]
 
 
 def _some(title: str, names: Sequence[str], most: int = 20) -> str:

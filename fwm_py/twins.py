@@ -63,17 +63,23 @@ class Band:
     def _numbers(self) -> list[float]:
         return [loss for loss in self.losses if not math.isnan(loss)]
 
-    def holds(self, loss: float) -> bool:
-        """Whether a published last loss agrees with the band.
+    @property
+    def chance(self) -> float:
+        """How often the range of so many equal draws, without ties, spans one more: 0.82 for ten."""
+        return (len(self.losses) - 1) / (len(self.losses) + 1)
 
-        NaN does if a twin is NaN. A number does if it lies between `low` and `high`, or beyond them by at most a
-        quarter of their distance and a thousandth of itself: the range of ten equal draws holds the eleventh in
-        82 % of all cases only.
-        """
+    def spans(self, loss: float, slack: float = 0.0) -> bool:
+        """Whether a last loss lies between `low` and `high`, or at most `slack` beyond; NaN does if a twin is NaN."""
         if math.isnan(loss):
             return self.nan > 0
-        slack = (self.high - self.low) / 4 + 1e-3 * abs(loss)
         return self.low - slack <= loss <= self.high + slack
+
+    def holds(self, loss: float) -> bool:
+        """Whether a published last loss agrees with the band, widened by a quarter of it and a thousandth of the loss.
+
+        The range of a few equal draws is too narrow for one more, see `chance`.
+        """
+        return self.spans(loss, (self.high - self.low) / 4 + 1e-3 * abs(loss))
 
 
 def read_twins(folder: str | os.PathLike[str]) -> dict[str, Band]:

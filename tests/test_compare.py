@@ -1,6 +1,7 @@
 """Comparing a folder of logs with the published ones: what counts, what is only named, bands and floors."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,6 +270,42 @@ def test_the_floor_of_bands(folder, capsys):
     assert "no bands" not in text and f"FAILED: {failure}" in text and "8/10" in line_of(text, " dpfp1_sum R0")
 
 
+def test_what_is_said_about_bands_beside_the_floor(folder, capsys):
+    """One loss in its band, one in the widened band only; the neighbours' losses are looked for in the widened ones."""
+    assert compare(folder).neighbours == (0, 0) and "not widened" not in printed(folder, capsys)
+    names = [log_name(run) for run in SUM.runs[9:11]]
+    last = [published_losses()[name][-1][1] for name in names]
+    write_twins(folder, {names[0]: [format_loss(loss) for loss in (last[0] - 0.001, last[0] + 0.001)],
+                         names[1]: [format_loss(loss) for loss in (last[1] + 0.001, last[1] + 0.1)]})
+    comparison = compare(folder)
+    assert (comparison.total.bands, comparison.total.in_band, comparison.total.unwidened) == (2, 2, 1)
+    assert comparison.neighbours == (1, 4)  # the next larger one's, in the second band
+    text = printed(folder, capsys)
+    assert line_of(text, "published last losses within the bands as they are, not widened: 1 of 2 (50%; of equal draws")
+    assert line_of(text, "published last losses of the next smaller and larger N within the widened bands: 1 of 4 (25%)")
+    assert line_of(text, "ok: published last losses within their twins' bands: 2 of 2")
+    write_twins(folder, {NAN_NAMES[-1]: ["nan"], log_name(SUM.runs[0]): ["9.0"]})  # neighbours that are NaN, or not there
+    assert compare(folder).neighbours == (0, 1)
+
+
+def test_the_claims_of_readme_and_of_the_page_on_logs():
+    root = Path(__file__).parents[1]
+    comparison = compare(root / "logs")
+    total, (neighbours, of) = comparison.total, comparison.neighbours
+    assert (total.bands, total.in_band, total.unwidened) == (133, 126, 107) and total.compared == 320
+    claimed = [name for name, run in comparison.runs.items() if run.band is not None]
+    default = [log_name(run) for run in twin_runs()]
+    softmax = [name for name in claimed if name not in default]
+    assert len(default) == 129 and set(default) < set(claimed) and len(softmax) == 4
+    difference = {name: abs(run.ours[-1][1] - run.published[-1][1]) for name, run in comparison.runs.items() if "softmax" in name}
+    assert sorted(softmax) == sorted(sorted(difference, key=difference.get)[-4:])
+    for page in ("README.md", "docs/logs.md"):
+        text = " ".join((root / page).read_text().split())
+        assert all(number in text for number in ("133", "126", "107", f"{total.unwidened / total.bands:.0%}".replace("%", " %"),
+                                                 f"{neighbours / of:.0%}".replace("%", " %")))
+    assert f"({neighbours} of {of})" in text
+
+
 # ---- bands ----
 
 @pytest.mark.parametrize("loss, holds", [
@@ -285,6 +322,13 @@ def test_a_band_is_widened_by_a_quarter_and_a_thousandth(loss, holds):
     "loss, holds", [(0.5, True), (0.5004, True), (0.4996, True), (0.5006, False), (0.4994, False)])
 def test_a_band_without_width(loss, holds):
     assert Band((0.5, 0.5)).holds(loss) == holds
+
+
+def test_bands_as_they_are():
+    band = Band((0.5, 0.8, 0.4))
+    assert band.spans(0.4) and band.spans(0.8) and not band.spans(0.39) and not band.spans(0.81) and band.spans(0.81, 0.02)
+    assert not band.spans(math.nan) and Band((0.5, math.nan)).spans(math.nan)
+    assert Band((0.5,) * 10).chance == pytest.approx(9 / 11) and Band((0.5,)).chance == 0
 
 
 def test_bands_with_nan():
