@@ -17,7 +17,7 @@ from fwm_py.failure import Failure, integer
 from fwm_py.jobs import MAX_JOBS, WorkerKilled
 from fwm_py.logs import format_loss
 from fwm_py.retrieval import LIMITS, Settings
-from fwm_py.sweep import Refused, Run, cost, reproduce, select
+from fwm_py.sweep import Run, cost, reproduce, select
 from fwm_py.twins import MAX_TWINS, Band, make_twins, twin_runs
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def sweep(args: argparse.Namespace, runs: Sequence[Run], jobs: int | None, clien
     try:
         reproduce(args.log_folder, runs, jobs=jobs, client=client, force=args.force, adopt=args.adopt,
                   on_change=progress.update)
-    except (Refused, ValueError) as error:
+    except ValueError as error:
         raise Failure(2, str(error)) from None
     except OSError as error:
         if all(run.state in ("waiting", "skipped") for run in runs):

@@ -23,12 +23,10 @@ ENDING = ".manifest.csv"
 WAY_OUT = "fwm-py reproduce --adopt records the whole logs again, --force makes them again"
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 COLUMNS = ("log", *SETTINGS, "version", "variant", "seconds", "sha256")
+_SETTING_TYPES = {"attn_name": str, "update_rule": str, "favor_generator": str, "lr": float,
+                  "replace": {"0": False, "1": True}.get}  # the others are integers
 _OTHERS = {"log": r"[\w.+-]+\.csv", "version": r"[\w.+-]*", "variant": r"\w*", "seconds": r"([0-9]+\.[0-9]+)?",
            "sha256": r"[0-9a-f]{64}"}
-
-
-_SETTING_TYPES = {"attn_name": str, "update_rule": str, "favor_generator": str, "lr": float,
-                  "replace": {"0": False, "1": True}.get}
 
 
 def settings_columns(settings: Settings) -> dict[str, str]:

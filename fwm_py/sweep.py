@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fwm_py._core import build_info
-from fwm_py.checks import flag, integer, shown
+from fwm_py.checks import flag, instance, integer, shown
 from fwm_py.experiments import COMMANDS, RUNS, Command, Rows, published_losses
 from fwm_py.jobs import WorkerKilled, run_all
 from fwm_py.logs import log_name
@@ -239,6 +239,7 @@ def reproduce(
 def _check_names(runs: Sequence[Run]) -> None:
     seen: dict[str, Settings] = {}
     for run in runs:
+        instance("runs", run, Run)
         if run.name in seen:
             shared = differences(seen[run.name], run.settings)
             raise Refused(f"runs: got {run.name} twice, with {shared}, expected each log once")

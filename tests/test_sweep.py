@@ -200,6 +200,12 @@ def test_two_runs_of_one_log_are_refused(folder, change, difference):
     assert list(folder.iterdir()) == []
 
 
+def test_what_is_no_run_is_refused(folder):
+    with pytest.raises(TypeError, match=r"^runs: got Settings\(.*, expected Run"):
+        reproduce(folder.parent / "new", [Settings()])
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_a_log_of_other_settings_with_the_same_name_is_refused(folder):
     short, long = Settings(max_steps=100), Settings(max_steps=200)
     reproduce(folder, sweep_of(short), jobs=1)
