@@ -40,7 +40,7 @@ def elu1(x: npt.ArrayLike) -> Real:
     ----------
     Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236.
     """
-    return _core.map_forward("elu1", x, None)
+    return _core.map_forward("elu1", x, None, None)
 
 
 def elu1_backward(dy: npt.ArrayLike, x: npt.ArrayLike) -> Real:
@@ -54,7 +54,7 @@ def elu1_backward(dy: npt.ArrayLike, x: npt.ArrayLike) -> Real:
     -------
     dx : array (..., d)
     """
-    return _core.map_backward("elu1", dy, x, None)
+    return _core.map_backward("elu1", dy, x, None, None)
 
 
 def tanh(x: npt.ArrayLike) -> Real:
@@ -72,7 +72,7 @@ def tanh(x: npt.ArrayLike) -> Real:
     ----------
     Schlag, Munkhdalai, Schmidhuber 2021, arXiv 2011.07831.
     """
-    return _core.map_forward("tanh", x, None)
+    return _core.map_forward("tanh", x, None, None)
 
 
 def tanh_backward(dy: npt.ArrayLike, x: npt.ArrayLike) -> Real:
@@ -86,7 +86,7 @@ def tanh_backward(dy: npt.ArrayLike, x: npt.ArrayLike) -> Real:
     -------
     dx : array (..., d)
     """
-    return _core.map_backward("tanh", dy, x, None)
+    return _core.map_backward("tanh", dy, x, None, None)
 
 
 def dpfp(x: npt.ArrayLike, nu: int = 1) -> Real:
@@ -109,7 +109,7 @@ def dpfp(x: npt.ArrayLike, nu: int = 1) -> Real:
     ----------
     Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, Section 5.3.
     """
-    return _core.map_forward("dpfp", x, nu)
+    return _core.map_forward("dpfp", x, nu, None)
 
 
 def dpfp_backward(dy: npt.ArrayLike, x: npt.ArrayLike, nu: int = 1) -> Real:
@@ -125,7 +125,7 @@ def dpfp_backward(dy: npt.ArrayLike, x: npt.ArrayLike, nu: int = 1) -> Real:
     -------
     dx : array (..., d)
     """
-    return _core.map_backward("dpfp", dy, x, nu)
+    return _core.map_backward("dpfp", dy, x, nu, None)
 
 
 def favor(x: npt.ArrayLike, omega: npt.ArrayLike) -> Real:
@@ -148,7 +148,7 @@ def favor(x: npt.ArrayLike, omega: npt.ArrayLike) -> Real:
     ----------
     Choromanski et al. 2021, arXiv 2009.14794.
     """
-    return _core.map_forward("favor", x, omega)
+    return _core.map_forward("favor", x, omega, None)
 
 
 def favor_backward(dy: npt.ArrayLike, x: npt.ArrayLike, omega: npt.ArrayLike) -> Real:
@@ -164,7 +164,7 @@ def favor_backward(dy: npt.ArrayLike, x: npt.ArrayLike, omega: npt.ArrayLike) ->
     -------
     dx : array (..., d)
     """
-    return _core.map_backward("favor", dy, x, omega)
+    return _core.map_backward("favor", dy, x, omega, None)
 
 
 def draw_omega(d: int, m: int, generator: _core.Philox | _core.MT19937) -> npt.NDArray[np.float32]:

@@ -95,18 +95,31 @@ static int read_dy(MapCall *c, PyObject *given)
     return c->dy ? fwm_check_shape(c->dy, "dy", "(..., p)", rank, shape) : -1;
 }
 
-static int run(MapCall *c, npy_intp last)
+/* A new array, or the one given, which is apart from all inputs. */
+static int make_out(MapCall *c, PyObject *given, npy_intp last)
 {
+    PyArrayObject *const inputs[] = {c->x, c->dy, c->omega};
+    static const char *const names[] = {"x", "dy", "omega"};
     npy_intp shape[NPY_MAXDIMS];
-    const int rank = PyArray_NDIM(c->x), threads = fwm_num_threads();
+    const int rank = PyArray_NDIM(c->x), type = PyArray_TYPE(c->x);
     for (int i = 0; i < rank; i++)
         shape[i] = i < rank - 1 ? PyArray_DIM(c->x, i) : last;
-    c->out = (PyArrayObject *)PyArray_SimpleNew(rank, shape, PyArray_TYPE(c->x));
-    c->scratch = c->out ? fwm_scratch((size_t)threads, c->kernels->map_scratch(c->map, c->d, c->argument), &c->stride) : NULL;
-    if (!c->scratch) {
-        Py_CLEAR(c->out);
+    if (given == Py_None)
+        c->out = (PyArrayObject *)PyArray_SimpleNew(rank, shape, type);
+    else
+        c->out = fwm_output_array(given, "out", type, "x", c->dy ? "(..., d)" : "(..., p)", rank, shape);
+    for (int i = 0; c->out && given != Py_None && i < 3; i++)
+        if (inputs[i] && fwm_check_apart(c->out, "out", inputs[i], names[i]) < 0)
+            return -1;
+    return c->out ? 0 : -1;
+}
+
+static int run(MapCall *c)
+{
+    const int threads = fwm_num_threads();
+    c->scratch = fwm_scratch((size_t)threads, c->kernels->map_scratch(c->map, c->d, c->argument), &c->stride);
+    if (!c->scratch)
         return -1;
-    }
     Py_BEGIN_ALLOW_THREADS
     fwm_parallel_for(threads, (c->n + TOKENS_IN_TASK - 1) / TOKENS_IN_TASK, map_task, c);
     Py_END_ALLOW_THREADS
@@ -114,38 +127,41 @@ static int run(MapCall *c, npy_intp last)
     return 0;
 }
 
-static PyObject *call_map(PyObject *function, PyObject *dy, PyObject *x, PyObject *argument)
+static PyObject *call_map(PyObject *function, PyObject *dy, PyObject *x, PyObject *argument, PyObject *out)
 {
     MapCall c = {0};
     const Py_ssize_t row = fwm_find_map(function, "function");
     if (row < 0)
         return NULL;
     c.map = (size_t)row;
+    int status = -1;
     if (read_x(&c, x) == 0 && read_argument(&c, argument) == 0) {
         c.features = c.kernels->map_features(c.map, c.d, c.argument);
-        if (!dy || read_dy(&c, dy) == 0)
-            run(&c, (npy_intp)(dy ? c.d : c.features));
+        if ((!dy || read_dy(&c, dy) == 0) && make_out(&c, out, (npy_intp)(dy ? c.d : c.features)) == 0)
+            status = run(&c);
     }
     Py_XDECREF(c.x);
     Py_XDECREF(c.dy);
     Py_XDECREF(c.omega);
+    if (status < 0)
+        Py_CLEAR(c.out);
     return (PyObject *)c.out;
 }
 
 PyObject *fwm_py_map_forward(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *function, *x, *argument;
-    if (!PyArg_ParseTuple(args, "OOO:map_forward", &function, &x, &argument))
+    PyObject *function, *x, *argument, *out;
+    if (!PyArg_ParseTuple(args, "OOOO:map_forward", &function, &x, &argument, &out))
         return NULL;
-    return call_map(function, NULL, x, argument);
+    return call_map(function, NULL, x, argument, out);
 }
 
 PyObject *fwm_py_map_backward(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *function, *dy, *x, *argument;
-    if (!PyArg_ParseTuple(args, "OOOO:map_backward", &function, &dy, &x, &argument))
+    PyObject *function, *dy, *x, *argument, *out;
+    if (!PyArg_ParseTuple(args, "OOOOO:map_backward", &function, &dy, &x, &argument, &out))
         return NULL;
-    return call_map(function, dy, x, argument);
+    return call_map(function, dy, x, argument, out);
 }
 
 /* omega (d x m), float32: ceil(m / d) blocks of d x d normals from the generator, made orthogonal. */

@@ -15,6 +15,7 @@
 #include "python/bind_norm.h"
 #include "python/bind_random.h"
 #include "python/bind_readouts.h"
+#include "python/bind_view.h"
 #include "runtime/dispatch.h"
 #include "runtime/threads.h"
 
@@ -173,6 +174,7 @@ static PyMethodDef functions[] = {
     {"convolution_backward", (PyCFunction)(void (*)(void))fwm_py_convolution_backward, METH_FASTCALL, NULL},
     {"norm_forward", (PyCFunction)(void (*)(void))fwm_py_norm_forward, METH_FASTCALL, NULL},
     {"norm_backward", (PyCFunction)(void (*)(void))fwm_py_norm_backward, METH_FASTCALL, NULL},
+    {"array_at", (PyCFunction)(void (*)(void))fwm_py_array_at, METH_FASTCALL, NULL},
     {"train", fwm_py_train, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

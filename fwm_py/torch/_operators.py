@@ -8,15 +8,17 @@ numbers stands for a result that was not asked for, or that there is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from fwm_py import _core
+from fwm_py.torch._arrays import (
+    cast, cast_like, check_axes, computed_in, empty_like, n_sequences, to_array, to_memory, to_offsets, to_tokens, to_write,
+)
 
 Operator = Callable[..., Any]
 
@@ -24,35 +26,6 @@ NAMES = ("q", "k", "v", "g", "beta", "b", "w", "initial_state", "initial_sum")
 INPUTS = "Tensor q, Tensor k, Tensor v, " + ", ".join(f"Tensor? {name}" for name in NAMES[3:])
 N_INPUTS = len(NAMES)
 OPTIONS = "float? scale, str? qk_norm, bool normalize, float eps, bool clamp_first, Tensor? cu_seqlens, str method"
-
-
-def computed_in(tensors: dict[str, Tensor | None], integers: Tensor | None = None) -> torch.dtype:
-    """The dtype of the computation; all are on one device, and hold floating point numbers but for the integers."""
-    there = {name: x for name, x in tensors.items() if x is not None}
-    first, *_ = there
-    for name, x in (there if integers is None else there | {"cu_seqlens": integers}).items():
-        if x.device != there[first].device:
-            raise ValueError(f"{name}: got a tensor on {x.device}, expected one on {there[first].device}, as {first} is")
-        if name != "cu_seqlens" and not x.is_floating_point():
-            raise TypeError(f"{name}: got {x.dtype}, expected floating point numbers")
-    return torch.float64 if any(x.dtype == torch.float64 for x in there.values()) else torch.float32
-
-
-def to_array(x: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
-    """Its numbers, without a copy where it is contiguous and of that dtype."""
-    return None if x is None else x.detach().to(dtype).contiguous().numpy()
-
-
-def to_tokens(x: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
-    """The same for numbers of tokens (B, T, ..), of which a forward also reads a part of each token of a larger tensor."""
-    if x is None:
-        return None
-    side_by_side = x.dim() in (3, 4) and x.stride(-1) == 1 and (x.dim() == 3 or x.stride(-2) == x.shape[-1])
-    return x.detach().numpy() if x.dtype == dtype and side_by_side else to_array(x, dtype)
-
-
-def to_tensor(x: np.ndarray | None, dtype: torch.dtype) -> Tensor:
-    return torch.empty(0, dtype=dtype) if x is None else torch.from_numpy(x).to(dtype)
 
 
 def run(function: Callable[..., Any], *args: Any) -> Any:
@@ -92,10 +65,10 @@ def refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
     raise RuntimeError("fwm_py.torch: gradients cannot be differentiated again")
 
 
-def gradients_like(inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    """Shapes of gradients: those of the inputs, or nothing."""
+def gradients_like(inputs: tuple[Tensor | None, ...], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """Tensors for gradients, of the inputs' shapes, and of their dtypes or this one; without numbers where there is no input."""
     like = next(x for x in inputs if x is not None)
-    return tuple(like.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs)
+    return tuple(like.new_empty(0) if x is None else empty_like(x, dtype or x.dtype) for x in inputs)
 
 
 def given(gradients: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -110,10 +83,6 @@ def pair(state: Any, total: Any) -> Any:
     return state if total is None else (state, total)
 
 
-def split(state: Any) -> tuple[Any, Any]:
-    return state if isinstance(state, tuple) else (state, None)
-
-
 def core_arguments(
     inputs: tuple[Tensor | None, ...], options: tuple[Any, ...], dtype: torch.dtype, convert: Callable[..., Any] = to_array
 ) -> tuple[Any, ...]:
@@ -121,41 +90,48 @@ def core_arguments(
     *tokens, state, total = inputs
     *options, cu_seqlens, method = options
     initial = pair(to_array(state, dtype), to_array(total, dtype))
-    offsets = None if cu_seqlens is None else cu_seqlens.numpy()
-    return *(convert(x, dtype) for x in tokens), initial, *options, offsets, method
+    return *(convert(x, dtype) for x in tokens), initial, *options, to_offsets(cu_seqlens), method
+
+
+def memory_results(
+    dtypes: tuple[torch.dtype, torch.dtype], inputs: tuple[Any, ...], options: tuple[Any, ...], output_final_state: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors for o, of the first dtype, and the states, of the second."""
+    (q, k, v), normalize, cu_seqlens = inputs[:3], options[2], options[5]
+    check_axes(("q", q, "B T HQ K"), ("k", k, "B T H K"), ("v", v, "B T HV V"))
+    (B, T, HQ, K), H, (HV, V), n = q.shape, k.shape[2], v.shape[2:], n_sequences(q, cu_seqlens)
+    o = q.new_empty((B, T, max(HQ, HV), V), dtype=dtypes[0])
+    state = q.new_empty((n, HV, K, V) if output_final_state else 0, dtype=dtypes[1])
+    return o, state, q.new_empty((n, H, K) if output_final_state and normalize else 0, dtype=dtypes[1])
 
 
 def memory_kernel(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs, options, output_final_state = args[:N_INPUTS], args[N_INPUTS:-1], args[-1]
-    dtype = computed_in(dict(zip(NAMES, inputs)), options[-2])
-    arguments = core_arguments(inputs, options, dtype, to_tokens)
-    o, final = run(_core.memory_forward, function, *arguments, output_final_state, None)
-    state, total = split(final)
-    return to_tensor(o, inputs[0].dtype), to_tensor(state, dtype), to_tensor(total, dtype)
+    dtype = computed_in(NAMES, inputs, options[-2])
+    o, state, total = memory_results((dtype, dtype), inputs, options, output_final_state)
+    out: Any = to_memory(o)
+    if output_final_state:
+        out = out, pair(to_memory(state), to_memory(total) if options[2] else None)
+    run(_core.memory_forward, function, *core_arguments(inputs, options, dtype, to_tokens), output_final_state, out)
+    return cast(o, inputs[0].dtype), state, total
 
 
-def memory_shapes(function: str, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, options, output_final_state = (q, k, v, *args[: N_INPUTS - 3]), args[N_INPUTS - 3 : -1], args[-1]
-    normalize, cu_seqlens = options[2], options[5]
-    dtype = computed_in(dict(zip(NAMES, inputs)), cu_seqlens)
-    B, T, HQ, K = q.shape
-    H, HV, V = k.shape[2], v.shape[2], v.shape[3]
-    n = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    state = q.new_empty((n, HV, K, V) if output_final_state else (0,), dtype=dtype)
-    total = q.new_empty((n, H, K) if output_final_state and normalize else (0,), dtype=dtype)
-    return q.new_empty((B, T, max(HQ, HV), V)), state, total
+def memory_shapes(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, options = args[:N_INPUTS], args[N_INPUTS:-1]
+    return memory_results((inputs[0].dtype, computed_in(NAMES, inputs, options[-2])), inputs, options, args[-1])
 
 
 def memory_backward_kernel(
     function: str, do: Tensor, dstate: Tensor | None, dtotal: Tensor | None, *args: Any
 ) -> tuple[Tensor, ...]:
     inputs, options = args[:N_INPUTS], args[N_INPUTS:]
-    dtype = computed_in(dict(zip(NAMES, inputs)), options[-2])
+    dtype = computed_in(NAMES, inputs, options[-2])
     dfinal = pair(to_array(dstate, dtype), to_array(dtotal, dtype))
-    arguments = core_arguments(inputs, options, dtype)
-    *gradients, dinitial = run(_core.memory_backward, function, to_array(do, dtype), dfinal, *arguments, None)
-    every = (*gradients, *split(dinitial))
-    return tuple(to_tensor(x, inputs[0].dtype if of is None else of.dtype) for x, of in zip(every, inputs))
+    gradients = gradients_like(inputs, dtype)
+    *tokens, dstate, dtotal = to_write(gradients, inputs)
+    out = *(x for x in tokens if x is not None), pair(dstate, dtotal)
+    run(_core.memory_backward, function, to_array(do, dtype), dfinal, *core_arguments(inputs, options, dtype), out)
+    return cast_like(gradients, inputs)
 
 
 def memory_backward_shapes(function: str, do: Tensor, dstate: Any, dtotal: Any, *args: Any) -> tuple[Tensor, ...]:
@@ -189,24 +165,32 @@ differentiate("memory", differentiate_memory, save_memory)
 # ---- softmax attention -----------------------------------------------------------------------------------------------
 
 
+def attended_in(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
+    check_axes(("q", q, "B T HQ K"), ("k", k, "B S H K"), ("v", v, "B S H V"))
+    return computed_in(NAMES, (q, k, v))
+
+
 def softmax_kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    dtype = computed_in({"q": q, "k": k, "v": v})
-    o, lse = run(_core.attention_forward, to_array(q, dtype), to_array(k, dtype), to_array(v, dtype), causal, scale, True, None)
-    return to_tensor(o, q.dtype), to_tensor(lse, dtype)
+    dtype = attended_in(q, k, v)
+    o = q.new_empty((*q.shape[:3], v.shape[3]), dtype=dtype)
+    arrays = [to_array(x, dtype) for x in (q, k, v)]
+    _, lse = run(_core.attention_forward, *arrays, causal, scale, True, to_memory(o))
+    return cast(o, q.dtype), torch.from_numpy(lse).clone()
 
 
 def softmax_shapes(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=computed_in({"q": q, "k": k, "v": v}))
+    dtype = attended_in(q, k, v)
+    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=dtype)
 
 
 def softmax_backward_kernel(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool, scale: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = computed_in({"q": q, "k": k, "v": v})
+) -> tuple[Tensor, ...]:
+    dtype = attended_in(q, k, v)
     arrays = [to_array(x, dtype) for x in (do, q, k, v, o, lse)]
-    gradients = run(_core.attention_backward, *arrays[:4], causal, scale, *arrays[4:], None)
-    dq, dk, dv = (to_tensor(x, of.dtype) for x, of in zip(gradients, (q, k, v)))
-    return dq, dk, dv
+    gradients = gradients_like((q, k, v), dtype)
+    run(_core.attention_backward, *arrays[:4], causal, scale, *arrays[4:], to_write(gradients, (q, k, v)))
+    return cast_like(gradients, (q, k, v))
 
 
 softmax = define("softmax_attention", "(Tensor q, Tensor k, Tensor v, bool causal, float? scale) -> (Tensor, Tensor)",
@@ -235,41 +219,44 @@ differentiate("softmax_attention", differentiate_softmax, save_softmax)
 TAPS = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? cu_seqlens, str? activation"
 
 
-def convolution_arguments(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
-) -> tuple[torch.dtype, list[np.ndarray | None], np.ndarray | None]:
-    """The dtype, the arrays of x, weight, bias and initial_state, and cu_seqlens."""
-    dtype = convolved_in(x, weight, bias, initial_state, cu_seqlens)
-    arrays = [to_array(y, dtype) for y in (x, weight, bias, initial_state)]
-    return dtype, arrays, None if cu_seqlens is None else cu_seqlens.numpy()
-
-
 def convolved_in(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None
 ) -> torch.dtype:
-    return computed_in({"x": x, "weight": weight, "bias": bias, "initial_state": initial_state}, cu_seqlens)
+    return computed_in(("x", "weight", "bias", "initial_state"), (x, weight, bias, initial_state), cu_seqlens)
+
+
+def convolution_results(
+    dtypes: tuple[torch.dtype, torch.dtype], tensors: Sequence[Any], output_final_state: bool
+) -> tuple[Tensor, Tensor]:
+    """Tensors for y, of the first dtype, and the state, of the second."""
+    x, weight, *_, cu_seqlens = tensors
+    check_axes(("x", x, "B T D"), ("weight", weight, "D W"))
+    state = (n_sequences(x, cu_seqlens), max(weight.shape[1], 1) - 1, x.shape[2])
+    return empty_like(x, dtypes[0]), x.new_empty(state if output_final_state else 0, dtype=dtypes[1])
 
 
 def convolution_kernel(*args: Any) -> tuple[Tensor, Tensor]:
     *tensors, activation, output_final_state = args
-    dtype, (x, weight, bias, state), cu_seqlens = convolution_arguments(*tensors)
-    y, final = run(_core.convolution_forward, x, weight, bias, activation, state, output_final_state, cu_seqlens, None)
-    return to_tensor(y, tensors[0].dtype), to_tensor(final, dtype)
+    dtype = convolved_in(*tensors)
+    y, state = convolution_results((dtype, dtype), tensors, output_final_state)
+    x, weight, bias, initial = (to_array(a, dtype) for a in tensors[:4])
+    out = (to_memory(y), to_memory(state)) if output_final_state else to_memory(y)
+    run(_core.convolution_forward, x, weight, bias, activation, initial, output_final_state, to_offsets(tensors[4]), out)
+    return cast(y, tensors[0].dtype), state
 
 
 def convolution_shapes(*args: Any) -> tuple[Tensor, Tensor]:
-    x, weight, _, _, cu_seqlens = args[:5]
-    n = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    state = (n, weight.shape[1] - 1, x.shape[2]) if args[-1] else (0,)
-    return x.new_empty(x.shape), x.new_empty(state, dtype=convolved_in(*args[:5]))
+    return convolution_results((args[0].dtype, convolved_in(*args[:5])), args[:5], args[-1])
 
 
 def convolution_backward_kernel(dy: Tensor, dfinal_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    *tensors, activation = args
-    dtype, (x, weight, bias, state), cu_seqlens = convolution_arguments(*tensors)
-    gradients = run(_core.convolution_backward, to_array(dy, dtype), x, weight, bias, activation, state, cu_seqlens,
-                    to_array(dfinal_state, dtype), None)
-    return tuple(to_tensor(y, tensors[0].dtype if of is None else of.dtype) for y, of in zip(gradients, tensors))
+    *inputs, cu_seqlens, activation = args
+    dtype = convolved_in(*inputs, cu_seqlens)
+    x, weight, bias, initial = (to_array(a, dtype) for a in inputs)
+    gradients = gradients_like(inputs, dtype)
+    run(_core.convolution_backward, to_array(dy, dtype), x, weight, bias, activation, initial, to_offsets(cu_seqlens),
+        to_array(dfinal_state, dtype), to_write(gradients, inputs))
+    return cast_like(gradients, inputs)
 
 
 conv1d = define("causal_conv1d", f"({TAPS}, bool output_final_state) -> (Tensor, Tensor)", convolution_kernel, convolution_shapes)
@@ -298,25 +285,29 @@ NORMED = "Tensor x, Tensor weight, Tensor? gate, str activation, float eps"
 
 
 def normed_in(x: Tensor, weight: Tensor, gate: Tensor | None) -> torch.dtype:
-    return computed_in({"x": x, "weight": weight, "gate": gate})
+    return computed_in(("x", "weight", "gate"), (x, weight, gate))
 
 
 def norm_kernel(*args: Any) -> Tensor:
     *tensors, activation, eps = args
-    arrays = [to_array(y, normed_in(*tensors)) for y in tensors]
-    return to_tensor(run(_core.norm_forward, *arrays, activation, eps, None), tensors[0].dtype)
+    dtype = normed_in(*tensors)
+    y = empty_like(tensors[0], dtype)
+    run(_core.norm_forward, *(to_array(x, dtype) for x in tensors), activation, eps, to_memory(y))
+    return cast(y, tensors[0].dtype)
 
 
 def norm_shapes(*args: Any) -> Tensor:
     normed_in(*args[:3])
-    return args[0].new_empty(args[0].shape)
+    return empty_like(args[0], args[0].dtype)
 
 
 def norm_backward_kernel(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *tensors, activation, eps = args
     dtype = normed_in(*tensors)
-    gradients = run(_core.norm_backward, to_array(dy, dtype), *(to_array(y, dtype) for y in tensors), activation, eps, None)
-    return tuple(to_tensor(y, tensors[0].dtype if of is None else of.dtype) for y, of in zip(gradients, tensors))
+    gradients = gradients_like(tensors, dtype)
+    run(_core.norm_backward, to_array(dy, dtype), *(to_array(x, dtype) for x in tensors), activation, eps,
+        to_write(gradients, tensors))
+    return cast_like(gradients, tensors)
 
 
 norm = define("rms_norm", f"({NORMED}) -> Tensor", norm_kernel, norm_shapes)
@@ -340,29 +331,43 @@ differentiate("rms_norm", differentiate_norm, save_norm)
 # ---- feature maps ----------------------------------------------------------------------------------------------------
 
 
+MOST_FEATURES = 2**31 - 1
+
+
 def map_argument(nu: int | None, omega: Tensor | None, dtype: torch.dtype) -> Any:
     return nu if omega is None else to_array(omega, dtype)
 
 
+def n_features(x: Tensor, nu: int | None, omega: Tensor | None) -> int:
+    if omega is not None:
+        check_axes(("omega", omega, "d m"))
+        return 2 * omega.shape[1]
+    d = x.shape[-1] if x.dim() else 0
+    return d if nu is None else 2 * nu * d
+
+
 def map_kernel(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
-    dtype = computed_in({"x": x, "omega": omega})
-    return to_tensor(run(_core.map_forward, function, to_array(x, dtype), map_argument(nu, omega, dtype)), x.dtype)
+    dtype, features = computed_in(("x", "omega"), (x, omega)), n_features(x, nu, omega)
+    room = features if 0 < features <= MOST_FEATURES else 0  # too many or none: the kernel says what does not fit
+    y = x.new_empty((*x.shape[:-1], room), dtype=dtype)
+    run(_core.map_forward, function, to_array(x, dtype), map_argument(nu, omega, dtype), to_memory(y))
+    return cast(y, x.dtype)
 
 
 def map_shapes(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
-    features = 2 * omega.shape[1] if omega is not None else 2 * nu * x.shape[-1] if nu is not None else x.shape[-1]
-    return x.new_empty((*x.shape[:-1], features))
+    return x.new_empty((*x.shape[:-1], n_features(x, nu, omega)))
 
 
 def map_backward_kernel(function: str, dy: Tensor, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
-    dtype = computed_in({"x": x, "omega": omega})
-    argument = map_argument(nu, omega, dtype)
-    return to_tensor(run(_core.map_backward, function, to_array(dy, dtype), to_array(x, dtype), argument), x.dtype)
+    dtype = computed_in(("x", "omega"), (x, omega))
+    argument, dx = map_argument(nu, omega, dtype), empty_like(x, dtype)
+    run(_core.map_backward, function, to_array(dy, dtype), to_array(x, dtype), argument, to_memory(dx))
+    return cast(dx, x.dtype)
 
 
 feature_map = define("feature_map", "(str function, Tensor x, int? nu, Tensor? omega) -> Tensor", map_kernel, map_shapes)
 feature_map_backward = define("feature_map_backward", "(str function, Tensor dy, Tensor x, int? nu, Tensor? omega) -> Tensor",
-                              map_backward_kernel, lambda function, dy, x, nu, omega: x.new_empty(x.shape))
+                              map_backward_kernel, lambda function, dy, x, nu, omega: empty_like(x, x.dtype))
 
 
 def save_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

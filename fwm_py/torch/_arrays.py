@@ -1,0 +1,99 @@
+"""Tensors of PyTorch as the arrays that the kernels of `fwm_py` read and write, and what is checked of them before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fwm_py import _core
+
+# What NumPy calls the numbers of a tensor; it has no bfloat16.
+TYPES = {getattr(torch, name): np.dtype(name) for name in (
+    "float64", "float32", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")}
+
+
+FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+
+
+def computed_in(names: tuple[str, ...], tensors: Sequence[Tensor | None], integers: Tensor | None = None) -> torch.dtype:
+    """The dtype of the computation; all are on one device, and hold floating point numbers but for the integers."""
+    there = [x for x in tensors if x is not None]
+    dtypes, devices = {x.dtype for x in there}, {x.device for x in there}
+    if len(devices) > 1 or integers is not None or not dtypes <= FLOATS:
+        check_kinds([(name, x) for name, x in zip(names, tensors) if x is not None], integers)
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def check_kinds(there: list[tuple[str, Tensor]], integers: Tensor | None) -> None:
+    first, device = there[0][0], there[0][1].device
+    for name, x in [*there, *([] if integers is None else [("cu_seqlens", integers)])]:
+        if x.device != device:
+            raise ValueError(f"{name}: got a tensor on {x.device}, expected one on {device}, as {first} is")
+        if x is integers and (x.is_floating_point() or x.dtype not in TYPES):
+            raise TypeError(f"{name}: got {x.dtype}, expected integers")
+        if x is not integers and not x.is_floating_point():
+            raise TypeError(f"{name}: got {x.dtype}, expected floating point numbers")
+
+
+def check_axes(*expected: tuple[str, Tensor, str]) -> None:
+    """Names, tensors and axes, as "B T H K": there must be as many; how long they are the kernels check."""
+    for name, x, axes in expected:
+        if x.dim() != axes.count(" ") + 1:
+            raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected ({axes.replace(' ', ', ')})")
+
+
+def n_sequences(x: Tensor, cu_seqlens: Tensor | None) -> int:
+    """The rows of x, or the sequences packed into one."""
+    if cu_seqlens is None:
+        return x.shape[0]
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(f"cu_seqlens: got shape {tuple(cu_seqlens.shape)}, expected (n + 1,)")
+    return cu_seqlens.shape[0] - 1
+
+
+def to_memory(x: Tensor, read_only: bool = False) -> np.ndarray:
+    """The tensor's own numbers. Tensor.numpy() would mark its storage, which then could never be resized again, as FSDP does."""
+    address = x.data_ptr()
+    if not address and x.numel():
+        raise ValueError("got a tensor whose storage is empty, expected one with its numbers")
+    return _core.array_at(x, address, x.shape, None if x.is_contiguous() else x.stride(), TYPES[x.dtype], read_only)
+
+
+def to_array(x: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
+    """Its numbers, to be read, without a copy where it is contiguous and of that dtype."""
+    if x is None:
+        return None
+    return to_memory(x if x.dtype is dtype and x.is_contiguous() else x.detach().to(dtype).contiguous(), True)
+
+
+def to_tokens(x: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
+    """The same for numbers of tokens (B, T, ..), of which a forward also reads a part of each token of a larger tensor."""
+    if x is None:
+        return None
+    side_by_side = x.dim() in (3, 4) and x.stride(-1) == 1 and (x.dim() == 3 or x.stride(-2) == x.shape[-1])
+    return to_memory(x, True) if x.dtype is dtype and side_by_side else to_array(x, dtype)
+
+
+def to_offsets(cu_seqlens: Tensor | None) -> np.ndarray | None:
+    return None if cu_seqlens is None else to_memory(cu_seqlens, True)
+
+
+def empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of x's shape, in one piece."""
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def to_write(tensors: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...]) -> tuple[np.ndarray | None, ...]:
+    """Arrays to write gradients into, where there is an input."""
+    return tuple(None if of is None else to_memory(x) for x, of in zip(tensors, inputs))
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype is dtype else x.to(dtype)
+
+
+def cast_like(gradients: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    return tuple(x if of is None else cast(x, of.dtype) for x, of in zip(gradients, inputs))
