@@ -192,6 +192,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 _lock = threading.RLock()
 _replaced: dict[_Place, tuple[Any, Any]] = {}  # what was there, and ours
+_holders: set[object] = set()  # `enable`, and every with statement: ours stay as long as there is one
 
 
 def _is_ours(given: Iterable[Any]) -> bool:
@@ -268,7 +269,8 @@ def _names(keys: Iterable[_Place]) -> Changed:
     return changed
 
 
-def _replace() -> list[_Place]:
+def _hold(holder: object) -> Changed:
+    """Put ours in place, as long as this holder or another does not let go."""
     places = []
     with _lock:
         for module in list(_modelling_files()):  # all are there before one is changed
@@ -277,47 +279,55 @@ def _replace() -> list[_Place]:
                     _replaced[place] = original, ours
                     setattr(*place, ours)
                     places.append(place)
-    return places
+        _holders.add(holder)
+    return _names(places)
 
 
-def _restore(places: Iterable[_Place]) -> list[_Place]:
+def _let_go(holder: object) -> Changed:
     restored = []
     with _lock:
-        for place in places:
-            original, ours = _replaced.pop(place, (None, None))
-            if original is not None and getattr(*place) is ours:  # else somebody has replaced it since
+        _holders.discard(holder)
+        while not _holders and _replaced:
+            place, (original, ours) = _replaced.popitem()
+            if getattr(*place) is ours:  # else somebody has replaced it since
                 setattr(*place, original)
                 restored.append(place)
-    return restored
+    return _names(reversed(restored))
 
 
 def enable() -> Changed:
-    """Let models on the CPU use the kernels of `fwm_py`.
+    """Let models on the CPU use the kernels of `fwm_py`, until `disable()`.
 
     Returns
     -------
     dict
         The functions that this call has replaced, for each family of models that the installed transformers has.
     """
-    return _names(_replace())
+    return _hold(enable)
 
 
 def disable() -> Changed:
-    """Put back what was there before `enable()`.
+    """End what `enable()` began, however often it was called, and put back what was there before.
+
+    Inside a `with enabled()`, of any thread, the kernels stay until the last of those ends.
 
     Returns
     -------
     dict
         The functions that this call has put back.
     """
-    return _names(_restore(list(_replaced)))
+    return _let_go(enable)
 
 
 @contextmanager
 def enabled() -> Iterator[Changed]:
-    """`enable()` for the time of a with statement; what was enabled before stays so."""
-    places = _replace()
+    """The kernels for the time of a with statement, for all threads.
+
+    They go when nobody holds them any more: neither `enable()` nor another `with enabled()`, in whatever order those end.
+    """
+    holder = object()
+    changed = _hold(holder)
     try:
-        yield _names(places)
+        yield changed
     finally:
-        _restore(places)
+        _let_go(holder)

@@ -2,6 +2,8 @@
 
 import copy
 import importlib
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -214,6 +216,49 @@ def test_enable_and_disable_in_any_order():
         1 / 0
     assert torch.equal(model(ids).logits, before)
     assert bridge.enable() == first
+
+
+def is_enabled():
+    return isinstance(modelling("qwen3_next").ALL_ATTENTION_FUNCTIONS, bridge._Attention)
+
+
+def test_enable_inside_a_with_statement_stays():
+    with bridge.enabled():
+        assert bridge.enable() == {}
+    assert is_enabled()
+    with bridge.enabled():
+        assert bridge.disable() == {}
+        assert is_enabled()  # held by the statement
+    assert not is_enabled()
+
+
+def test_with_statements_end_in_any_order():
+    first, second = bridge.enabled(), bridge.enabled()
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert is_enabled()
+    second.__exit__(None, None, None)
+    assert not is_enabled()
+    assert set(bridge.enable()) == set(bridge.FAMILIES)
+
+
+def test_with_statements_of_many_threads():
+    start, seen = threading.Barrier(8), []
+
+    def work(i):
+        start.wait()
+        for j in range(20):
+            with bridge.enabled():
+                time.sleep(0.0005 * ((i + j) % 3))
+                seen.append(is_enabled())
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 160 and all(seen)
+    assert not is_enabled()
 
 
 def test_what_another_has_put_in_place_since_stays(monkeypatch):
