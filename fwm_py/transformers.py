@@ -12,7 +12,7 @@ the causal one:
 Prefill, cached decoding and training work as before; the gradients are those of `fwm_py.torch`. In these layers sequences
 packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`; what a model's softmax layers see is transformers'
 business (with use_cache=False they keep them apart in all families but glm5_next). Tensors that are not on the CPU,
-torch.func's transforms, convolutions of other widths than 2 to 4, softmax attention with another mask or for one token, and
+subclasses of Tensor (DTensor), torch.func's transforms, convolutions of other widths than 2 to 4, softmax attention with another mask or for one token, and
 norms of a few numbers go to the function that was there before; a layer whose own forward somebody has replaced keeps that.
 Gradients cannot be differentiated again. Where a package for GPUs is installed but no GPU is there, its functions fail on the CPU;
 these do not.
@@ -32,6 +32,7 @@ from types import ModuleType
 from typing import Any
 
 import fwm_py.torch as fwm
+from fwm_py.torch._arrays import PLAIN
 
 try:
     import transformers as _transformers
@@ -196,10 +197,12 @@ _holders: set[object] = set()  # `enable`, and every with statement: ours stay a
 
 
 def _is_ours(given: Iterable[Any]) -> bool:
-    """The first tensor is on the CPU, and not inside torch.func's transforms or derivatives in forward mode, which know no
+    """Plain tensors on the CPU, and not inside torch.func's transforms or derivatives in forward mode, which know no
     operators like ours."""
-    x = next((x for x in given if isinstance(x, Tensor)), None)
-    if x is None or x.device.type != "cpu" or forward_ad._current_level >= 0:
+    tensors = [x for x in given if isinstance(x, Tensor)]
+    if not tensors or forward_ad._current_level >= 0:
+        return False
+    if any(type(x) not in PLAIN or x.device.type != "cpu" for x in tensors):
         return False
     return torch.compiler.is_dynamo_compiling() or torch._C._functorch.peek_interpreter_stack() is None
 
@@ -220,7 +223,9 @@ def _of(kind: type, ours: Callable[..., Any]) -> Callable[..., Any]:
     """Ours for this class, and not for those made from it, which may norm otherwise."""
 
     def of(norm: torch.nn.Module, *args: Any, **options: Any) -> Any:
-        return ours(norm, *args, **options) if type(norm) is kind else NotImplemented
+        if type(norm) is not kind or type(norm.weight) not in PLAIN:
+            return NotImplemented
+        return ours(norm, *args, **options)
 
     return of
 

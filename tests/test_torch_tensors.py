@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import fwm_py.torch as fwm  # noqa: E402
+from fwm_py.torch import fla  # noqa: E402
 from kernel_cases import KERNEL_CASES, SIZES  # noqa: E402
 from test_torch import OMEGA, conv_inputs, convolve, forward, norm_inputs, softmax_inputs, tensors, torch_threads  # noqa: E402, F401
 
@@ -102,3 +103,68 @@ def test_wrong_numbers_of_axes_are_refused(device):
 def test_a_map_of_too_many_features_is_refused(nu):
     with pytest.raises(ValueError, match="^nu "):
         fwm.dpfp(torch.ones(2, 5), nu)
+
+
+class Renamed(torch.Tensor):
+    """A subclass that leaves all operators as they are."""
+
+
+class Wrapped(torch.Tensor):
+    """One that says itself what they do."""
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise NotImplementedError
+
+
+def test_subclasses():
+    x, weight = torch.randn(3, 5), torch.ones(5)
+    assert torch.equal(fwm.rms_norm(x.as_subclass(Renamed), weight), fwm.rms_norm(x, weight))
+    assert torch.equal(fwm.rms_norm(torch.nn.Parameter(x), weight), fwm.rms_norm(x, weight))
+    with pytest.raises(TypeError, match="^weight: got Wrapped, expected a plain tensor"):
+        fwm.rms_norm(x, torch.Tensor._make_subclass(Wrapped, weight))
+
+
+MANY = torch.arange(5000.0)
+
+
+def rule(**options):
+    x = torch.ones(1, 3, 2, 4)
+    return fwm.fast_weight_memory(x, x, x, x[..., 0], **options)
+
+
+def refused_options():
+    x = torch.ones(1, 3, 2, 4)
+    flags = {"output_final_state": rule, "clamp_first": rule, "normalize": lambda **option: fwm.linear_attention(x, x, x, **option),
+             "causal": lambda **option: fwm.softmax_attention(x, x, x, **option),
+             "return_lse": lambda **option: fwm.softmax_attention(x, x, x, **option)}
+    for name, call in flags.items():
+        for value in (MANY, "no", 3):
+            if value is MANY or name not in ("clamp_first", "causal"):  # what PyTorch takes for a bool
+                yield call, {name: value}, "expected True or False"
+    yield rule, {"scale": MANY}, "expected a number or None"
+    yield rule, {"qk_norm": MANY}, "expected a string or None"
+    yield rule, {"method": MANY}, "expected a string"
+    yield rule, {"cu_seqlens": [0, 3]}, "expected a tensor or None"
+    yield rule, {"initial_state": (MANY, MANY)}, "expected a tensor or None"
+    yield lambda **option: fwm.linear_attention(x, x, x, normalize=True, **option), {"eps": MANY}, "expected a number"
+    yield lambda **option: fwm.causal_conv1d(x[0], x[0, 0].t(), **option), {"activation": MANY}, "expected a string or None"
+    yield lambda **option: fwm.causal_conv1d(x[0], x[0, 0].t(), **option), {"output_final_state": MANY}, "expected True or False"
+    yield lambda **option: fwm.rms_norm(x, x[0, 0, 0], **option), {"eps": MANY}, "expected a number"
+    yield lambda **option: fwm.rms_norm(x, x[0, 0, 0], x, **option), {"activation": MANY}, "expected a string"
+    yield lambda **option: fwm.dpfp(x, **option), {"nu": MANY}, "expected an integer or None"
+    yield lambda **option: fwm.tanh(**option), {"x": MANY.numpy()}, "expected a tensor"
+
+
+@pytest.mark.parametrize("call, option, expected", list(refused_options()), ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")
+def test_an_option_of_another_type_is_refused_in_a_line(call, option, expected):
+    (name, value), = option.items()
+    with pytest.raises(TypeError, match=f"^{name}: got ('no'|3|Tensor|list|tuple|ndarray), {expected}") as error:
+        call(**option)
+    assert len(str(error.value)) < 100
+
+
+def test_an_option_of_the_triton_package_is_refused_in_a_line():
+    x = torch.ones(1, 3, 2, 4)
+    with pytest.raises(NotImplementedError, match="^A_log: got Tensor, which fwm_py does not have"):
+        fla.chunk_kda(x, x, x, -x, x[..., 0], A_log=MANY)

@@ -276,6 +276,25 @@ def test_other_devices_get_the_original(monkeypatch):
     assert calls == ["meta"]
 
 
+class Subclass(torch.Tensor):
+    """May mean something else by every operation."""
+
+
+@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("family, name", [
+    ("qwen3_next", GATED), ("qwen3_next", "torch_recurrent_gated_delta_rule"), ("qwen3_next", "causal_conv1d_fn"),
+    ("qwen3_next", "causal_conv1d_update"), ("kimi_linear", KIMI), ("kimi_linear", "recurrent_kimi_delta_attention")])
+def test_subclasses_get_the_original(family, name, at, monkeypatch):
+    """Wherever one stands."""
+    calls = []
+    monkeypatch.setattr(modelling(family), name, lambda *args, **options: calls.append(args))
+    args = [torch.randn(2, 6, 9), torch.randn(2, 6, 4), torch.randn(6, 4)] if "update" in name else [torch.ones(1, 6, 2, 4)] * 5
+    args[at] = args[at].as_subclass(Subclass)
+    with bridge.enabled():
+        getattr(modelling(family), name)(*args)
+    assert len(calls) == 1 and all(a is b for a, b in zip(calls[0], args))
+
+
 def test_a_package_that_needs_a_gpu_is_not_called(monkeypatch):
     def fails(*args, **options):
         raise RuntimeError("0 active drivers")

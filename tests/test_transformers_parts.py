@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 import tiny_models  # noqa: E402
 import fwm_py.transformers as bridge  # noqa: E402
-from test_transformers import Compiled, assert_near, disabled, every_family, modelling  # noqa: E402, F401
+from test_transformers import Compiled, Subclass, assert_near, disabled, every_family, modelling  # noqa: E402, F401
 
 
 def values_and_gradients(function, *inputs):
@@ -98,6 +98,28 @@ def test_other_norms_get_the_original():
             gated(x, x, surprise=1)
         with pytest.raises(TypeError, match="positional"):
             module.Qwen3NextRMSNorm(64)(x, x)
+
+
+@pytest.mark.parametrize("where", ["input", "weight"])
+def test_subclasses_get_the_original(where):
+    """Of inputs and of weights, in norms and in softmax attention."""
+    module = modelling("qwen3_next")
+    for kind, n in ((module.Qwen3NextRMSNorm, 1), (module.Qwen3NextRMSNormGated, 2)):
+        norm, x = kind(64), torch.randn(40, 60, 64)
+        given = [x] * n
+        if where == "input":
+            given[-1] = x.as_subclass(Subclass)
+        else:
+            norm.weight = torch.nn.Parameter(norm.weight.data.as_subclass(Subclass))
+        expected = norm(*given)
+        with bridge.enabled():
+            assert torch.equal(norm(*given), expected)
+    layer, x = Layer(), torch.randn(1, 2, 17, 8)
+    layer.num_key_value_groups = 1
+    given = [x, x.as_subclass(Subclass) if where == "input" else x, x.as_subclass(Subclass)]
+    expected = attention_functions()["sdpa"](layer, *given, None)[0]
+    with bridge.enabled():
+        assert torch.equal(attention_functions()["sdpa"](layer, *given, None)[0], expected)
 
 
 @every_family

@@ -16,7 +16,8 @@ The functions are custom operators (torch.ops.fwm_py), so that torch.compile, to
 checkpointing know them, and torch.vmap. Of other devices PyTorch says that there is no kernel (NotImplementedError); meta
 tensors give shapes. Derivatives in forward mode are refused (NotImplementedError), and torch.func.grad does not take
 operators like these (RuntimeError). Errors are those of the functions on arrays, TypeError for a tensor that holds no
-floating point numbers, and ValueError for tensors on several devices.
+floating point numbers, and for subclasses of Tensor that handle operators themselves (DTensor), ValueError for tensors on
+several devices, and PyTorch's RuntimeError where there is no memory for a result.
 
 >>> import fwm_py.torch as fwm
 >>> o, state = fwm.gated_delta_rule(q, k, v, g, beta, qk_norm="l2", output_final_state=True)
@@ -35,6 +36,7 @@ except ImportError as error:
     raise ImportError("fwm_py.torch needs PyTorch: pip install 'fwm_py[torch]'") from error
 
 from fwm_py.torch import _operators
+from fwm_py.torch._arrays import check_flag as _check_flag
 
 __all__ = [
     "causal_conv1d", "delta_rule", "dpfp", "elu1", "fast_weight_memory", "favor", "gated_delta_rule",
@@ -54,6 +56,7 @@ def _memory(
     output_final_state: bool, cu_seqlens: Tensor | None, method: Method, qk_norm: Norm | None = None,
     clamp_first: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
+    _check_flag("output_final_state", output_final_state)
     o, state, _ = _operators.memory(function, q, k, v, g, beta, b, w, initial_state, None, scale, qk_norm, False, 0.0,
                                     clamp_first, cu_seqlens, method, output_final_state)
     return o, state if output_final_state else None
@@ -65,6 +68,7 @@ def linear_attention(
     method: Method = "chunked",
 ) -> tuple[Tensor, SumState | None]:
     """`fwm_py.linear_attention`; with normalize, states are pairs (S, z)."""
+    _check_flag("normalize", normalize), _check_flag("output_final_state", output_final_state)
     if normalize and not (initial_state is None or (isinstance(initial_state, tuple) and len(initial_state) == 2)):
         raise TypeError(f"initial_state: got {type(initial_state).__name__}, expected a tuple (S, z) where normalize is True")
     if not normalize and isinstance(initial_state, tuple):
@@ -151,6 +155,7 @@ def softmax_attention(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`fwm_py.softmax_attention`; no gradient flows through lse."""
+    _check_flag("return_lse", return_lse)
     o, lse = _operators.softmax(q, k, v, causal, scale)
     return (o, lse) if return_lse else o
 
@@ -160,6 +165,7 @@ def causal_conv1d(
     initial_state: Tensor | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.causal_conv1d`: x (B, T, D), weight (D, W); (B, D, T), as PyTorch's, is x.transpose(1, 2)."""
+    _check_flag("output_final_state", output_final_state)
     y, state = _operators.conv1d(x, weight, bias, initial_state, cu_seqlens, activation, output_final_state)
     return y, state if output_final_state else None
 

@@ -3,16 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from fwm_py import _core
 
 # What NumPy calls the numbers of a tensor; it has no bfloat16.
 TYPES = {getattr(torch, name): np.dtype(name) for name in (
     "float64", "float32", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")}
+
+
+# Tensors whose numbers are where they seem to be, and those that PyTorch traces with.
+PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor})
+USUAL = PLAIN | {type(None), str, bool, int, float}
+
+
+def shown(x: Any) -> str:
+    """An argument in a message: a word or a number as it is, of anything else its kind."""
+    return repr(x) if isinstance(x, (str, int, float, type(None))) else type(x).__name__
+
+
+WORDS = {"Tensor": (Tensor, "a tensor"), "float": ((float, int), "a number"), "int": (int, "an integer"), "str": (str, "a string"),
+         "bool": (bool, "True or False")}
+
+
+def check_types(arguments: Sequence[Any], args: Sequence[Any]) -> None:
+    """What an operator's schema asks for. PyTorch says it with a whole tensor in the message."""
+    for argument, x in zip(arguments, args):
+        name, optional = str(argument.type), str(argument.type).startswith("Optional")
+        kind, words = WORDS[name.removeprefix("Optional[").removesuffix("]")]
+        if not isinstance(x, kind) and not (optional and x is None):
+            raise TypeError(f"{argument.name}: got {shown(x)}, expected {words}{' or None' if optional else ''}")
+
+
+def check_flag(name: str, x: Any) -> None:
+    if not isinstance(x, bool):
+        raise TypeError(f"{name}: got {shown(x)}, expected True or False")
+
+
+def refuse_wrappers(arguments: Sequence[Any], args: Sequence[Any]) -> None:
+    """Subclasses that say themselves what an operator does, as DTensor, know nothing of ours."""
+    for argument, x in zip(arguments, args):
+        if isinstance(x, Tensor) and type(x) not in PLAIN and type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            raise TypeError(f"{argument.name}: got {type(x).__name__}, expected a plain tensor")
 
 
 FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}

@@ -17,7 +17,8 @@ from torch.autograd import forward_ad
 
 from fwm_py import _core
 from fwm_py.torch._arrays import (
-    cast, cast_like, check_axes, computed_in, empty_like, n_sequences, to_array, to_memory, to_offsets, to_tokens, to_write,
+    USUAL, cast, cast_like, check_axes, check_types, computed_in, empty_like, n_sequences, refuse_wrappers, to_array,
+    to_memory, to_offsets, to_tokens, to_write,
 )
 
 Operator = Callable[..., Any]
@@ -46,11 +47,18 @@ def define(name: str, schema: str, kernel: Callable[..., Any], shapes: Callable[
     _library.impl(name, kernel, "CPU")
     torch.library.register_fake(f"fwm_py::{name}", shapes, lib=_library)
     operator = getattr(torch.ops.fwm_py, name).default
+    arguments = operator._schema.arguments
 
     def call(*args: Any) -> Any:
+        if not USUAL.issuperset(map(type, args)):
+            refuse_wrappers(arguments, args)
         if forward_ad._current_level >= 0:  # PyTorch would drop the tangents silently
             raise NotImplementedError("fwm_py.torch: there are no derivatives in forward mode")
-        return operator(*args)
+        try:
+            return operator(*args)
+        except RuntimeError:
+            check_types(arguments, args)
+            raise
 
     return call
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fwm_py.torch import SumState, delta_rule, gated_delta_rule, kimi_delta_rule, linear_attention
+from fwm_py.torch._arrays import shown
 
 __all__ = [
     "chunk_delta_rule", "chunk_gated_delta_rule", "chunk_kda", "chunk_linear_attn", "fused_recurrent_delta_rule",
@@ -23,7 +24,7 @@ __all__ = [
 def _refuse(options: dict[str, Any]) -> None:
     for name, value in options.items():
         if value is not None and value is not False:
-            raise NotImplementedError(f"{name}: got {value!r}, which fwm_py does not have; expected None or False")
+            raise NotImplementedError(f"{name}: got {shown(value)}, which fwm_py does not have; expected None or False")
 
 
 def _common(
