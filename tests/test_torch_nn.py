@@ -18,7 +18,8 @@ SIZES = {"head_dim": 5, "value_dim": 6, "dtype": torch.float64}
 
 def make(feature_map=None, rule="delta_rule", seed=0, **options):
     torch.manual_seed(seed)
-    return FastWeightAttention(12, 3, feature_map=feature_map, nu=2, rule=rule, **SIZES | options)
+    options = ({"nu": 2} if feature_map == "dpfp" else {}) | options
+    return FastWeightAttention(12, 3, feature_map=feature_map, rule=rule, **SIZES | options)
 
 
 def tokens(B=2, T=19, requires_grad=False):
@@ -156,12 +157,76 @@ def test_initial_gates_remember():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"rule": "delta"}, "^rule: got 'delta'"), ({"feature_map": "relu"}, "^feature_map"), ({"gate": "both"}, "^gate"),
-    ({"qk_norm": "l3"}, "^qk_norm"), ({"normalize": True}, "^normalize"), ({"head_dim": None}, "^heads: got 5"), ({"nu": 0}, "^nu: got 0"),
-    ({"head_dim": 0}, "^head_dim: got 0"), ({"value_dim": -1}, "^value_dim: got -1"), ({"features": 0}, "^features: got 0"),
+    ({"qk_norm": "l3"}, "^qk_norm"), ({"head_dim": None}, "^heads: got 5"), ({"feature_map": "dpfp", "nu": 0}, "^nu: got 0"),
+    ({"head_dim": 0}, "^head_dim: got 0"), ({"value_dim": -1}, "^value_dim: got -1"),
+    ({"feature_map": "favor", "features": 0}, "^features: got 0"), ({"normalize": "yes"}, "^normalize: got 'yes'"),
 ], ids=str)
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         FastWeightAttention(12, 5, **SIZES | options)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"nu": 2}, "^nu: got 2 with None and delta_rule, expected feature_map='dpfp'"),
+    ({"nu": 2, "feature_map": "favor"}, "^nu: got 2"),
+    ({"features": 8, "feature_map": "dpfp"}, "^features: got 8 with 'dpfp' and delta_rule, expected feature_map='favor'"),
+    ({"qk_norm": "l2", "rule": "linear_attention"}, "^qk_norm: got 'l2' with None and linear_attention, expected a delta rule"),
+    ({"qk_norm": "l2", "rule": "softmax_attention"}, "^qk_norm: got 'l2'"),
+    ({"gate": "scalar"}, "^gate: got 'scalar' with None and delta_rule, expected rule='gated_linear_attention'"),
+    ({"gate": "channel", "rule": "kimi_delta_rule"}, "^gate: got 'channel'"),
+    ({"normalize": True}, "^normalize: got True with None and delta_rule, expected rule='linear_attention'"),
+    *[({"qk_norm": "sum", "feature_map": name}, f"^qk_norm: got 'sum' with {name!r} and delta_rule, expected a positive map: elu1, dpfp, favor")
+      for name in (None, "tanh")],
+    *[({"normalize": True, "rule": "linear_attention", "feature_map": name}, "^normalize: got True.* expected a positive map")
+      for name in (None, "tanh")],
+], ids=str)
+def test_options_without_effect_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FastWeightAttention(12, 3, **SIZES | options)
+
+
+@pytest.mark.parametrize("name", ["d_model", "heads", "head_dim", "value_dim", "nu", "features", "feature_map", "rule", "gate", "qk_norm",
+                                  "normalize", "bias"])
+def test_an_option_that_is_a_tensor_is_refused_in_a_line(name):
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: got Tensor, expected ") as error:
+        FastWeightAttention(**{"d_model": 12, "heads": 3} | {name: torch.arange(5000.0)})
+    assert len(str(error.value)) < 250 and "\n" not in str(error.value)
+    with pytest.raises(TypeError, match="^return_state: got Tensor"):
+        make()(tokens(), return_state=torch.arange(5000.0))
+
+
+@pytest.mark.parametrize("feature_map", MAPS)
+def test_weights_sum_to_one_where_they_can(feature_map):
+    """linear_attention divides by their sum unless a map may make it anything."""
+    layer = make(feature_map, "linear_attention")
+    assert layer.normalize == (feature_map in ("elu1", "dpfp", "favor"))
+    assert not make(feature_map, "gated_linear_attention").normalize and not make(feature_map, "linear_attention", normalize=False).normalize
+    if layer.normalize:  # a mean of values is not larger than they are
+        assert layer(tokens()).abs().max() < layer.o_proj.weight.abs().sum(1).max() * layer.v_proj(tokens()).abs().max()
+
+
+@pytest.mark.parametrize("feature_map", MAPS)
+@pytest.mark.parametrize("how", ["with", "device"])
+def test_from_the_meta_device(feature_map, how):
+    """Made without memory: then drawn, or loaded."""
+    if how == "with":
+        with torch.device("meta"):
+            layer = make(feature_map)
+    else:
+        layer = make(feature_map, device="meta")
+    assert all(x.is_meta for x in layer.state_dict().values())
+    layer.to_empty(device="cpu")
+    expected = make(feature_map)
+    for drawn in (layer, expected):
+        torch.manual_seed(5)
+        drawn.reset_parameters()
+    assert torch.equal(layer(tokens()), expected(tokens()))
+    for assign in (False, True):
+        with torch.device("meta"):
+            other = make(feature_map)
+        other = other if assign else other.to_empty(device="cpu")
+        other.load_state_dict(expected.state_dict(), assign=assign)
+        assert torch.equal(other(tokens()), expected(tokens()))
 
 
 def test_it_says_what_it_is():

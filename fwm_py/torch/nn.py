@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -12,13 +13,30 @@ from torch import Tensor, nn
 import fwm_py.torch as fwm
 from fwm_py import _core, feature_maps
 from fwm_py.random import Philox
+from fwm_py.torch._arrays import check_flag, shown
 
 __all__ = ["FastWeightAttention"]
 
 State = Tensor | tuple[Tensor, Tensor]
 
 RULES = {row["function"]: row for row in _core.KERNELS}
-POSITIVE_MAPS = ("elu1", "dpfp", "favor")  # a sum of features is a sum of weights
+POSITIVE_MAPS = ("elu1", "dpfp", "favor")  # a sum of features is a sum of weights; of others it may be anything
+POSITIVE = f"a positive map: {', '.join(POSITIVE_MAPS)}"
+
+
+def check_sizes(d_model: Any, heads: Any, **others: Any) -> None:
+    for name, size in {"d_model": d_model, "heads": heads, **others}.items():
+        if size is None and name in others:
+            continue
+        if not isinstance(size, Integral) or isinstance(size, bool):
+            raise TypeError(f"{name}: got {shown(size)}, expected an integer")
+        if size < 1:
+            raise ValueError(f"{name}: got {size}, expected at least 1")
+
+
+def check_word(name: str, got: Any, words: tuple[Any, ...]) -> None:
+    if not (got is None or isinstance(got, str)) or got not in words:
+        raise ValueError(f"{name}: got {shown(got)}, expected one of {', '.join(map(repr, words))}")
 
 
 class FastWeightAttention(nn.Module):
@@ -37,26 +55,34 @@ class FastWeightAttention(nn.Module):
         Sizes of a head's keys, before the map, and values: d_model // heads if not given.
     feature_map : None, "elu1", "tanh", "dpfp" or "favor"
         phi, a function of `fwm_py.feature_maps`.
-    nu : int
-        Of DPFP.
+    nu : int, optional
+        Of DPFP: 3 if not given.
     features : int, optional
         m of FAVOR+, whose omega is drawn anew from PyTorch's generator: head_dim if not given.
     rule : str
         A function of `fwm_py.kernels`, or "softmax_attention".
-    gate : "scalar" or "channel"
-        One gate a head or one a feature, where the rule leaves it open (gated_linear_attention); else it is not looked at.
+    gate : "scalar" or "channel", optional
+        One gate a head or one a feature, where the rule leaves it open (gated_linear_attention): "scalar" if not given.
     qk_norm : None, "l2", "sum" or "auto"
-        Of delta rules; "auto": "sum" for a positive map (the paper's), else "l2". Other rules normalise nothing.
-    normalize : bool
-        Divide by the sum of weights (linear_attention).
+        Of delta rules; "auto": "sum" for a positive map (the paper's), else "l2". "sum" needs a positive map: elu1, dpfp
+        or favor. Other rules normalise nothing.
+    normalize : bool or "auto"
+        Divide by the sum of weights (linear_attention); needs a positive map. "auto": where there is one.
     bias : bool
         Biases of q, k, v and of the output.
 
     Raises
     ------
+    TypeError
+        For sizes that are no integers, and a bias that is no bool.
     ValueError
-        For words other than these, sizes below 1, heads that do not divide d_model where they must, and normalize with
-        another rule than linear_attention.
+        For words other than these, sizes below 1, heads that do not divide d_model where they must, and options that the
+        rule or the map does not have.
+
+    Notes
+    -----
+    On the meta device omega is not drawn; `reset_parameters` draws it, with the parameters, once there is memory
+    (`to_empty`). It is part of the state_dict.
 
     References
     ----------
@@ -72,36 +98,30 @@ class FastWeightAttention(nn.Module):
 
     def __init__(
         self, d_model: int, heads: int, *, head_dim: int | None = None, value_dim: int | None = None,
-        feature_map: Literal["elu1", "tanh", "dpfp", "favor"] | None = None, nu: int = 3, features: int | None = None,
-        rule: str = "delta_rule", gate: Literal["scalar", "channel"] = "scalar",
-        qk_norm: Literal["l2", "sum", "auto"] | None = "auto", normalize: bool = False, bias: bool = False,
+        feature_map: Literal["elu1", "tanh", "dpfp", "favor"] | None = None, nu: int | None = None, features: int | None = None,
+        rule: str = "delta_rule", gate: Literal["scalar", "channel"] | None = None,
+        qk_norm: Literal["l2", "sum", "auto"] | None = "auto", normalize: bool | Literal["auto"] = "auto", bias: bool = False,
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"d_model": d_model, "heads": heads, "head_dim": head_dim, "value_dim": value_dim, "nu": nu, "features": features}
-        for name, size in sizes.items():
-            if size is not None and size < 1:
-                raise ValueError(f"{name}: got {size}, expected at least 1")
+        check_sizes(d_model=d_model, heads=heads, head_dim=head_dim, value_dim=value_dim, nu=nu, features=features)
+        check_word("feature_map", feature_map, (None, "tanh", *POSITIVE_MAPS))
+        check_word("rule", rule, (*RULES, "softmax_attention"))
+        check_word("gate", gate, (None, "scalar", "channel"))
+        check_word("qk_norm", qk_norm, (None, "l2", "sum", "auto"))
+        if normalize is not True and normalize is not False:
+            check_word("normalize", normalize, (True, False, "auto"))
+        check_flag("bias", bias)
         if (head_dim is None or value_dim is None) and d_model % heads:
             raise ValueError(f"heads: got {heads}, expected a divisor of d_model = {d_model}, or head_dim and value_dim")
-        if feature_map not in (None, "tanh", *POSITIVE_MAPS):
-            raise ValueError(f"feature_map: got {feature_map!r}, expected None, 'tanh' or one of {', '.join(POSITIVE_MAPS)}")
-        if rule not in RULES and rule != "softmax_attention":
-            raise ValueError(f"rule: got {rule!r}, expected one of {', '.join(RULES)}, softmax_attention")
-        if gate not in ("scalar", "channel"):
-            raise ValueError(f"gate: got {gate!r}, expected 'scalar' or 'channel'")
-        if qk_norm not in (None, "l2", "sum", "auto"):
-            raise ValueError(f"qk_norm: got {qk_norm!r}, expected None, 'l2', 'sum' or 'auto'")
-        if normalize and rule != "linear_attention":
-            raise ValueError(f"normalize: got True for {rule}, expected False, or linear_attention as the rule")
-        self.heads, self.rule, self.feature_map, self.nu, self.normalize = heads, rule, feature_map, nu, normalize
+        self.heads, self.rule, self.feature_map = heads, rule, feature_map
+        self.row: Any = RULES.get(rule, {})
+        self._settle(nu, features, gate, qk_norm, normalize)
         self.head_dim = d_model // heads if head_dim is None else head_dim
         self.value_dim = d_model // heads if value_dim is None else value_dim
+        self.nu = 3 if nu is None else nu
         m = self.head_dim if features is None else features
-        self.features = self._features(m)
-        self.row: Any = RULES.get(rule, {})
-        self.channel_gate = bool(self.row) and self.row["channel_gate"] and (gate == "channel" or not self.row["scalar_gate"])
-        self.qk_norm = self._norm(qk_norm)
+        self.features = {"dpfp": 2 * self.nu * self.head_dim, "favor": 2 * m}.get(feature_map or "", self.head_dim)
         made = {"device": device, "dtype": dtype}
         self.q_proj = nn.Linear(d_model, heads * self.head_dim, bias=bias, **made)
         self.k_proj = nn.Linear(d_model, heads * self.head_dim, bias=bias, **made)
@@ -122,13 +142,30 @@ class FastWeightAttention(nn.Module):
             self.register_buffer("omega", torch.empty(self.head_dim, m, **made))
         self.reset_parameters()
 
-    def _features(self, m: int) -> int:
-        return {"dpfp": 2 * self.nu * self.head_dim, "favor": 2 * m}.get(self.feature_map or "", self.head_dim)
-
-    def _norm(self, qk_norm: str | None) -> Any:
-        if not self.row.get("has_qk_norm", False):
-            return None
-        return qk_norm if qk_norm != "auto" else "sum" if self.feature_map in POSITIVE_MAPS else "l2"
+    def _settle(
+        self, nu: int | None, features: int | None, gate: str | None, qk_norm: str | None, normalize: bool | str
+    ) -> None:
+        """What "auto" stands for; options are refused that this map or this rule does not have."""
+        has = {"scalar_gate": False, "channel_gate": False, "has_qk_norm": False, "normalizes": False} | self.row
+        positive = self.feature_map in POSITIVE_MAPS
+        if qk_norm == "auto":
+            qk_norm = ("sum" if positive else "l2") if has["has_qk_norm"] else None
+        if normalize == "auto":
+            normalize = has["normalizes"] and positive
+        for name, got, fits, expected in (
+            ("nu", nu, self.feature_map == "dpfp", "feature_map='dpfp'"),
+            ("features", features, self.feature_map == "favor", "feature_map='favor'"),
+            ("gate", gate, has["scalar_gate"] and has["channel_gate"], "rule='gated_linear_attention'"),
+            ("qk_norm", qk_norm, has["has_qk_norm"], "a delta rule"),
+            ("qk_norm", qk_norm, positive or qk_norm != "sum", POSITIVE),
+            ("normalize", normalize or None, has["normalizes"], "rule='linear_attention'"),
+            ("normalize", normalize or None, positive, POSITIVE),
+        ):
+            if got is not None and not fits:
+                raise ValueError(f"{name}: got {got!r} with {self.feature_map!r} and {self.rule}, expected {expected}")
+        self.channel_gate = has["channel_gate"] and (gate == "channel" or not has["scalar_gate"])
+        self.qk_norm: Any = qk_norm
+        self.normalize = bool(normalize)
 
     def reset_parameters(self) -> None:
         """Draw the parameters, and FAVOR+'s directions, anew."""
@@ -141,8 +178,8 @@ class FastWeightAttention(nn.Module):
                 self.A_log.zero_()
                 dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
                 self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
-        if self.feature_map == "favor":
-            seed = int(torch.randint(2**32, ()))
+        if self.feature_map == "favor" and not self.omega.is_meta:
+            seed = int(torch.randint(2**32, (), device="cpu"))
             self.omega.copy_(torch.from_numpy(feature_maps.draw_omega(*self.omega.shape, Philox(seed))))
 
     def _map(self, x: Tensor) -> Tensor:
@@ -188,6 +225,7 @@ class FastWeightAttention(nn.Module):
         -------
         tensor (B, T, d_model), and with return_state the state after the last token
         """
+        check_flag("return_state", return_state)
         inputs = self._inputs(x)
         if self.rule == "softmax_attention":
             if cu_seqlens is not None:
@@ -208,5 +246,5 @@ class FastWeightAttention(nn.Module):
         return (y, after) if return_state else y
 
     def extra_repr(self) -> str:
-        norm = f", qk_norm={self.qk_norm!r}" if self.row.get("has_qk_norm") else ""
+        norm = f", qk_norm={self.qk_norm!r}" if self.row.get("has_qk_norm") else ", normalize=True" if self.normalize else ""
         return f"heads={self.heads}, feature_map={self.feature_map!r}, rule={self.rule!r}{norm}"
