@@ -10,7 +10,8 @@ the causal one:
 >>> fwm_py.transformers.enable()
 
 Prefill, cached decoding and training work as before; the gradients are those of `fwm_py.torch`. In these layers sequences
-packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`; what a model's softmax layers see is transformers'
+packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`, where -1 marks padding: such tokens give 0 and nobody sees
+them, and there is no state of theirs. What a model's softmax layers see is transformers'
 business (with use_cache=False they keep them apart in all families but glm5_next). Tensors that are not on the CPU,
 subclasses of Tensor (DTensor), torch.func's transforms, convolutions of other widths than 2 to 4, softmax attention with another mask or for one token, and
 norms of a few numbers go to the function that was there before; a layer whose own forward somebody has replaced keeps that.
@@ -75,9 +76,34 @@ def _packed(cu_seqlens: Tensor | None, cu_seq_lens_q: Tensor | None, seq_idx: Te
     return _boundaries(seq_idx) if cu_seqlens is None and seq_idx is not None else cu_seqlens
 
 
+def _padding(seq_idx: Tensor | None) -> Tensor | None:
+    """Tokens (B, T) whose number is negative; None if there are none."""
+    if seq_idx is None:
+        return None
+    padding = seq_idx < 0
+    return padding if torch.compiler.is_compiling() or padding.any() else None  # a graph does not ask
+
+
+def _blank(x: Tensor, padding: Tensor | None) -> Tensor:
+    """x (B, T, ..) with zeros for padding, whatever it holds."""
+    return x if padding is None else x.masked_fill(padding.reshape(*padding.shape, *[1] * (x.dim() - 2)), 0)
+
+
 def _in_one_row(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """Rows behind one another, as packed sequences lie."""
     return x if cu_seqlens is None or x.shape[0] == 1 else x.flatten(0, 1).unsqueeze(0)
+
+
+def _has_tokens(packed: Tensor | None, padding: Tensor | None) -> Tensor | None:
+    """Which of the sequences that seq_idx packs are not padding; None if all."""
+    return None if padding is None or packed is None else ~padding.flatten()[packed[:-1].long()]
+
+
+def _spread(states: Tensor | None, to: Tensor | None) -> Tensor | None:
+    """States (n, ..) at the places of the sequences that have tokens, zeros between them."""
+    if states is None or to is None:
+        return states
+    return states.new_zeros(to.shape[0], *states.shape[1:]).index_put((to,), states)
 
 
 # ---- the functions that models call ----------------------------------------------------------------------------------
@@ -91,11 +117,14 @@ def _rule(function: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[...
         output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False, cu_seqlens: Tensor | None = None,
         cu_seq_lens_q: Tensor | None = None, seq_idx: Tensor | None = None, **others: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        packed = _packed(cu_seqlens, cu_seq_lens_q, seq_idx)
-        rows = [_in_one_row(x, packed) for x in (query, key, value, g, beta)]
-        o, state = function(*rows, qk_norm="l2" if use_qk_l2norm_in_kernel else None, initial_state=initial_state,
+        packed, padding = _packed(cu_seqlens, cu_seq_lens_q, seq_idx), _padding(seq_idx)
+        rows = [_in_one_row(_blank(x, padding), packed) for x in (query, key, value, g, beta)]
+        with_states = initial_state is not None or output_final_state
+        kept = _has_tokens(packed, padding) if with_states and cu_seqlens is None and cu_seq_lens_q is None else None
+        o, state = function(*rows, qk_norm="l2" if use_qk_l2norm_in_kernel else None, initial_state=_spread(initial_state, kept),
                             output_final_state=output_final_state, cu_seqlens=packed)
-        return o.reshape(*query.shape[:2], *o.shape[2:]), state
+        o = _blank(o.reshape(*query.shape[:2], *o.shape[2:]), padding)
+        return o, state if state is None or kept is None else state[kept]
 
     return rule
 
@@ -116,8 +145,10 @@ def _causal_conv1d_fn(
     packed = _packed(cu_seqlens, cu_seq_lens_q, seq_idx)
     if weight.shape[-1] not in WIDTHS and packed is None:  # the original would let packed sequences run into each other
         return NotImplemented
-    y = _convolve(_in_one_row(hidden_states.transpose(1, 2), packed), weight, bias, activation, packed)
-    return y.reshape(B, T, D).transpose(1, 2)
+    padding = _padding(seq_idx)
+    x = _blank(hidden_states.transpose(1, 2), padding)
+    y = _convolve(_in_one_row(x, packed), weight, bias, activation, packed)
+    return _blank(y.reshape(B, T, D), padding).transpose(1, 2)
 
 
 def _causal_conv1d_update(

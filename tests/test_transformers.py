@@ -177,6 +177,54 @@ def test_packed_rows_by_seq_idx(family):
     assert_near(y, torch.cat([first, second]), 1e-5)
 
 
+# two rows of documents of 3, 1 and 5 and of 6 and 1 tokens, with padding before, between and behind
+PADDED_IDX = torch.tensor([[-1, -1, 0, 0, 0, -1, 1, 2, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0, -1, -1, 1, -1, -1, -1]], dtype=torch.int32)
+DOCUMENTS = [(0, 2, 5), (0, 6, 7), (0, 7, 12), (1, 0, 6), (1, 8, 9)]
+
+
+@pytest.mark.parametrize("what", [float("nan"), float("inf"), 1.0], ids=str)
+@pytest.mark.parametrize("activation", [None, "silu", "gelu"])
+def test_padding_of_a_convolution(activation, what):
+    """Gives 0, and touches nobody whatever it holds: values, gradients, and those of the weights."""
+    padding, generator = PADDED_IDX < 0, torch.Generator().manual_seed(3)
+    x = torch.randn(2, 12, 6, generator=generator).masked_fill(padding[..., None], what).requires_grad_()
+    weight, bias = torch.randn(6, 4, generator=generator).requires_grad_(), torch.randn(6, generator=generator).requires_grad_()
+    function = modelling("qwen3_next").causal_conv1d_fn
+    alone = [function(x[b : b + 1, i:j].transpose(1, 2), weight, bias, activation).transpose(1, 2) for b, i, j in DOCUMENTS]
+    expected = torch.autograd.grad(sum(y.square().sum() for y in alone), (x, weight, bias))
+    with bridge.enabled():
+        y = modelling("qwen3_next").causal_conv1d_fn(x.transpose(1, 2), weight, bias, activation, seq_idx=PADDED_IDX).transpose(1, 2)
+        gradients = torch.autograd.grad(y.square().sum() + y[padding].sum(), (x, weight, bias))
+    assert not y[padding].any() and not gradients[0][padding].any()
+    assert_near(torch.cat([y[b, i:j] for b, i, j in DOCUMENTS]), torch.cat(alone, 1)[0], 1e-5)
+    for got, wanted in zip(gradients, expected):
+        assert_near(got, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("family, name", [("qwen3_next", GATED), ("kimi_linear", KIMI)])
+def test_padding_of_a_rule(family, name):
+    """The same, and states are those of the documents."""
+    padding, generator = PADDED_IDX < 0, torch.Generator().manual_seed(3)
+    shapes = [(2, 12, 2, 4)] * 3 + [(2, 12, 2, 4) if family == "kimi_linear" else (2, 12, 2), (2, 12, 2)]
+    x = [torch.randn(shape, generator=generator) for shape in shapes]
+    x[3], x[4] = -x[3].square(), x[4].sigmoid()
+    x = [y.masked_fill(padding.reshape(2, 12, *[1] * (y.dim() - 2)), float("nan")).requires_grad_() for y in x]
+    state = torch.randn(5, 2, 4, 4, generator=generator).requires_grad_()
+    options = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
+    with bridge.enabled():
+        rule = getattr(modelling(family), name)
+        alone = [rule(*(y[b : b + 1, i:j] for y in x), initial_state=state[n : n + 1], **options) for n, (b, i, j) in enumerate(DOCUMENTS)]
+        expected = torch.autograd.grad(sum(o.square().sum() + after.sum() for o, after in alone), (*x, state))
+        o, after = rule(*x, initial_state=state, seq_idx=PADDED_IDX, **options)
+        gradients = torch.autograd.grad(o.square().sum() + o[padding].sum() + after.sum(), (*x, state))
+        assert torch.equal(rule(*x, seq_idx=PADDED_IDX)[0][padding], torch.zeros(int(padding.sum()), 2, 4))
+    assert not o[padding].any() and after.shape == state.shape
+    assert_near(torch.cat([o[b, i:j] for b, i, j in DOCUMENTS]), torch.cat([o for o, _ in alone], 1)[0], 1e-5)
+    assert_near(after, torch.cat([state for _, state in alone]), 1e-5)
+    for got, wanted in zip(gradients, expected):
+        assert_near(got, wanted, 1e-5)
+
+
 @pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5", "olmo_hybrid"])
 def test_a_packed_model(family):
     """The whole model with position_ids and boundaries, as a collator with flattening gives them; with a cache transformers'
