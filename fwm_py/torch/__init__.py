@@ -13,7 +13,8 @@ Every function has the name, the arguments and the shapes of the one on NumPy ar
 - As many threads work as `torch.set_num_threads` says; results do not depend on it, to the bit.
 
 The functions are custom operators (torch.ops.fwm_py), so that torch.compile, torch.export, autocast and activation
-checkpointing know them, and torch.vmap. Of other devices PyTorch says that there is no kernel (NotImplementedError); meta
+checkpointing know them, torch.vmap, and torch.utils.flop_counter, which counts a rule's products with its state token by
+token (2 K V each: the write, the read, and a delta rule's read before the write; twice that backward). Of other devices PyTorch says that there is no kernel (NotImplementedError); meta
 tensors give shapes. Derivatives in forward mode are refused (NotImplementedError), and torch.func.grad does not take
 operators like these (RuntimeError). Errors are those of the functions on arrays, TypeError for a tensor that holds no
 floating point numbers, and for subclasses of Tensor that handle operators themselves (DTensor), ValueError for tensors on
@@ -36,6 +37,7 @@ except ImportError as error:
     raise ImportError("fwm_py.torch needs PyTorch: pip install 'fwm_py[torch]'") from error
 
 from fwm_py.torch import _operators
+from fwm_py.torch import _flops  # noqa: F401  counts the operators, which are there now
 from fwm_py.torch._arrays import check_flag as _check_flag
 
 __all__ = [
