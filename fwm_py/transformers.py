@@ -14,7 +14,8 @@ packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`, where -1
 them, and there is no state of theirs. What a model's softmax layers see is transformers'
 business (with use_cache=False they keep them apart in all families but glm5_next). Tensors that are not on the CPU,
 subclasses of Tensor (DTensor), torch.func's transforms, convolutions of other widths than 2 to 4, softmax attention with another mask or for one token, and
-norms of a few numbers go to the function that was there before; a layer whose own forward somebody has replaced keeps that.
+norms of a few numbers go to the function that was there before. Hooks of accelerate (device_map, offloading) may be put on before
+or after; a layer whose own forward somebody has replaced, as removing such a hook does, keeps that.
 Gradients cannot be differentiated again. Where a package for GPUs is installed but no GPU is there, its functions fail on the CPU;
 these do not.
 
@@ -29,7 +30,7 @@ import importlib.util
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import MethodType, ModuleType
 from typing import Any
 
 import fwm_py.torch as fwm
@@ -225,6 +226,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 _lock = threading.RLock()
 _replaced: dict[_Place, tuple[Any, Any]] = {}  # what was there, and ours
 _holders: set[object] = set()  # `enable`, and every with statement: ours stay as long as there is one
+_on = False  # whether there is one; asked by what somebody has kept of ours
 
 
 def _is_ours(given: Iterable[Any]) -> bool:
@@ -241,7 +243,7 @@ def _is_ours(given: Iterable[Any]) -> bool:
 def _chosen(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def chosen(*args: Any, **options: Any) -> Any:
-        if _is_ours((*args, *options.values())):
+        if _on and _is_ours((*args, *options.values())):
             result = ours(*args, **options)
             if result is not NotImplemented:
                 return result
@@ -259,6 +261,30 @@ def _of(kind: type, ours: Callable[..., Any]) -> Callable[..., Any]:
         return ours(norm, *args, **options)
 
     return of
+
+
+class _Kept:
+    """The forward that a hook of accelerate has found in a norm and keeps in it: ours where it is the class's, while ours are there."""
+
+    name = "_old_forward"
+
+    def __init__(self, original: Callable[..., Any], ours: Callable[..., Any]) -> None:
+        self.original, self.ours = original, ours
+
+    def __get__(self, norm: torch.nn.Module | None, kind: type) -> Any:
+        if norm is None:
+            return self
+        if self.name not in vars(norm):
+            raise AttributeError(self.name)
+        kept = vars(norm)[self.name]
+        return MethodType(self.ours, norm) if getattr(kept, "__func__", None) is self.original else kept
+
+    def __set__(self, norm: torch.nn.Module, kept: Any) -> None:
+        vars(norm)[self.name] = kept
+
+    def __delete__(self, norm: torch.nn.Module) -> None:
+        if vars(norm).pop(self.name, None) is None:
+            raise AttributeError(self.name)
 
 
 class _Attention(AttentionInterface):
@@ -290,7 +316,9 @@ def _functions_of(module: ModuleType) -> Iterator[tuple[_Place, Any, Any]]:
             continue
         for ending, ours in (("RMSNorm", _norm), ("RMSNormGated", _gated_norm)):
             if kind.__name__.endswith(ending):
-                yield (kind, "forward"), kind.forward, _chosen(kind.forward, _of(kind, ours))
+                original, chosen = kind.forward, _chosen(kind.forward, _of(kind, ours))
+                yield (kind, "forward"), original, chosen
+                yield (kind, _Kept.name), None, _Kept(original, chosen)
     functions = getattr(module, "ALL_ATTENTION_FUNCTIONS", None)
     if isinstance(functions, AttentionInterface):
         yield (module, "ALL_ATTENTION_FUNCTIONS"), functions, _Attention(functions)
@@ -299,6 +327,8 @@ def _functions_of(module: ModuleType) -> Iterator[tuple[_Place, Any, Any]]:
 def _names(keys: Iterable[_Place]) -> Changed:
     changed: Changed = {}
     for owner, name in keys:
+        if name == _Kept.name:
+            continue
         module, name = (owner.__name__, name) if isinstance(owner, ModuleType) else (owner.__module__, f"{owner.__name__}.{name}")
         family = module.rpartition("modeling_")[2]
         changed[family] = (*changed.get(family, ()), name)
@@ -307,6 +337,7 @@ def _names(keys: Iterable[_Place]) -> Changed:
 
 def _hold(holder: object) -> Changed:
     """Put ours in place, as long as this holder or another does not let go."""
+    global _on
     places = []
     with _lock:
         for module in list(_modelling_files()):  # all are there before one is changed
@@ -316,18 +347,25 @@ def _hold(holder: object) -> Changed:
                     setattr(*place, ours)
                     places.append(place)
         _holders.add(holder)
+        _on = True
     return _names(places)
 
 
 def _let_go(holder: object) -> Changed:
+    global _on
     restored = []
     with _lock:
         _holders.discard(holder)
-        while not _holders and _replaced:
+        _on = bool(_holders)
+        while not _on and _replaced:
             place, (original, ours) = _replaced.popitem()
-            if getattr(*place) is ours:  # else somebody has replaced it since
+            if getattr(*place) is not ours:  # somebody has replaced it since
+                continue
+            if original is None:
+                delattr(*place)
+            else:
                 setattr(*place, original)
-                restored.append(place)
+            restored.append(place)
     return _names(reversed(restored))
 
 

@@ -1,6 +1,7 @@
 """What surrounds the rule in models of transformers, by itself, with and without the kernels: norms and softmax attention."""
 
 import copy
+import functools
 import inspect
 
 import pytest
@@ -120,6 +121,62 @@ def test_subclasses_get_the_original(where):
     expected = attention_functions()["sdpa"](layer, *given, None)[0]
     with bridge.enabled():
         assert torch.equal(attention_functions()["sdpa"](layer, *given, None)[0], expected)
+
+
+class Hook:
+    """What accelerate's hooks do to a module, where it is not installed."""
+
+    def add(self, module):
+        module._old_forward = module.forward
+        module.forward = functools.update_wrapper(functools.partial(lambda module, *args: module._old_forward(*args), module), module.forward)
+
+    def remove(self, module):
+        module.forward = module._old_forward
+        del module._old_forward
+
+
+class AccelerateHook(Hook):
+    def __init__(self):
+        self.hooks = pytest.importorskip("accelerate.hooks")
+
+    def add(self, module):
+        self.hooks.add_hook_to_module(module, self.hooks.ModelHook())
+
+    def remove(self, module):
+        self.hooks.remove_hook_from_module(module)
+
+
+@pytest.mark.parametrize("hook", [Hook, AccelerateHook])
+@pytest.mark.parametrize("kind, n", [("Qwen3NextRMSNorm", 1), ("Qwen3NextRMSNormGated", 2)])
+def test_hooks_of_accelerate(kind, n, hook):
+    """They keep a forward in the module: ours is called while enabled, and only then."""
+    hook, norm, x = hook(), getattr(modelling("qwen3_next"), kind)(64), [torch.randn(40, 60, 64)] * n
+    theirs = norm(*x)
+    with bridge.enabled():
+        ours = norm(*x)
+    assert not torch.equal(ours, theirs)
+    hook.add(norm)
+    with bridge.enabled():
+        assert torch.equal(norm(*x), ours)  # put on before
+        assert torch.equal(copy.deepcopy(norm)(*x), ours)
+        hook.remove(norm)
+        assert torch.equal(norm(*x), ours)
+        assert not hasattr(norm, "_old_forward")
+        hook.add(norm)
+        assert torch.equal(norm(*x), ours)
+    assert torch.equal(norm(*x), theirs)  # put on while enabled
+    with bridge.enabled():
+        assert torch.equal(norm(*x), ours)
+    hook.remove(norm)
+    assert torch.equal(norm(*x), theirs)
+    norm._old_forward = None
+    del norm._old_forward
+    with bridge.enabled(), pytest.raises(AttributeError):
+        del norm._old_forward
+    hook.add(norm)
+    norm._old_forward = lambda *args: args[0]  # somebody's own
+    with bridge.enabled():
+        assert norm(*x) is x[0]
 
 
 @every_family
