@@ -162,7 +162,10 @@ def linear_attention(
         features (`fwm_py.feature_maps`). States are then pairs (S, z), z (n, H, K): initial_state, final_state, the
         state in out, dfinal_state and dinitial_state. scale is 1 if not given.
     eps : float
-        Keeps the division from 0.
+        Keeps the division from 0. It is absolute, as the experiments need it: where the sum of weights is as small, the
+        output fades to 0 instead of being a mean of values. One token of 8 `elu1` features of -10 weighs 0.016 in place
+        of 1; 16 tokens of `favor` (m = 64) at |x| = 8 weigh together 0.002 on a mean of 50 draws, and mostly far less.
+        A smaller eps, or smaller x, avoids it.
 
     References
     ----------

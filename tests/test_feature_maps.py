@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import cases
+import fwm_py
 import oracle
 from fwm_py import feature_maps
 from fwm_py.random import MT19937, Philox
@@ -186,6 +187,31 @@ def test_favor_keeps_denormal_results(dtype):
 def test_favor_overflows_to_infinity_only():
     phi = feature_maps.favor(np.array([[4.0]], np.float32), np.array([[40.0]], np.float32))
     np.testing.assert_array_equal(phi, [[np.inf, 0]])
+
+
+# --- weights that are small against the eps of linear_attention: the figures of its documentation ------------------------
+
+
+def sum_of_weights(q, k):
+    ones = np.ones((*k.shape[:3], 1))
+    return fwm_py.linear_attention(q, k, ones, normalize=True)[0][0, -1, 0, 0]
+
+
+def test_small_features_fade():
+    phi = feature_maps.elu1(np.full((1, 1, 1, 8), -10.0))
+    assert round(sum_of_weights(phi, phi), 3) == 0.016
+    sums = []
+    for seed in range(50):
+        x = np.random.default_rng(seed).standard_normal((2, 1, 16, 1, 8))
+        x *= 8 / np.linalg.norm(x, axis=-1, keepdims=True)
+        sums.append(sum_of_weights(*feature_maps.favor(x, feature_maps.draw_omega(8, 64, Philox(seed)))))
+    assert round(np.mean(sums), 3) == 0.002 and np.median(sums) < 1e-5
+    assert fwm_py.linear_attention(phi, phi, np.ones((1, 1, 1, 1)), normalize=True, eps=1e-20)[0] > 0.999
+
+
+def test_what_fades_is_documented():
+    assert "0.016" in fwm_py.linear_attention.__doc__ and "0.002" in fwm_py.linear_attention.__doc__
+    assert "0.002" in feature_maps.favor.__doc__
 
 
 # --- Omega ---------------------------------------------------------------------------------------------------------
