@@ -6,12 +6,13 @@ needs no line here.
 
 Environment variables, for developers and for CI:
 
-    FWM_PY_NO_OPENMP=1                   build without OpenMP
+    FWM_PY_NO_OPENMP=1                   build without OpenMP, for one thread, and say nothing about it
     FWM_PY_VARIANTS=baseline,avx2        build these variants only (baseline is always built)
     FWM_PY_WERROR=1                      many warnings, and each one is an error
     FWM_PY_SANITIZE=address,undefined    build with the compiler's sanitizers
 """
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -20,6 +21,21 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+
+def require(package: str, least: int) -> None:
+    """What pyproject.toml requires: without isolation pip looks for nothing, and an older one fails later, obscurely."""
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    if version is None or int(version.split(".")[0]) < least:
+        sys.exit(f"fwm_py: building it needs {package} {least} or newer, here is {version or 'none'}; run pip install "
+                 f"'{package}>={least}', or build without --no-build-isolation")
+
+
+require("setuptools", 77)
+require("numpy", 2)
 
 import numpy
 from setuptools import Extension, setup
@@ -35,6 +51,15 @@ COMMON_FLAGS = ["-ffp-contract=off"]
 WARNING_FLAGS = [
     "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Wno-pass-failed", "-Werror",
 ]
+NO_COMPILER = """fwm_py: found no compiler {compiler!r}, and its core is written in C. Install gcc or clang (Debian and Ubuntu: \
+apt install gcc libc6-dev; Fedora: dnf install gcc; macOS: xcode-select --install), or name yours: CC=clang pip install ."""
+NO_HEADERS = """fwm_py: {compiler!r} compiles no program that includes Python.h; install the headers of Python and of the C \
+library (Debian and Ubuntu: apt install python3-dev libc6-dev; Fedora: dnf install python3-devel). It says:
+{said}"""
+NO_OPENMP = """{compiler!r} has no OpenMP, so that fwm_py will use one thread only. For more, install OpenMP's library (gcc: \
+libgomp; clang on Debian and Ubuntu: apt install libomp-dev) and build again; for one thread without this warning build with \
+FWM_PY_NO_OPENMP=1"""
+
 PRECISIONS = {"float": 0, "double": 1}
 
 
@@ -80,7 +105,8 @@ class BuildCore(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         if not hasattr(self.compiler, "compiler_so"):
-            sys.exit("fwm_py needs gcc or clang (its C sources are gnu11)")
+            sys.exit("fwm_py: needs gcc or clang (its C sources are gnu11)")
+        self.check_compiler()
         self.include_flags = self.take_include_flags()
         link_flags = self.openmp_flags() + self.sanitizer_flags()
         jobs = [job for unit in self.units(link_flags) for job in self.prepare(unit, ext.depends)]
@@ -123,11 +149,23 @@ class BuildCore(build_ext):
         names = os.environ.get("FWM_PY_SANITIZE", "")
         return [f"-fsanitize={names}", "-fno-sanitize-recover=all"] if names else []
 
+    def check_compiler(self) -> None:
+        compiler = self.compiler.compiler_so[0]
+        if not shutil.which(compiler):
+            sys.exit(NO_COMPILER.format(compiler=compiler))
+        folders = [f"-I{folder}" for folder in self.include_dirs]
+        said = self.complaint("#include <Python.h>\nint main(void) { return 0; }\n", folders)
+        if said is not None:
+            sys.exit(NO_HEADERS.format(compiler=compiler, said=said.strip()))
+
     def openmp_flags(self) -> list[str]:
         """Without OpenMP the hints to vectorise still count: they need no library."""
-        program = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
-        with_threads = not is_set("FWM_PY_NO_OPENMP") and self.compiles(program, ["-fopenmp"])
-        return ["-fopenmp" if with_threads else "-fopenmp-simd"]
+        if is_set("FWM_PY_NO_OPENMP"):
+            return ["-fopenmp-simd"]
+        if self.compiles("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n", ["-fopenmp"]):
+            return ["-fopenmp"]
+        self.warn(NO_OPENMP.format(compiler=self.compiler.compiler_so[0]))
+        return ["-fopenmp-simd", "-DFWM_OPENMP_MISSING=1"]
 
     def compiler_accepts(self, variant_flags: list[str]) -> bool:
         """True for no flags at all; otherwise only where the target is x86-64 and the compiler knows the flags."""
@@ -135,11 +173,16 @@ class BuildCore(build_ext):
         return not variant_flags or self.compiles(program, variant_flags)
 
     def compiles(self, program: str, flags: list[str]) -> bool:
+        return self.complaint(program, flags) is None
+
+    def complaint(self, program: str, flags: list[str]) -> str | None:
+        """What the compiler says of a program that it does not compile and link; None if it does."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
             source.write_text(program)
             command = [*self.compiler.compiler_so, str(source), "-o", str(Path(folder, "probe")), *flags]
-            return subprocess.run(command, capture_output=True).returncode == 0
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        return done.stderr if done.returncode else None
 
     def prepare(self, unit: Unit, headers: list[str]) -> list[tuple[Unit, str, list[str]]]:
         """The compilations of a unit; objects of other flags or of another NumPy are removed first.

@@ -2,8 +2,15 @@
 
 __version__ = "0.1.0"
 
+try:
+    from fwm_py._core import build_info, get_num_threads, set_num_threads
+except ModuleNotFoundError as error:
+    if error.name != "fwm_py._core":
+        raise
+    from pathlib import Path
+    raise ImportError(f"fwm_py is not built: run pip install . in {Path(__file__).parent.parent}") from None
+
 from fwm_py import attention, convolution, experiments, feature_maps, kernels, logs, norm, random, readouts, retrieval
-from fwm_py._core import build_info, get_num_threads, set_num_threads
 from fwm_py.attention import SoftmaxGradients, softmax_attention, softmax_attention_backward
 from fwm_py.convolution import CausalConv1dGradients, causal_conv1d, causal_conv1d_backward
 from fwm_py.kernels import (

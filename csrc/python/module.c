@@ -139,6 +139,19 @@ static int add_rules(PyObject *module)
     return status;
 }
 
+/* pip shows nothing of what a build that succeeds has warned of. */
+static int warn_of_one_thread(void)
+{
+#ifdef FWM_OPENMP_MISSING
+    return PyErr_WarnEx(PyExc_RuntimeWarning,
+                        "fwm_py was built by a compiler without OpenMP and uses one thread. For more, install OpenMP's library (gcc: "
+                        "libgomp; clang: libomp) and build again; for one thread without this warning build with FWM_PY_NO_OPENMP=1",
+                        1);
+#else
+    return 0;
+#endif
+}
+
 static int execute(PyObject *module)
 {
     if (PyArray_ImportNumPyAPI() < 0)
@@ -149,6 +162,8 @@ static int execute(PyObject *module)
         PyErr_SetString(PyExc_ImportError, message);
         return -1;
     }
+    if (warn_of_one_thread() < 0)
+        return -1;
     fwm_threads_start();
     return add_maps(module) < 0 || add_rules(module) < 0 || fwm_add_memory_table(module) < 0 || fwm_add_random_types(module) < 0 ||
                    fwm_add_model_type(module) < 0

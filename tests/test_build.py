@@ -1,0 +1,91 @@
+"""What setup.py says where it cannot build, or not all, and what a tree says that is not built."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Writes an empty file where an object or a library is expected, and knows no OpenMP.
+STUB_COMPILER = """#!/bin/sh
+for argument; do
+    if [ "$previous" = -o ]; then output=$argument; fi
+    if [ "$argument" = -fopenmp ]; then echo "no OpenMP here" >&2; exit 1; fi
+    previous=$argument
+done
+: >"$output"
+"""
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A source tree that is not built: the package's Python files, and one C file so that a build is quick."""
+    shutil.copytree(ROOT / "fwm_py", tmp_path / "tree" / "fwm_py", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in "setup.py", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md":
+        shutil.copy(ROOT / name, tmp_path / "tree")
+    source = tmp_path / "tree" / "csrc" / "empty.c"
+    source.parent.mkdir()
+    source.touch()
+    return tmp_path / "tree"
+
+
+def python(tree, *arguments, **environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FWM_PY_") and name != "CC"}
+    return subprocess.run([sys.executable, *arguments], cwd=tree, env={**kept, **environment}, capture_output=True,
+                          text=True)
+
+
+def build(tree, **environment):
+    return python(tree, "setup.py", "build_ext", **environment)
+
+
+def executable(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_no_compiler(tree):
+    done = build(tree, CC="no-such-compiler")
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert last.startswith("fwm_py: found no compiler 'no-such-compiler'") and "apt install gcc" in last and "CC=" in last
+
+
+def test_compiler_that_compiles_nothing(tree, tmp_path):
+    compiler = executable(tmp_path / "cc", "#!/bin/sh\necho 'Python.h: No such file or directory' >&2\nexit 1\n")
+    done = build(tree, CC=compiler)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "python3-dev" in done.stderr and done.stderr.endswith("It says:\nPython.h: No such file or directory\n")
+
+
+def test_compiler_without_openmp_says_so_unless_it_was_asked_for(tree, tmp_path):
+    compiler = executable(tmp_path / "cc", STUB_COMPILER)
+    done = build(tree, CC=compiler)
+    assert done.returncode == 0, done.stderr
+    warning, = [line for line in done.stderr.splitlines() if "OpenMP" in line]
+    assert "has no OpenMP, so that fwm_py will use one thread" in warning
+    assert "libgomp" in warning and "libomp" in warning and "FWM_PY_NO_OPENMP=1" in warning
+    assert "-DFWM_OPENMP_MISSING=1" in done.stdout
+    done = build(tree, CC=compiler, FWM_PY_NO_OPENMP="1")
+    assert done.returncode == 0 and "OpenMP" not in done.stderr and "FWM_OPENMP_MISSING" not in done.stdout
+
+
+@pytest.mark.parametrize("package, version, least", [("setuptools", "70.0.0", "77"), ("numpy", "1.26.4", "2")])
+def test_old_requirement_without_isolation(tree, tmp_path, package, version, least):
+    metadata = tmp_path / "site" / f"{package}-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    done = python(tree, "setup.py", "--version", PYTHONPATH=str(tmp_path / "site"))
+    assert done.returncode == 1
+    assert done.stderr == (f"fwm_py: building it needs {package} {least} or newer, here is {version}; run pip install "
+                           f"'{package}>={least}', or build without --no-build-isolation\n")
+
+
+def test_tree_that_is_not_built_says_so(tree):
+    done = python(tree, "-S", "-c", "import fwm_py")  # -S: an editable installation would lend it its extension
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"ImportError: fwm_py is not built: run pip install . in {tree}"
