@@ -9,7 +9,8 @@ Environment variables, for developers and for CI:
     FWM_PY_NO_OPENMP=1                   build without OpenMP, for one thread, and say nothing about it
     FWM_PY_VARIANTS=baseline,avx2        build these variants only (baseline is always built)
     FWM_PY_WERROR=1                      many warnings, and each one is an error
-    FWM_PY_SANITIZE=address,undefined    build with the compiler's sanitizers
+    FWM_PY_SANITIZE=address,undefined    build with the compiler's sanitizers, and with symbols for debuggers
+    FWM_PY_DEBUG=1                       keep symbols for debuggers, which make the extension four times as large
 """
 
 import importlib.metadata
@@ -123,8 +124,10 @@ class BuildCore(build_ext):
 
     def units(self, link_flags: list[str]) -> list[Unit]:
         flags = BASE_FLAGS + link_flags
+        # Python's own flags, which come first, may have -g
+        flags += ["-g" if is_set("FWM_PY_DEBUG") or self.sanitizer_flags() else "-g0"]
         if self.sanitizer_flags():
-            flags += ["-g", "-O1", "-fno-omit-frame-pointer"]
+            flags += ["-O1", "-fno-omit-frame-pointer"]
         if is_set("FWM_PY_WERROR"):
             flags += WARNING_FLAGS
         variants = [name for name in wanted_variants() if self.compiler_accepts(VARIANTS[name].flags)]

@@ -74,6 +74,16 @@ def test_compiler_without_openmp_says_so_unless_it_was_asked_for(tree, tmp_path)
     assert done.returncode == 0 and "OpenMP" not in done.stderr and "FWM_OPENMP_MISSING" not in done.stdout
 
 
+@pytest.mark.parametrize("environment, kept", [({}, False), ({"FWM_PY_DEBUG": "1"}, True),
+                                               ({"FWM_PY_SANITIZE": "undefined"}, True)])
+def test_symbols_for_debuggers_only_where_asked_for(tree, tmp_path, environment, kept):
+    done = build(tree, CC=executable(tmp_path / "cc", STUB_COMPILER), **environment)
+    assert done.returncode == 0, done.stderr
+    flags, = [line.split() for line in done.stdout.splitlines() if "csrc/empty.c" in line]
+    asked = [flag for flag in flags if flag in ("-g", "-g0")]
+    assert asked[-1] == ("-g" if kept else "-g0")
+
+
 @pytest.mark.parametrize("package, version, least", [("setuptools", "70.0.0", "77"), ("numpy", "1.26.4", "2")])
 def test_old_requirement_without_isolation(tree, tmp_path, package, version, least):
     metadata = tmp_path / "site" / f"{package}-{version}.dist-info" / "METADATA"
