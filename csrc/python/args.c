@@ -131,7 +131,7 @@ static int narrow(const int64_t *restrict in, npy_intp n, int64_t low, int64_t h
     int outside = 0;
     for (npy_intp i = 0; i < n; i++) {
         outside |= (in[i] < low) | (in[i] > high);
-        out[i] = (int32_t)(in[i] - low);
+        out[i] = (int32_t)((uint64_t)in[i] - (uint64_t)low); /* of one outside, the signed difference may overflow */
     }
     return outside ? -1 : 0;
 }
