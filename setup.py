@@ -127,7 +127,8 @@ class BuildCore(build_ext):
         # Python's own flags, which come first, may have -g
         flags += ["-g" if is_set("FWM_PY_DEBUG") or self.sanitizer_flags() else "-g0"]
         if self.sanitizer_flags():
-            flags += ["-O1", "-fno-omit-frame-pointer"]
+            # Python's own flags may define signed overflow, which the sanitizer then lets pass
+            flags += ["-O1", "-fno-omit-frame-pointer", "-fno-wrapv"]
         if is_set("FWM_PY_WERROR"):
             flags += WARNING_FLAGS
         variants = [name for name in wanted_variants() if self.compiler_accepts(VARIANTS[name].flags)]

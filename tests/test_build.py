@@ -84,6 +84,14 @@ def test_symbols_for_debuggers_only_where_asked_for(tree, tmp_path, environment,
     assert asked[-1] == ("-g" if kept else "-g0")
 
 
+def test_sanitizers_see_signed_overflow(tree, tmp_path):
+    """Also where Python was built with -fwrapv, as it mostly is."""
+    done = build(tree, CC=executable(tmp_path / "cc", STUB_COMPILER), CFLAGS="-fwrapv", FWM_PY_SANITIZE="undefined")
+    assert done.returncode == 0, done.stderr
+    flags, = [line.split() for line in done.stdout.splitlines() if "csrc/empty.c" in line]
+    assert [flag for flag in flags if "wrapv" in flag][-1] == "-fno-wrapv"
+
+
 @pytest.mark.parametrize("package, version, least", [("setuptools", "70.0.0", "77"), ("numpy", "1.26.4", "2")])
 def test_old_requirement_without_isolation(tree, tmp_path, package, version, least):
     metadata = tmp_path / "site" / f"{package}-{version}.dist-info" / "METADATA"
