@@ -10,12 +10,12 @@ the causal one:
 >>> fwm_py.transformers.enable()
 
 Prefill, cached decoding and training work as before; the gradients are those of `fwm_py.torch`. In these layers sequences
-packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`, where -1 marks padding: such tokens give 0 and nobody sees
-them, and there is no state of theirs. What a model's softmax layers see is transformers'
-business (with use_cache=False they keep them apart in all families but glm5_next). Tensors that are not on the CPU,
-subclasses of Tensor (DTensor), torch.func's transforms, convolutions of other widths than 2 to 4, softmax attention with another mask or for one token, and
-norms of a few numbers go to the function that was there before. Hooks of accelerate (device_map, offloading) may be put on before
-or after; a layer whose own forward somebody has replaced, as removing such a hook does, keeps that.
+packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`, where -1 marks padding: such tokens give 0, nobody sees
+them, and there is no state of theirs. What a model's softmax layers see is transformers' business (with use_cache=False they
+keep them apart in all families but glm5_next). Tensors that are not on the CPU, subclasses of Tensor (DTensor), torch.func's
+transforms, convolutions of other widths than 2 to 4, softmax attention with another mask or for one token, and norms of a few
+numbers go to the function that was there before. Hooks of accelerate (device_map, offloading) may be put on before `enable()`
+or after it; a layer whose own forward somebody has replaced keeps that, as one does whose hook was removed before.
 Gradients cannot be differentiated again. Where a package for GPUs is installed but no GPU is there, its functions fail on the CPU;
 these do not.
 
@@ -122,8 +122,8 @@ def _rule(function: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[...
         rows = [_in_one_row(_blank(x, padding), packed) for x in (query, key, value, g, beta)]
         with_states = initial_state is not None or output_final_state
         kept = _has_tokens(packed, padding) if with_states and cu_seqlens is None and cu_seq_lens_q is None else None
-        o, state = function(*rows, qk_norm="l2" if use_qk_l2norm_in_kernel else None, initial_state=_spread(initial_state, kept),
-                            output_final_state=output_final_state, cu_seqlens=packed)
+        o, state = function(*rows, qk_norm="l2" if use_qk_l2norm_in_kernel else None, cu_seqlens=packed,
+                            initial_state=_spread(initial_state, kept), output_final_state=output_final_state)
         o = _blank(o.reshape(*query.shape[:2], *o.shape[2:]), padding)
         return o, state if state is None or kept is None else state[kept]
 
@@ -256,7 +256,7 @@ def _of(kind: type, ours: Callable[..., Any]) -> Callable[..., Any]:
     """Ours for this class, and not for those made from it, which may norm otherwise."""
 
     def of(norm: torch.nn.Module, *args: Any, **options: Any) -> Any:
-        if type(norm) is not kind or type(norm.weight) not in PLAIN:
+        if type(norm) is not kind or type(getattr(norm, "weight", None)) not in PLAIN:
             return NotImplemented
         return ours(norm, *args, **options)
 
@@ -264,7 +264,7 @@ def _of(kind: type, ours: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Kept:
-    """The forward that a hook of accelerate has found in a norm and keeps in it: ours where it is the class's, while ours are there."""
+    """The forward that a hook of accelerate has found in a norm and keeps in it: ours in the place of the class's."""
 
     name = "_old_forward"
 

@@ -6,7 +6,7 @@ import pytest
 import cases
 import fwm_py
 import oracle
-from fwm_py import feature_maps
+from fwm_py import _core, feature_maps
 from fwm_py.random import MT19937, Philox
 
 SHAPES = [(1,), (2,), (3, 3), (5, 8), (2, 3, 16), (4, 17), (3, 1, 31), (2, 33), (7, 64), (1, 1, 1, 100), (130, 5)]
@@ -187,6 +187,17 @@ def test_favor_keeps_denormal_results(dtype):
 def test_favor_overflows_to_infinity_only():
     phi = feature_maps.favor(np.array([[4.0]], np.float32), np.array([[40.0]], np.float32))
     np.testing.assert_array_equal(phi, [[np.inf, 0]])
+
+
+def test_the_place_that_the_bridge_gives():
+    x, out = points((3, 4)), np.empty((3, 16))
+    assert _core.map_forward("dpfp", x, 2, out) is out and np.array_equal(out, feature_maps.dpfp(x, 2))
+    dx = np.empty((3, 4))
+    assert _core.map_backward("dpfp", out, x, 2, dx) is dx and np.array_equal(dx, feature_maps.dpfp_backward(out, x, 2))
+    with pytest.raises(ValueError, match="^out: got shape"):
+        _core.map_forward("dpfp", x, 2, dx)
+    with pytest.raises(ValueError, match="^out: got memory of x"):
+        _core.map_forward("tanh", x, None, x)
 
 
 # --- weights that are small against the eps of linear_attention: the figures of its documentation ------------------------

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import fwm_py.torch as fwm  # noqa: E402
-from fwm_py.torch import fla  # noqa: E402
+from fwm_py.torch import _arrays, fla  # noqa: E402
 from kernel_cases import KERNEL_CASES, SIZES  # noqa: E402
 from test_torch import OMEGA, conv_inputs, convolve, forward, norm_inputs, softmax_inputs, tensors, torch_threads  # noqa: E402, F401
 
@@ -70,13 +70,16 @@ def test_offsets_of_any_integers_and_strides(dtype):
 
 
 def test_numbers_that_are_read_from_elsewhere():
-    """Negated by a bit, broadcast, turned, and of no memory at all."""
+    """Negated by a bit, broadcast, turned, of no memory at all, and beside the places for numbers."""
     x, weight = torch.randn(3, 5), torch.ones(5)
     expected = fwm.rms_norm(x, weight)
     assert torch.equal(fwm.rms_norm(torch._neg_view(-x), weight), expected)
     assert torch.equal(fwm.rms_norm(x.t().contiguous().t(), torch.ones(1).expand(5)), expected)
     assert torch.equal(fwm.rms_norm(torch.view_as_complex(torch.stack([x, -x], -1)).conj().imag, weight), expected)
     assert fwm.rms_norm(x[:0], weight).shape == (0, 5)
+    odd = torch.frombuffer(bytearray(b"." + x.numpy().tobytes()), dtype=torch.float32, offset=1).view(3, 5)
+    assert odd.data_ptr() % 4 and not _arrays.to_array(odd, odd.dtype).flags.aligned
+    assert torch.equal(fwm.rms_norm(odd, weight), expected)
 
 
 def test_a_storage_without_its_numbers_is_refused():
@@ -161,7 +164,7 @@ def test_an_option_of_another_type_is_refused_in_a_line(call, option, expected):
     (name, value), = option.items()
     with pytest.raises(TypeError, match=f"^{name}: got ('no'|3|Tensor|list|tuple|ndarray), {expected}") as error:
         call(**option)
-    assert len(str(error.value)) < 100
+    assert len(str(error.value)) < 100 and (error.value.__context__ is None or error.value.__suppress_context__)
 
 
 def test_an_option_of_the_triton_package_is_refused_in_a_line():

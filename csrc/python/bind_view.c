@@ -14,7 +14,8 @@
 static int read_sizes(PyObject *given, const char *name, npy_intp *sizes)
 {
     if (!PyTuple_Check(given) || PyTuple_GET_SIZE(given) > NPY_MAXDIMS) {
-        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected a tuple of at most %d", name, Py_TYPE(given)->tp_name, NPY_MAXDIMS);
+        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected a tuple of at most %d", name, Py_TYPE(given)->tp_name,
+                     NPY_MAXDIMS);
         return -1;
     }
     const int n = (int)PyTuple_GET_SIZE(given);
@@ -36,12 +37,14 @@ PyObject *fwm_py_array_at(PyObject *Py_UNUSED(module), PyObject *const *args, Py
     const int rank = PyErr_Occurred() ? -1 : read_sizes(args[2], "shape", shape);
     const bool has_strides = args[3] != Py_None;
     if (rank < 0 || (has_strides && read_sizes(args[3], "strides", strides) != rank))
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "strides: got another number than %d, that of shape", rank);
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "strides: expected %d, as shape has", rank);
     PyArray_Descr *dtype = (PyArray_Descr *)Py_NewRef(args[4]);
     for (int i = 0; has_strides && i < rank; i++)
         strides[i] *= PyDataType_ELSIZE(dtype);
-    const int flags = (has_strides ? 0 : NPY_ARRAY_CARRAY_RO) | NPY_ARRAY_ALIGNED | (read_only ? 0 : NPY_ARRAY_WRITEABLE);
+    const int flags = (has_strides ? 0 : NPY_ARRAY_C_CONTIGUOUS) | (read_only ? 0 : NPY_ARRAY_WRITEABLE);
     PyObject *array = PyArray_NewFromDescr(&PyArray_Type, dtype, rank, shape, has_strides ? strides : NULL, address, flags, NULL);
+    if (array)
+        PyArray_UpdateFlags((PyArrayObject *)array, NPY_ARRAY_ALIGNED);
     if (array && PyArray_SetBaseObject((PyArrayObject *)array, Py_NewRef(args[0])) < 0)
         Py_CLEAR(array);
     return array;

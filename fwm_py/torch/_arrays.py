@@ -17,7 +17,6 @@ from fwm_py import _core
 TYPES = {getattr(torch, name): np.dtype(name) for name in (
     "float64", "float32", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")}
 
-
 # Tensors whose numbers are where they seem to be, and those that PyTorch traces with.
 PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor})
 USUAL = PLAIN | {type(None), str, bool, int, float}
@@ -28,8 +27,8 @@ def shown(x: Any) -> str:
     return repr(x) if isinstance(x, (str, int, float, type(None))) else type(x).__name__
 
 
-WORDS = {"Tensor": (Tensor, "a tensor"), "float": ((float, int), "a number"), "int": (int, "an integer"), "str": (str, "a string"),
-         "bool": (bool, "True or False")}
+WORDS = {"Tensor": (Tensor, "a tensor"), "float": ((float, int), "a number"), "int": (int, "an integer"),
+         "str": (str, "a string"), "bool": (bool, "True or False")}
 
 
 def check_types(arguments: Sequence[Any], args: Sequence[Any]) -> None:
@@ -38,7 +37,7 @@ def check_types(arguments: Sequence[Any], args: Sequence[Any]) -> None:
         name, optional = str(argument.type), str(argument.type).startswith("Optional")
         kind, words = WORDS[name.removeprefix("Optional[").removesuffix("]")]
         if not isinstance(x, kind) and not (optional and x is None):
-            raise TypeError(f"{argument.name}: got {shown(x)}, expected {words}{' or None' if optional else ''}")
+            raise TypeError(f"{argument.name}: got {shown(x)}, expected {words}{' or None' if optional else ''}") from None
 
 
 def check_flag(name: str, x: Any) -> None:
@@ -93,7 +92,7 @@ def n_sequences(x: Tensor, cu_seqlens: Tensor | None) -> int:
 
 
 def to_memory(x: Tensor, read_only: bool = False) -> np.ndarray:
-    """The tensor's own numbers. Tensor.numpy() would mark its storage, which then could never be resized again, as FSDP does."""
+    """The tensor's own numbers. Tensor.numpy() would mark its storage for good, and FSDP could not resize it any more."""
     address = x.data_ptr()
     if not address and x.numel():
         raise ValueError("got a tensor whose storage is empty, expected one with its numbers")
