@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import fwm_py
+
 ROOT = Path(__file__).parent.parent
 # Writes an empty file where an object or a library is expected, and knows no OpenMP.
 STUB_COMPILER = """#!/bin/sh
@@ -107,3 +109,9 @@ def test_tree_that_is_not_built_says_so(tree):
     done = python(tree, "-S", "-c", "import fwm_py")  # -S: an editable installation would lend it its extension
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"ImportError: fwm_py is not built: run pip install . in {tree}"
+
+
+def test_package_without_its_extension_says_so():
+    code = "import sys; sys.modules['fwm_py._core'] = None; import fwm_py"
+    done = python(Path(fwm_py.__file__).parent.parent, "-c", code)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: fwm_py is not built: run pip install . in /")

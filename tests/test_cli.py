@@ -215,9 +215,12 @@ def test_a_log_that_cannot_be_written(folder, capsys):
 
 def test_a_full_disk(folder):
     """A limit on the size of files stands in for a disk that fills up after the header and one row."""
+    def limit():
+        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage's data would not fit either, and it would say so
+        resource.setrlimit(resource.RLIMIT_FSIZE, (36, 36))
+
     result = subprocess.run(
-        command("--attn_name", "linear", "--begin", "40"), capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (36, 36)))
+        command("--attn_name", "linear", "--begin", "40"), capture_output=True, text=True, preexec_fn=limit)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("fwm-py train: error: d64_linear_sum_AssocSeq40N40R0.csv: ")
     assert len(read_log(folder / "logs" / "d64_linear_sum_AssocSeq40N40R0.csv")) == 1

@@ -310,6 +310,7 @@ with locked(Path({str(folder)!r})):
 
 
 def limit_file_size():
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage's data would not fit either, and it would say so
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
 
 
