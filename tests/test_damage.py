@@ -147,8 +147,12 @@ def test_a_damaged_log(folder, damage, capsys):
 
 def limited(size, *argv):
     """A command that may write no file beyond `size` bytes, which stands in for a full disk."""
+    def limit():
+        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage's data would not fit either, and it would say so
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
     return subprocess.run([sys.executable, "-m", "fwm_py", *map(str, argv)], capture_output=True, text=True, timeout=60,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
+                          preexec_fn=limit)
 
 
 @pytest.mark.parametrize("size, name", [(3, "logs.manifest.csv"), (400, "logs.manifest.csv")])
