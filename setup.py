@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 
 def require(package: str, least: int) -> None:
-    """What pyproject.toml requires: without isolation pip looks for nothing, and an older one fails later, obscurely."""
+    """What pyproject.toml requires: without isolation pip does not look, and an older one fails later, obscurely."""
     try:
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -52,13 +52,16 @@ COMMON_FLAGS = ["-ffp-contract=off"]
 WARNING_FLAGS = [
     "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Wno-pass-failed", "-Werror",
 ]
-NO_COMPILER = """fwm_py: found no compiler {compiler!r}, and its core is written in C. Install gcc or clang (Debian and Ubuntu: \
-apt install gcc libc6-dev; Fedora: dnf install gcc; macOS: xcode-select --install), or name yours: CC=clang pip install ."""
-NO_HEADERS = """fwm_py: {compiler!r} compiles no program that includes Python.h; install the headers of Python and of the C \
-library (Debian and Ubuntu: apt install python3-dev libc6-dev; Fedora: dnf install python3-devel). It says:
+NO_COMPILER = """\
+fwm_py: found no compiler {compiler!r}, and its core is written in C. Install gcc or clang (Debian and Ubuntu: apt install \
+gcc libc6-dev; Fedora: dnf install gcc; macOS: xcode-select --install), or name yours: CC=clang pip install ."""
+NO_HEADERS = """\
+fwm_py: {compiler!r} compiles no program that includes Python.h; install the headers of Python and of the C library \
+(Debian and Ubuntu: apt install python3-dev libc6-dev; Fedora: dnf install python3-devel). It says:
 {said}"""
-NO_OPENMP = """{compiler!r} has no OpenMP, so that fwm_py will use one thread only. For more, install OpenMP's library (gcc: \
-libgomp; clang on Debian and Ubuntu: apt install libomp-dev) and build again; for one thread without this warning build with \
+NO_OPENMP = """\
+{compiler!r} has no OpenMP, so that fwm_py will use one thread only. For more, install OpenMP's library (gcc: libgomp; \
+clang on Debian and Ubuntu: apt install libomp-dev) and build again; for one thread without this warning build with \
 FWM_PY_NO_OPENMP=1"""
 
 PRECISIONS = {"float": 0, "double": 1}

@@ -54,7 +54,8 @@ def test_no_compiler(tree):
     done = build(tree, CC="no-such-compiler")
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert last.startswith("fwm_py: found no compiler 'no-such-compiler'") and "apt install gcc" in last and "CC=" in last
+    assert last.startswith("fwm_py: found no compiler 'no-such-compiler'")
+    assert "apt install gcc" in last and "CC=" in last
 
 
 def test_compiler_that_compiles_nothing(tree, tmp_path):
