@@ -49,6 +49,8 @@ int fwm_check_unmasked(PyObject *given, const char *name)
 
 PyArrayObject *fwm_any_array(PyObject *given, const char *name)
 {
+    if (PyArray_CheckExact(given))
+        return (PyArrayObject *)Py_NewRef(given);
     if (fwm_check_unmasked(given, name) < 0)
         return NULL;
     PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(given);

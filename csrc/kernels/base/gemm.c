@@ -9,24 +9,32 @@
 #include "kernels/base/vector.h"
 
 typedef struct {
-    const real *data; /* of row i: data[i * row]; NULL for none */
+    const real *data; /* of row i: data[i * row] */
     size_t row;
 } Factors;
 
 static inline Factors factors_from(Factors f, size_t row)
 {
-    return (Factors){f.data ? f.data + row * f.row : NULL, f.row};
+    return (Factors){f.data + row * f.row, f.row};
 }
 
-/* A column of tiles: m rows, a multiple of MR, by NV vectors. C = diag(gamma) C0 + A B + diag(whole) C0, the last if it is there. */
+static const Decay no_decay = {NULL, NULL};
+
+static inline Decay decay_from(Decay d, size_t row)
+{
+    return d.rest ? (Decay){d.rest + row, d.one_more + row} : no_decay;
+}
+
+/* A column of tiles: m rows, a multiple of MR, by NV vectors. C = diag(gamma) C0 + A B, or, if there is a
+ * decay, diag(decay) C0 + A B. */
 #define MICRO_KERNEL(MR, NV)                                                                                                \
     static void tile_##MR##x##NV(size_t k, const real *a, size_t row, size_t column, const real *b, size_t ldb,              \
-                                 Factors gamma, Factors whole, const real *c0, real *c, size_t ldc)                          \
+                                 Factors gamma, Decay decay, const real *c0, real *c, size_t ldc)                          \
     {                                                                                                                        \
         vec acc[MR][NV];                                                                                                     \
         _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                             \
             _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                          \
-                acc[i][v] = c0 ? gamma.data[i * gamma.row] * vec_load(c0 + i * ldc + v * FWM_LANES) : (vec){0};              \
+                acc[i][v] = c0 && !decay.rest ? gamma.data[i * gamma.row] * vec_load(c0 + i * ldc + v * FWM_LANES) : (vec){0};              \
         for (size_t kk = 0; kk < k; kk++) {                                                                                  \
             vec along[NV];                                                                                                   \
             _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                          \
@@ -39,23 +47,25 @@ static inline Factors factors_from(Factors f, size_t row)
             a += column;                                                                                                     \
             b += ldb;                                                                                                        \
         }                                                                                                                    \
-        if (whole.data)                                                                                                      \
+        if (decay.rest)                                                                                                      \
             _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                         \
-                _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                      \
-                    acc[i][v] += whole.data[i * whole.row] * vec_load(c0 + i * ldc + v * FWM_LANES);                         \
+                _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++) {                                                    \
+                    const vec x = vec_load(c0 + i * ldc + v * FWM_LANES);                                                    \
+                    acc[i][v] = (acc[i][v] + decay.rest[i] * x) + vec_masked(x, decay.one_more[i]);                          \
+                }                                                                                                            \
         _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                             \
             _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                          \
                 vec_store(c + i * ldc + v * FWM_LANES, acc[i][v]);                                                           \
     }                                                                                                                        \
-    static void rows_##MR##x##NV(size_t m, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Factors whole,     \
+    static void rows_##MR##x##NV(size_t m, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Decay decay,     \
                                  const real *c0, real *c, size_t ldc)                                                        \
     {                                                                                                                        \
         for (size_t i = 0; i < m; i += MR)                                                                                   \
-            tile_##MR##x##NV(k, a.data + i * a.row, a.row, a.column, b, ldb, factors_from(gamma, i), factors_from(whole, i),  \
+            tile_##MR##x##NV(k, a.data + i * a.row, a.row, a.column, b, ldb, factors_from(gamma, i), decay_from(decay, i),  \
                              c0 ? c0 + i * ldc : NULL, c + i * ldc, ldc);                                                    \
     }
 
-typedef void (*MicroKernel)(size_t m, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Factors whole,
+typedef void (*MicroKernel)(size_t m, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Decay decay,
                             const real *c0, real *c, size_t ldc);
 
 typedef struct {
@@ -120,7 +130,7 @@ static const Shape *shapes_for(size_t vectors, size_t *width)
     return one_vector;
 }
 
-static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Factors whole, const real *c0,
+static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Decay decay, const real *c0,
                      real *c, size_t ldc)
 {
     if (n == 0)
@@ -144,8 +154,8 @@ static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, siz
                     rows = (i1 - i) / shape->rows * shape->rows;
                     const Strided a_rows = {a.data + i * a.row + k0 * a.column, a.row, a.column};
                     const Factors scale = k0 ? (Factors){one, 0} : factors_from(gamma, i);
-                    const Factors last = k0 ? (Factors){NULL, 0} : factors_from(whole, i);
-                    shape->run(rows, k_here, a_rows, b + k0 * ldb + j, ldb, scale, last, start ? start + i * ldc + j : NULL,
+                    const Decay first = k0 ? no_decay : decay_from(decay, i);
+                    shape->run(rows, k_here, a_rows, b + k0 * ldb + j, ldb, scale, first, start ? start + i * ldc + j : NULL,
                                c + i * ldc + j, ldc);
                 }
             }
@@ -156,14 +166,10 @@ static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, siz
 
 void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real gamma, const real *c0, real *c, size_t ldc)
 {
-    multiply(m, n, k, a, b, ldb, (Factors){&gamma, 0}, (Factors){NULL, 0}, c0, c, ldc);
+    multiply(m, n, k, a, b, ldb, (Factors){&gamma, 0}, no_decay, c0, c, ldc);
 }
 
-void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, const real *whole, const real *rest,
-                  const real *c0, real *c, size_t ldc)
+void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Decay decay, const real *c0, real *c, size_t ldc)
 {
-    if (whole)
-        multiply(m, n, k, a, b, ldb, (Factors){rest, 1}, (Factors){whole, 1}, c0, c, ldc);
-    else
-        gemm(m, n, k, a, b, ldb, 1, c0, c, ldc);
+    multiply(m, n, k, a, b, ldb, (Factors){one, 0}, decay, c0, c, ldc);
 }

@@ -1,7 +1,7 @@
 #ifndef FWM_KERNELS_GEMM_H
 #define FWM_KERNELS_GEMM_H
 
-#include "kernels/base/real.h"
+#include "kernels/base/vector.h"
 
 #define gemm FWM_NAME(gemm)
 #define gemm_decayed FWM_NAME(gemm_decayed)
@@ -27,9 +27,15 @@ static inline Strided transposed(const real *data, size_t ld)
  * whatever m and n, so that splitting the rows or columns over threads changes no bit. */
 void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real gamma, const real *c0, real *c, size_t ldc);
 
-/* C = diag(whole + rest) C0 + A B: a factor for each row, in two parts (m each), computed as rest C0 + A B + whole C0. Where whole is 1
- * and the others are small, C0 is rounded once: hundreds of factors near 1, one after the other, lose little. whole NULL: no factors. */
-void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, const real *whole, const real *rest,
-                  const real *c0, real *c, size_t ldc);
+/* Factors of the rows of a matrix that is decayed, each in two parts, as exp_in_two makes them: rest, and one more where the mask is set. */
+typedef struct {
+    const real *rest; /* m, or NULL for no factors */
+    const lane_number *one_more;
+} Decay;
+
+/* C = diag(decay) C0 + A B, computed as (A B + rest C0) + C0. Where the factors are near 1, C0 is rounded once, at last: hundreds of
+ * them, one after the other, lose little. */
+void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Decay decay, const real *c0, real *c,
+                  size_t ldc);
 
 #endif

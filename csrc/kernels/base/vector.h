@@ -31,6 +31,21 @@ static inline vec vec_select(vec_mask mask, vec where_set, vec elsewhere)
     return (vec)(((vec_mask)where_set & mask) | ((vec_mask)elsewhere & ~mask));
 }
 
+/* x, read once: compilers would rather read it from memory again for each operation that takes an operand there. */
+static inline vec vec_in_register(vec x)
+{
+#if defined(__x86_64__)
+    __asm__("" : "+x"(x));
+#endif
+    return x;
+}
+
+/* x where all bits of the mask are set, 0 where none is */
+static inline vec vec_masked(vec x, lane_number mask)
+{
+    return (vec)((vec_mask)x & mask);
+}
+
 /* max(x, 0) and min(x, 0); NaN stays NaN, for which x86's instructions want x as the second operand. GCC makes a comparison and
  * a masked move of vec_select here, where one instruction would do. */
 #if defined(__AVX512F__) && FWM_VECTOR_BYTES == 64

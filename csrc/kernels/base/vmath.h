@@ -103,13 +103,14 @@ static inline real exp_real(real x)
     return x != x ? x : y;
 }
 
-/* exp(x) = whole + rest, with whole, which is returned, 1 where that is near and else 0: a product with it is exact. */
-static inline real exp_in_two(real x, real *rest)
+/* exp(x) = rest + 1 where that is near, and rest elsewhere. Returns a mask, of all bits in the first case and of none in the second:
+ * it makes y * exp(x) of rest * y + (y & mask). */
+static inline real_bits exp_in_two(real x, real *rest)
 {
     real_bits n;
     const real e = exp_reduced(x, &n), y = times_power_of_two(1 + e, n);
     *rest = x != x ? x : n == 0 ? e : y;
-    return n == 0 ? 1 : 0;
+    return n == 0 ? -1 : 0;
 }
 
 /* exp(x), one factor of a product: *lost is what rounding the factors before has left out, relative to the product, and becomes what it
@@ -130,10 +131,8 @@ static inline double exp_in_double(real x)
 #else
     real_bits n;
     const double e = exp_reduced(x, &n);
-    const int64_t bits = (int64_t)(n + 1023) << 52;
-    double power;
-    memcpy(&power, &bits, sizeof power);
-    return x != x ? x : (1 + e) * power;
+    const real_bits half = n >> 1;
+    return x != x ? x : (1 + e) * power_of_two(half) * power_of_two(n - half);
 #endif
 }
 

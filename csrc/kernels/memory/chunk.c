@@ -36,8 +36,9 @@ Chunk take_chunk(const ChunkShape *s, uintptr_t *next)
     c.from_start = take_numbers(next, C);
     c.decays = take_numbers(next, C * C);
     c.a = take_numbers(next, s->gate == FWM_CHANNEL_GATE ? C * ld : 0);
-    c.whole = take_numbers(next, ld);
-    c.rest = take_numbers(next, ld);
+    c.decay = take_numbers(next, ld);
+    if (gated)
+        c.in_two = (Decay){take_numbers(next, ld), take(next, ld * sizeof(lane_number))};
     c.scores = take_numbers(next, M * C);
     c.qk = take_numbers(next, M * C);
     c.z0 = take_numbers(next, ld);
@@ -118,21 +119,23 @@ static void scores_of_blocks(Chunk *c)
 static void decays_of_scalars(Chunk *c)
 {
     double a[C], product = 1, row[C] = {0}; /* row: a_{s+1} .. a_t */
-#pragma omp simd
     for (size_t t = 0; t < C; t++)
         a[t] = exp_in_double(c->g[t]);
     for (size_t t = 0; t < C; t++) {
         for (size_t s = 0; s < C; s++)
-            row[s] = s < t ? row[s] * a[t] : s == t;
+            row[s] = s == t ? 1 : row[s] * a[t];
         for (size_t s = 0; s < C; s++)
-            c->decays[t * C + s] = (real)row[s];
+            c->decays[t * C + s] = s > t ? 0 : (real)row[s];
         product *= a[t];
         c->from_start[t] = (real)product;
     }
-    const real whole = product > 0.7 && product < 1.4 ? 1 : 0, rest = (real)(product - whole);
+    const bool near_one = product > 0.7 && product < 1.4;
+    real *rest = (real *)c->in_two.rest;
+    lane_number *one_more = (lane_number *)c->in_two.one_more;
     for (size_t i = 0; i < c->shape.ld; i++) {
-        c->whole[i] = whole;
-        c->rest[i] = rest;
+        c->decay[i] = (real)product;
+        rest[i] = (real)(product - near_one);
+        one_more[i] = -(lane_number)near_one;
     }
 }
 
@@ -149,24 +152,25 @@ static void prepare_scalar(Chunk *c)
         multiply_row(C, c->decays + (C - 1) * C, c->k_t + i * C, c->k1_t + i * C);
 }
 
-/* a, and the chunk's decay, whose rows hold the sums of gates and what is lost of a product first. */
+/* a, and the two parts of the chunk's decay. The rows of decay and rest hold the sums of gates, and what a product has lost, first. */
 static void decays_of_channels(Chunk *c)
 {
     const size_t ld = c->shape.ld;
-    real *restrict sums = c->whole, *restrict lost = c->rest;
+    real *restrict sums = c->decay, *restrict rest = (real *)c->in_two.rest;
+    lane_number *restrict one_more = (lane_number *)c->in_two.one_more;
     memset(sums, 0, ld * sizeof(real));
-    memset(lost, 0, ld * sizeof(real));
+    memset(rest, 0, ld * sizeof(real));
     for (size_t t = 0; t < C; t++) {
         real *restrict a = c->a + t * ld;
 #pragma omp simd
         for (size_t i = 0; i < ld; i++) {
             sums[i] += a[i];
-            a[i] = exp_of_product(a[i], &lost[i]);
+            a[i] = exp_of_product(a[i], &rest[i]);
         }
     }
 #pragma omp simd
     for (size_t i = 0; i < ld; i++)
-        sums[i] = exp_in_two(sums[i], &lost[i]);
+        one_more[i] = exp_in_two(sums[i], &rest[i]);
 }
 
 /* key *= a, and the products of two readers with it. */
@@ -215,13 +219,12 @@ static void prepare_channels(Chunk *c)
                 scores[r * C * C] = dot(ld, x + r * C * ld, key);
         }
     }
-    for (size_t i = 0; i < ld; i += FWM_LANES) {
-        vec from_start = vec_load(c->a + i);
-        for (size_t t = 0; t < C; t++) {
-            from_start = t > 0 ? from_start * vec_load(c->a + t * ld + i) : from_start;
-            for (size_t m = t; m < readers * C; m += C)
-                vec_store(c->x0 + m * ld + i, from_start * vec_load(c->x + m * ld + i));
-        }
+    memcpy(c->decay, c->a, ld * sizeof(real));
+    for (size_t t = 0; t < C; t++) {
+        if (t > 0)
+            multiply_row(ld, c->a + t * ld, c->decay, c->decay);
+        for (size_t r = 0; r < readers; r++)
+            multiply_row(ld, c->decay, c->x + (r * C + t) * ld, c->x0 + (r * C + t) * ld);
     }
     transpose(C, ld, c->k1, ld, c->k1_t, C);
 }

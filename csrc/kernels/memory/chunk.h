@@ -21,7 +21,7 @@
 #ifndef FWM_KERNELS_MEMORY_CHUNK_H
 #define FWM_KERNELS_MEMORY_CHUNK_H
 
-#include "kernels/base/vector.h"
+#include "kernels/base/gemm.h"
 #include "kernels/base/workspace.h"
 #include "kernels/memory/head.h"
 
@@ -43,7 +43,8 @@ typedef struct {
     real *from_start; /* C, scalar gate: a_0 .. a_t */
     real *decays;     /* C x C, scalar gate: a_{s+1} .. a_t, 0 for s > t */
     real *a;          /* C x ld, channel gate */
-    real *whole, *rest; /* ld: the two parts of decay (exp_in_two) */
+    real *decay;      /* ld */
+    Decay in_two;     /* ld: its two parts; none without a gate */
     real *scores;     /* M x C */
     real *z0;         /* ld: the sum of keys before the chunk, with normalize */
     real *reciprocal; /* M: of the denominators, with normalize */

@@ -108,7 +108,7 @@ static void scalar_gate_backward(const Chunk *c, const real *dscores, const Chun
 {
     const size_t ld = c->shape.ld, M = c->shape.readers * C;
     real later[C + 1], straddling[C]; /* what readers from t on ask of S0; pairs of s and a reader from t on */
-    const real through = dot(ld, c->whole, sum_over_columns->ddecay) + dot(ld, c->rest, sum_over_columns->ddecay);
+    const real through = dot(ld, c->decay, sum_over_columns->ddecay);
     memset(straddling, 0, sizeof straddling);
     later[C] = 0;
     for (size_t t = C; t-- > 0;) {
@@ -140,7 +140,7 @@ static void channel_gate_backward(const Chunk *c, const ChunkGradients *sum_over
                 later += vec_load(c->x0 + m * ld + i) * vec_load(w->dx + m * ld + i);
             vec_store(w->dg + t * ld + i, later);
         }
-        const vec through = (vec_load(c->whole + i) + vec_load(c->rest + i)) * vec_load(sum_over_columns->ddecay + i);
+        const vec through = vec_load(c->decay + i) * vec_load(sum_over_columns->ddecay + i);
         for (size_t t = 0; t < C; t++) {
             vec_store(w->dg + t * ld + i, vec_load(w->dg + t * ld + i) + (through + before));
             before += vec_load(c->k1 + t * ld + i) * vec_load(w->dk + t * ld + i);

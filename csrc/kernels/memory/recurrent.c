@@ -2,7 +2,7 @@
  *
  *     S = diag(a) S,   n = u - S^T e,   S += k n^T,   o = S^T q,                  a = exp(g), q scaled
  *
- * computed as o = (diag(a) S)^T q + (k . q) n, so that S is read once for both products and once for the write. There a S is
+ * computed as n = u - S^T (a e), o = S^T (a q) + (k . q) n, so that S is read once for both products and once for the write. There a S is
  * added up from two parts (exp_in_two), and the state is rounded once: the rounding of a weak gate's a, or of a S, would have one sign at
  * all tokens. */
 #include "kernels/memory/recurrent.h"
@@ -28,8 +28,10 @@ typedef struct {
 
 typedef struct {
     real *k, *e, *q;     /* ld, ld, R x ld: of the token */
-    real *a, *whole, *rest; /* ld: exp(g), and its two parts */
+    real *a, *rest;      /* ld: exp(g), and its two parts */
+    lane_number *one_more;
     real *z;             /* ld: the sum of keys */
+    real *own;           /* R: k . q */
     real *reciprocal;    /* R: of the denominators; 1 without normalize */
     real *u, *o;         /* W */
     real *slab;          /* K x W: columns that are not whole vectors */
@@ -47,53 +49,67 @@ static Memory take_memory(const Recurrence *f, uintptr_t *next)
     const size_t row = f->ld * sizeof(real);
     return (Memory){
         .k = take(next, row), .e = take(next, row), .q = take(next, row * queries_per_state(m)), .a = take(next, row),
-        .whole = take(next, row), .rest = take(next, row),
-        .z = take(next, row), .reciprocal = take(next, queries_per_state(m) * sizeof(real)),
+        .rest = take(next, row), .one_more = take(next, f->ld * sizeof(lane_number)),
+        .z = take(next, row), .own = take(next, queries_per_state(m) * sizeof(real)),
+        .reciprocal = take(next, queries_per_state(m) * sizeof(real)),
         .u = take(next, W * sizeof(real)), .o = take(next, W * sizeof(real)),
         .slab = take(next, m->K * W * sizeof(real)), .state = take(next, m->final_state ? 0 : m->K * m->V * sizeof(real)),
     };
 }
 
-/* er = (a S)^T e and o = (a S)^T q on W columns; rows of S lie ld apart. */
-static inline void read_columns(size_t K, const real *S, size_t ld, const real *a, const real *e, const real *q, vec *er, vec *o)
+/* er = S^T e and o = S^T q on W columns; rows of S lie ld apart. */
+static inline void read_columns(size_t K, const real *S, size_t ld, const real *e, const real *q, vec *er, vec *o)
 {
+    vec along_e[NV] = {{0}}, along_q[NV] = {{0}}; /* in registers */
     for (size_t i = 0; i < K; i++, S += ld)
         for (size_t v = 0; v < NV; v++) {
-            const vec s = a[i] * vec_load(S + v * FWM_LANES);
-            er[v] += e[i] * s;
-            o[v] += q[i] * s;
+            const vec s = vec_in_register(vec_load(S + v * FWM_LANES));
+            along_e[v] += e[i] * s;
+            along_q[v] += q[i] * s;
         }
+    for (size_t v = 0; v < NV; v++) {
+        er[v] = along_e[v];
+        o[v] = along_q[v];
+    }
 }
 
-static inline void write_columns(size_t K, const real *S, size_t ld, const real *whole, const real *rest, const real *k,
-                                 const vec *n, real *out, size_t ld_out)
+/* out = diag(a) S + k n^T, the parts of a a number for each row, or the same for all. */
+ALWAYS_INLINE void write_columns(size_t K, const real *S, size_t ld, const real *rest, const lane_number *one_more, bool same,
+                                 const real *k, const vec *n, real *out, size_t ld_out)
 {
-    for (size_t i = 0; i < K; i++, S += ld, out += ld_out)
+    const real first = rest[0];
+    const lane_number first_mask = one_more[0];
+    const vec n0 = n[0], n1 = n[NV - 1]; /* NV is 2 or more: pairs of vectors */
+    for (size_t i = 0; i < K; i++, S += ld, out += ld_out) {
+        const real rest_i = same ? first : rest[i], k_i = k[i];
+        const lane_number mask = same ? first_mask : one_more[i];
         for (size_t v = 0; v < NV; v++) {
-            const vec s = vec_load(S + v * FWM_LANES);
-            vec_store(out + v * FWM_LANES, whole[i] * s + (rest[i] * s + k[i] * n[v]));
+            const vec s = vec_in_register(vec_load(S + v * FWM_LANES));
+            const vec n_v = NV == 2 ? (v ? n1 : n0) : n[v];
+            vec_store(out + v * FWM_LANES, vec_masked(s, mask) + (rest_i * s + k_i * n_v));
         }
+    }
 }
 
 /* One token on W columns: S -> out, which may be the same; o (rows of o_stride, n columns each) is what the queries read. */
 static void step(const Head *h, const Memory *w, size_t ld, const real *S, size_t ld_S, real *out, size_t ld_out, size_t n, real *o)
 {
     const size_t R = h->R;
-    vec er[NV] = {{0}}, read[NV] = {{0}}, written[NV];
-    read_columns(h->K, S, ld_S, w->a, w->e, w->q, er, read);
+    vec er[NV], read[NV], written[NV];
+    read_columns(h->K, S, ld_S, w->e, w->q, er, read);
     for (size_t v = 0; v < NV; v++)
         written[v] = vec_load(w->u + v * FWM_LANES) - er[v];
     for (size_t r = 0; r < R; r++) {
-        if (r > 0) {
-            memset(read, 0, sizeof read);
-            read_columns(h->K, S, ld_S, w->a, w->e, w->q + r * ld, er, read);
-        }
-        const real own = dot(ld, w->k, w->q + r * ld);
+        if (r > 0)
+            read_columns(h->K, S, ld_S, w->e, w->q + r * ld, er, read);
         for (size_t v = 0; v < NV; v++)
-            vec_store(w->o + v * FWM_LANES, w->reciprocal[r] * (read[v] + own * written[v]));
+            vec_store(w->o + v * FWM_LANES, w->reciprocal[r] * (read[v] + w->own[r] * written[v]));
         memcpy(o + r * h->V, w->o, n * sizeof(real));
     }
-    write_columns(h->K, S, ld_S, w->whole, w->rest, w->k, written, out, ld_out);
+    if (h->m->gate == FWM_CHANNEL_GATE)
+        write_columns(h->K, S, ld_S, w->rest, w->one_more, false, w->k, written, out, ld_out);
+    else
+        write_columns(h->K, S, ld_S, w->rest, w->one_more, true, w->k, written, out, ld_out);
 }
 
 /* The token's rows; without a gate a is 1, without erasing e is 0. */
@@ -103,15 +119,24 @@ static void load_rows(const Head *h, const Recurrence *f, size_t t, const Memory
     load_erase_keys(h, t, 1, f->ld, w->k, w->e);
     load_queries(h, t, 1, f->ld, w->q, 0, f->ld);
     if (f->m->gate != FWM_NO_GATE)
-        load_decays(h, t, f->ld, w->a, w->whole, w->rest);
+        load_decays(h, t, f->ld, w->a, w->rest, w->one_more);
+}
+
+/* What reads the state before the gate reads it through the gate: e and q become a e and a q. */
+static void decay_readers(const Head *h, const Recurrence *f, const Memory *w)
+{
+    for (size_t i = 0; i < f->ld; i++) {
+        w->e[i] = f->erases ? w->a[i] * w->e[i] : 0;
+        for (size_t r = 0; r < h->R; r++)
+            w->q[r * f->ld + i] *= w->a[i];
+    }
 }
 
 static void start(const Head *h, const Recurrence *f, const Memory *w)
 {
     memset(w->e, 0, f->ld * sizeof(real));
     memset(w->rest, 0, f->ld * sizeof(real));
-    for (size_t i = 0; i < f->ld; i++)
-        w->a[i] = w->whole[i] = 1;
+    memset(w->one_more, -1, f->ld * sizeof(lane_number));
     load_row(h->K, f->ld, h->initial_sum, w->z);
 }
 
@@ -122,8 +147,12 @@ static void step_token(const Head *h, const Recurrence *f, size_t t, const Memor
     load_rows(h, f, t, w);
     if (f->m->normalize)
         add(f->ld, w->k, w->z);
-    for (size_t r = 0; r < h->R; r++)
+    for (size_t r = 0; r < h->R; r++) {
+        w->own[r] = dot(f->ld, w->k, w->q + r * f->ld);
         w->reciprocal[r] = f->m->normalize ? 1 / (dot(f->ld, w->q + r * f->ld, w->z) + (real)f->m->eps) : 1;
+    }
+    if (f->m->gate != FWM_NO_GATE)
+        decay_readers(h, f, w);
     for (size_t p = 0; p < slabs_of(V); p++) {
         const Slab slab = slab_of(V, p);
         real *o = token(h->o, t) + slab.j0;

@@ -28,8 +28,8 @@ typedef struct {
 
 typedef struct {
     real *k, *e, *q, *dk, *de, *dq, *row;     /* ld; R x ld for q, dq */
-    real *a, *whole, *rest;                   /* ld: exp(g), and its two parts */
-    real *whole_later, *rest_later;           /* ld: of the token behind, which dS waits for */
+    real *a, *rest, *rest_later;              /* ld: exp(g), and its two parts; those of the token behind, which dS waits for */
+    lane_number *one_more, *one_more_later;
     real *dz;                                 /* ld */
     real *u, *n, *dn, *o;                     /* V */
     real *dS;                                 /* K x V */
@@ -41,12 +41,14 @@ static Memory take_memory(const Recurrence *f, uintptr_t *next)
     const size_t K = f->m->K, V = f->m->V, R = queries_per_state(f->m), row = f->ld * sizeof(real), column = V * sizeof(real);
     const size_t state = (K * V + f->ld) * sizeof(real);
     Memory w;
-    real **const rows[] = {&w.k, &w.e, &w.a, &w.whole, &w.rest, &w.whole_later, &w.rest_later, &w.dk, &w.de, &w.row, &w.dz};
+    real **const rows[] = {&w.k, &w.e, &w.a, &w.rest, &w.rest_later, &w.dk, &w.de, &w.row, &w.dz};
     real **const columns[] = {&w.u, &w.n, &w.dn, &w.o};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         *rows[i] = take(next, row);
     for (size_t i = 0; i < sizeof columns / sizeof columns[0]; i++)
         *columns[i] = take(next, column);
+    w.one_more = take(next, f->ld * sizeof(lane_number));
+    w.one_more_later = take(next, f->ld * sizeof(lane_number));
     w.q = take(next, R * row);
     w.dq = take(next, R * row);
     w.dS = take(next, state);
@@ -62,7 +64,7 @@ static void load_rows(const Head *h, const Recurrence *f, size_t t, const Memory
     load_queries(h, t, 1, f->ld, w->q, 0, f->ld);
     load_value(h, t, 0, h->V, w->u);
     if (f->m->gate != FWM_NO_GATE)
-        load_decays(h, t, f->ld, w->a, w->whole, w->rest);
+        load_decays(h, t, f->ld, w->a, w->rest, w->one_more);
 }
 
 /* out = S'^T x, S' = diag(a) S */
@@ -85,7 +87,7 @@ static void write_token(const Head *h, const Recurrence *f, size_t t, const Memo
         w->n[j] = w->u[j] - w->n[j];
     for (size_t i = 0; i < K; i++)
         for (size_t j = 0; j < V; j++)
-            next[i * V + j] = w->whole[i] * S[i * V + j] + (w->rest[i] * S[i * V + j] + w->k[i] * w->n[j]);
+            next[i * V + j] = (w->one_more[i] ? S[i * V + j] : 0) + (w->rest[i] * S[i * V + j] + w->k[i] * w->n[j]);
     for (size_t i = 0; i < f->ld; i++)
         next[K * V + i] = S[K * V + i] + w->k[i];
 }
@@ -102,12 +104,13 @@ static void read_backward(const Head *h, const Recurrence *f, size_t t, size_t r
             den += z[i] * q[i];
     }
     for (size_t i = 0; i < K; i++) {
-        const real whole = r == 0 ? w->whole_later[i] : 1, rest = r == 0 ? w->rest_later[i] : 0;
+        const bool one_more = r > 0 || w->one_more_later[i];
+        const real rest = r == 0 ? w->rest_later[i] : 0;
         real along = 0;
         for (size_t j = 0; j < V; j++) {
             const real dS = w->dS[i * V + j];
             along += S_t[i * V + j] * (dout[j] / den);
-            w->dS[i * V + j] = whole * dS + (rest * dS + q[i] * (dout[j] / den));
+            w->dS[i * V + j] = (one_more ? dS : 0) + (rest * dS + q[i] * (dout[j] / den));
         }
         dq[i] = along;
         dden -= along * q[i] / den;
@@ -149,7 +152,7 @@ static void backward_token(const Head *h, const Recurrence *f, size_t t, const M
     }
     if (f->m->gate == FWM_SCALAR_GATE)
         *token(h->dg, t) = dg_sum;
-    memcpy(w->whole_later, w->whole, f->ld * sizeof(real));
+    memcpy(w->one_more_later, w->one_more, f->ld * sizeof(lane_number));
     memcpy(w->rest_later, w->rest, f->ld * sizeof(real));
     const real dbeta = store_value(h, t, 0, V, w->dn);
     store_token(h, t, f->ld, w->k, dbeta, w->dk, w->de, w->dq, f->ld, w->row);
@@ -162,7 +165,9 @@ static void backward_head(const Head *h, const Recurrence *f, const Memory *w)
     memset(w->rest, 0, f->ld * sizeof(real));
     memset(w->rest_later, 0, f->ld * sizeof(real));
     for (size_t i = 0; i < f->ld; i++)
-        w->a[i] = w->whole[i] = w->whole_later[i] = 1;
+        w->a[i] = 1;
+    memset(w->one_more, -1, f->ld * sizeof(lane_number));
+    memset(w->one_more_later, -1, f->ld * sizeof(lane_number));
     load_row(K * V, K * V, h->initial_state, w->checkpoints);
     load_row(K, f->ld, h->initial_sum, w->checkpoints + K * V);
     load_row(K * V, K * V, h->dfinal_state, w->dS);
@@ -181,7 +186,7 @@ static void backward_head(const Head *h, const Recurrence *f, const Memory *w)
     }
     for (size_t i = 0; h->dinitial_state && i < K; i++)
         for (size_t j = 0; j < V; j++)
-            h->dinitial_state[i * V + j] = w->whole_later[i] * w->dS[i * V + j] + w->rest_later[i] * w->dS[i * V + j];
+            h->dinitial_state[i * V + j] = (w->one_more_later[i] ? w->dS[i * V + j] : 0) + w->rest_later[i] * w->dS[i * V + j];
     if (h->dinitial_sum)
         give(K, w->dz, h->first_of_key, h->dinitial_sum);
 }

@@ -64,7 +64,7 @@ size_t slab_scratch(const ChunkShape *s)
 void update_state(const Chunk *c, const Slab *slab, const real *S0, const real *N, real *S)
 {
     const ChunkShape *s = &c->shape;
-    gemm_decayed(s->K, slab->padded, C, rows_of(c->k1_t, C), N, W, s->gate == FWM_NO_GATE ? NULL : c->whole, c->rest, S0, S, W);
+    gemm_decayed(s->K, slab->padded, C, rows_of(c->k1_t, C), N, W, c->in_two, S0, S, W);
 }
 
 void write_chunk(const Head *h, size_t t0, const Chunk *c, const Slab *slab, const real *S0, real *S, real *N,

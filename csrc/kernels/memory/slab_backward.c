@@ -108,5 +108,5 @@ void write_chunk_backward(const Head *h, size_t t0, const Chunk *c, const Slab *
     gemm(M, C, columns, rows_of(w.Y, W), w.N_t, C, 0, NULL, part->dscores, C);
     for (size_t i = 0; s->gate != FWM_NO_GATE && i < K; i++)
         part->ddecay[i] = dot(columns, S0 + i * W, dS + i * W);
-    gemm_decayed(K, columns, M, rows_of(c->x0_t, M), w.Y, W, s->gate == FWM_NO_GATE ? NULL : c->whole, c->rest, dS, dS, W);
+    gemm_decayed(K, columns, M, rows_of(c->x0_t, M), w.Y, W, c->in_two, dS, dS, W);
 }

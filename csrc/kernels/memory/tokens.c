@@ -56,19 +56,20 @@ void load_gates(const Head *h, size_t t0, size_t n, size_t ld, real *restrict g)
             load_row(h->K, ld, token(h->g, t0 + t), g + t * ld);
 }
 
-void load_decays(const Head *h, size_t t, size_t ld, real *restrict a, real *restrict whole, real *restrict rest)
+void load_decays(const Head *h, size_t t, size_t ld, real *restrict a, real *restrict rest,
+                 lane_number *restrict one_more)
 {
     const size_t n = h->m->gate == FWM_SCALAR_GATE ? 1 : ld;
     load_gates(h, t, 1, ld, a);
 #pragma omp simd
     for (size_t i = 0; i < n; i++) {
-        whole[i] = exp_in_two(a[i], &rest[i]);
-        a[i] = whole[i] + rest[i];
+        one_more[i] = exp_in_two(a[i], &rest[i]);
+        a[i] = rest[i] - (real)one_more[i];
     }
     for (size_t i = n; i < ld; i++) {
         a[i] = a[0];
-        whole[i] = whole[0];
         rest[i] = rest[0];
+        one_more[i] = one_more[0];
     }
 }
 

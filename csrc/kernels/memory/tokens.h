@@ -37,7 +37,7 @@ void load_erase_keys(const Head *, size_t t0, size_t n, size_t ld, const real *k
 void load_gates(const Head *, size_t t0, size_t n, size_t ld, real *g);
 
 /* a = exp(g) of a token, and its two parts (exp_in_two): ld numbers each, whatever the gate. */
-void load_decays(const Head *, size_t t, size_t ld, real *a, real *whole, real *rest);
+void load_decays(const Head *, size_t t, size_t ld, real *a, real *rest, lane_number *one_more);
 
 /* Columns j0 .. j0 + n - 1 of u. */
 void load_value(const Head *, size_t t, size_t j0, size_t n, real *u);
