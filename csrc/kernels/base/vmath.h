@@ -103,8 +103,8 @@ static inline real exp_real(real x)
     return x != x ? x : y;
 }
 
-/* exp(x) = rest + 1 where that is near, and rest elsewhere. Returns a mask, of all bits in the first case and of none in the second:
- * it makes y * exp(x) of rest * y + (y & mask). */
+/* exp(x) = rest + 1 where that is near, and rest elsewhere. Returns a mask, all bits set in the first case and none in the
+ * second, so that y exp(x) = rest y + (y & mask), where the second term is exact. */
 static inline real_bits exp_in_two(real x, real *rest)
 {
     real_bits n;

@@ -79,14 +79,15 @@ ALWAYS_INLINE void write_columns(size_t K, const real *S, size_t ld, const real 
 {
     const real first = rest[0];
     const lane_number first_mask = one_more[0];
-    const vec n0 = n[0], n1 = n[NV - 1]; /* NV is 2 or more: pairs of vectors */
+    vec written[NV]; /* of our own: in registers, whatever is stored */
+    for (size_t v = 0; v < NV; v++)
+        written[v] = n[v];
     for (size_t i = 0; i < K; i++, S += ld, out += ld_out) {
         const real rest_i = same ? first : rest[i], k_i = k[i];
         const lane_number mask = same ? first_mask : one_more[i];
         for (size_t v = 0; v < NV; v++) {
             const vec s = vec_in_register(vec_load(S + v * FWM_LANES));
-            const vec n_v = NV == 2 ? (v ? n1 : n0) : n[v];
-            vec_store(out + v * FWM_LANES, vec_masked(s, mask) + (rest_i * s + k_i * n_v));
+            vec_store(out + v * FWM_LANES, vec_masked(s, mask) + (rest_i * s + k_i * written[v]));
         }
     }
 }
