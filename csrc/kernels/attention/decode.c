@@ -4,7 +4,9 @@
  *
  *     m = max s2_j,   l = sum_j 2^(s2_j - m),   o = sum_j 2^(s2_j - m) v_j            (s2 = scale log2(e) q . k_j)
  *
- * which are then put together: with m the largest of the parts' m, o = sum 2^(m_part - m) o_part / sum 2^(m_part - m) l_part. */
+ * which are then put together: with m the largest of the parts' m,
+ *
+ *     o = sum 2^(m_part - m) o_part / sum 2^(m_part - m) l_part. */
 #include "kernels/attention/softmax_attention.h"
 #include "kernels/attention/tiles.h"
 #include "kernels/attention/weights.h"

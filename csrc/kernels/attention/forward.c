@@ -4,7 +4,8 @@
  *
  * tile by tile of keys, with a reference m_i and the sums so far, both to the base of 2 (s2 = s log2 e):
  *
- *     p_ij = 2^(s2_ij - m_i),   l_i += sum_j p_ij,   o_i += sum_j p_ij v_j;   in the end o_i /= l_i, lse_i = m_i ln 2 + log l_i
+ *     p_ij = 2^(s2_ij - m_i),   l_i += sum_j p_ij,   o_i += sum_j p_ij v_j;
+ *     in the end   o_i /= l_i,   lse_i = m_i ln 2 + log l_i
  *
  * m_i is a maximum of s2_ij that may lag behind: only where a score exceeds it by HEADROOM does it move to the maximum, and l_i
  * and o_i are multiplied by 2^(old - new). (Milakov, Gimelshein 2018; Dao et al. 2022; Vaswani et al. 2017.) */

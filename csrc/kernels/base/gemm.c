@@ -27,43 +27,47 @@ static inline Decay decay_from(Decay d, size_t row)
 
 /* A column of tiles: m rows, a multiple of MR, by NV vectors. C = diag(gamma) C0 + A B, or, if there is a
  * decay, diag(decay) C0 + A B. */
-#define MICRO_KERNEL(MR, NV)                                                                                                \
-    static void tile_##MR##x##NV(size_t k, const real *a, size_t row, size_t column, const real *b, size_t ldb,              \
-                                 Factors gamma, Decay decay, const real *c0, real *c, size_t ldc)                          \
-    {                                                                                                                        \
-        vec acc[MR][NV];                                                                                                     \
-        _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                             \
-            _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                          \
-                acc[i][v] = c0 && !decay.rest ? gamma.data[i * gamma.row] * vec_load(c0 + i * ldc + v * FWM_LANES) : (vec){0};              \
-        for (size_t kk = 0; kk < k; kk++) {                                                                                  \
-            vec along[NV];                                                                                                   \
-            _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                          \
-                along[v] = vec_load(b + v * FWM_LANES);                                                                      \
-            _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++) {                                                       \
-                const real x = a[i * row];                                                                                   \
-                _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                      \
-                    acc[i][v] += x * along[v];                                                                               \
-            }                                                                                                                \
-            a += column;                                                                                                     \
-            b += ldb;                                                                                                        \
-        }                                                                                                                    \
-        if (decay.rest)                                                                                                      \
-            _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                         \
-                _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++) {                                                    \
-                    const vec x = vec_load(c0 + i * ldc + v * FWM_LANES);                                                    \
-                    acc[i][v] = (acc[i][v] + decay.rest[i] * x) + vec_masked(x, decay.one_more[i]);                          \
-                }                                                                                                            \
-        _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                             \
-            _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                          \
-                vec_store(c + i * ldc + v * FWM_LANES, acc[i][v]);                                                           \
-    }                                                                                                                        \
-    static void rows_##MR##x##NV(size_t m, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Decay decay,     \
-                                 const real *c0, real *c, size_t ldc)                                                        \
-    {                                                                                                                        \
-        for (size_t i = 0; i < m; i += MR)                                                                                   \
-            tile_##MR##x##NV(k, a.data + i * a.row, a.row, a.column, b, ldb, factors_from(gamma, i), decay_from(decay, i),  \
-                             c0 ? c0 + i * ldc : NULL, c + i * ldc, ldc);                                                    \
+/* The formatter takes _Pragma for a call. */
+/* clang-format off */
+#define MICRO_KERNEL(MR, NV)                                                                                           \
+    static void tile_##MR##x##NV(size_t k, const real *a, size_t row, size_t column, const real *b, size_t ldb,        \
+                                 Factors gamma, Decay decay, const real *c0, real *c, size_t ldc)                      \
+    {                                                                                                                  \
+        vec acc[MR][NV];                                                                                               \
+        _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                       \
+            _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                    \
+                acc[i][v] = c0 && !decay.rest ? gamma.data[i * gamma.row] * vec_load(c0 + i * ldc + v * FWM_LANES)     \
+                                              : (vec){0};                                                              \
+        for (size_t kk = 0; kk < k; kk++) {                                                                            \
+            vec along[NV];                                                                                             \
+            _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                    \
+                along[v] = vec_load(b + v * FWM_LANES);                                                                \
+            _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++) {                                                 \
+                const real x = a[i * row];                                                                             \
+                _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                \
+                    acc[i][v] += x * along[v];                                                                         \
+            }                                                                                                          \
+            a += column;                                                                                               \
+            b += ldb;                                                                                                  \
+        }                                                                                                              \
+        if (decay.rest)                                                                                                \
+            _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                   \
+                _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++) {                                              \
+                    const vec x = vec_load(c0 + i * ldc + v * FWM_LANES);                                              \
+                    acc[i][v] = (acc[i][v] + decay.rest[i] * x) + vec_masked(x, decay.one_more[i]);                    \
+                }                                                                                                      \
+        _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                       \
+            _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                    \
+                vec_store(c + i * ldc + v * FWM_LANES, acc[i][v]);                                                     \
+    }                                                                                                                  \
+    static void rows_##MR##x##NV(size_t m, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Decay decay, \
+                                 const real *c0, real *c, size_t ldc)                                                  \
+    {                                                                                                                  \
+        for (size_t i = 0; i < m; i += MR)                                                                             \
+            tile_##MR##x##NV(k, a.data + i * a.row, a.row, a.column, b, ldb, factors_from(gamma, i),                   \
+                             decay_from(decay, i), c0 ? c0 + i * ldc : NULL, c + i * ldc, ldc);                        \
     }
+/* clang-format on */
 
 typedef void (*MicroKernel)(size_t m, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Decay decay,
                             const real *c0, real *c, size_t ldc);

@@ -20,18 +20,23 @@
 #define LANES(F, s) F(0, s), F(1, s)
 #endif
 
-#define STAGE(s)                                                                                                              \
-    _Pragma("GCC unroll 16") for (size_t i = 0; i < FWM_LANES; i++)                                                           \
-        if ((i & (s)) == 0) {                                                                                                 \
-            const vec upper = rows[i], lower = rows[i + (s)];                                                                 \
-            rows[i] = __builtin_shufflevector(upper, lower, LANES(UPPER, s));                                                 \
-            rows[i + (s)] = __builtin_shufflevector(upper, lower, LANES(LOWER, s));                                           \
+/* The formatter takes _Pragma for a call. */
+/* clang-format off */
+#define STAGE(s)                                                                                                       \
+    _Pragma("GCC unroll 16") for (size_t i = 0; i < FWM_LANES; i++)                                                    \
+        if ((i & (s)) == 0) {                                                                                          \
+            const vec upper = rows[i], lower = rows[i + (s)];                                                          \
+            rows[i] = __builtin_shufflevector(upper, lower, LANES(UPPER, s));                                          \
+            rows[i + (s)] = __builtin_shufflevector(upper, lower, LANES(LOWER, s));                                    \
         }
+/* clang-format on */
 
 static void transpose_square(const real *in, size_t ld_in, real *out, size_t ld_out)
 {
     vec rows[FWM_LANES];
-    _Pragma("GCC unroll 16") for (size_t i = 0; i < FWM_LANES; i++) rows[i] = vec_load(in + i * ld_in);
+#pragma GCC unroll 16
+    for (size_t i = 0; i < FWM_LANES; i++)
+        rows[i] = vec_load(in + i * ld_in);
     STAGE(1)
 #if FWM_LANES > 2
     STAGE(2)
@@ -42,7 +47,9 @@ static void transpose_square(const real *in, size_t ld_in, real *out, size_t ld_
 #if FWM_LANES > 8
     STAGE(8)
 #endif
-    _Pragma("GCC unroll 16") for (size_t i = 0; i < FWM_LANES; i++) vec_store(out + i * ld_out, rows[i]);
+#pragma GCC unroll 16
+    for (size_t i = 0; i < FWM_LANES; i++)
+        vec_store(out + i * ld_out, rows[i]);
 }
 #endif
 

@@ -15,7 +15,8 @@
 #include "runtime/threads.h"
 
 #define SHORTEST_SEGMENT 8                    /* chunks: their states fit the second-level cache */
-#define CHECKPOINT_BYTES ((size_t)12 << 20) /* of a head; with more, segments get longer, as far as that saves memory */
+/* Of a head; with more, segments get longer, as far as that saves memory. */
+#define CHECKPOINT_BYTES ((size_t)12 << 20)
 #define KEPT_BYTES ((size_t)17 << 20)       /* of a head's written values; with more, they are made again */
 
 typedef struct {
