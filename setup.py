@@ -31,8 +31,10 @@ def require(package: str, least: int) -> None:
     except importlib.metadata.PackageNotFoundError:
         version = None
     if version is None or int(version.split(".")[0]) < least:
-        sys.exit(f"fwm_py: building it needs {package} {least} or newer, here is {version or 'none'}; run pip install "
-                 f"'{package}>={least}', or build without --no-build-isolation")
+        sys.exit(
+            f"fwm_py: building it needs {package} {least} or newer, here is {version or 'none'}; run pip install "
+            f"'{package}>={least}', or build without --no-build-isolation"
+        )
 
 
 require("setuptools", 77)
@@ -43,15 +45,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # -std=c11 would switch contraction to FMA off, -ffast-math would flush denormals in the whole process.
-BASE_FLAGS = [
-    "-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-fno-lto",
-]
+BASE_FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-fno-lto"]
 # Random streams, initial parameters and means must not depend on the processor.
 COMMON_FLAGS = ["-ffp-contract=off"]
 # Not errors: sizes are size_t but indices of Python and NumPy signed; clang does not vectorise every loop it may.
-WARNING_FLAGS = [
-    "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Wno-pass-failed", "-Werror",
-]
+WARNING_FLAGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Wno-pass-failed", "-Werror"]
 NO_COMPILER = """\
 fwm_py: found no compiler {compiler!r}, and its core is written in C. Install gcc or clang (Debian and Ubuntu: apt install \
 gcc libc6-dev; Fedora: dnf install gcc; macOS: xcode-select --install), or name yours: CC=clang pip install ."""
@@ -75,8 +73,9 @@ class Variant(NamedTuple):
 VARIANTS = {
     "baseline": Variant(16, []),
     "avx2": Variant(32, ["-mavx2", "-mfma"]),
-    "avx512": Variant(64, ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma",
-                           "-mprefer-vector-width=512"]),
+    "avx512": Variant(
+        64, ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"]
+    ),
 }
 
 
@@ -119,8 +118,15 @@ class BuildCore(build_ext):
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
-            objects, target, libraries=["m"], library_dirs=self.library_dirs, runtime_library_dirs=self.rpath,
-            extra_postargs=link_flags, build_temp=self.build_temp, target_lang="c")
+            objects,
+            target,
+            libraries=["m"],
+            library_dirs=self.library_dirs,
+            runtime_library_dirs=self.rpath,
+            extra_postargs=link_flags,
+            build_temp=self.build_temp,
+            target_lang="c",
+        )
         if not self.inplace and Path("fwm_py").is_dir():
             # `python -m fwm_py` in the checkout imports the checkout's package, which needs the extension too.
             self.copy_file(target, "fwm_py")
@@ -141,8 +147,11 @@ class BuildCore(build_ext):
         units = [Unit("common", common, flags + COMMON_FLAGS + have)]
         for variant in variants:
             for precision, is_double in PRECISIONS.items():
-                defines = [f"-DFWM_VARIANT={variant}", f"-DFWM_VECTOR_BYTES={VARIANTS[variant].vector_bytes}",
-                           f"-DFWM_REAL_IS_DOUBLE={is_double}"]
+                defines = [
+                    f"-DFWM_VARIANT={variant}",
+                    f"-DFWM_VECTOR_BYTES={VARIANTS[variant].vector_bytes}",
+                    f"-DFWM_REAL_IS_DOUBLE={is_double}",
+                ]
                 units.append(Unit(f"{variant}_{precision}", kernels, flags + VARIANTS[variant].flags + defines))
         return units
 
@@ -209,7 +218,7 @@ class BuildCore(build_ext):
         """Compiles one source unless its object is newer than it and every header; returns the object."""
         unit, source, inputs = job
         folder = str(Path(self.build_temp, unit.name))
-        target, = self.compiler.object_filenames([source], output_dir=folder)
+        (target,) = self.compiler.object_filenames([source], output_dir=folder)
         newest = max(Path(path).stat().st_mtime_ns for path in inputs)
         if not Path(target).exists() or Path(target).stat().st_mtime_ns <= newest:
             self.compiler.compile([source], output_dir=folder, extra_postargs=self.include_flags + unit.flags)

@@ -10,6 +10,7 @@ layout again: o, final_state when one token is decoded, dq, dk, ... with the bac
     TorchAttention    torch.nn.functional.scaled_dot_product_attention, gradients by autograd
     Copy              a copy of the state: the least that touching it for one token can take
 """
+
 import math
 from dataclasses import dataclass
 
@@ -27,9 +28,9 @@ class Rule:
 
     inputs: tuple = ()
     channel_gate: bool = False  # g is (B, T, HV, K)
-    qk_norm: bool = False       # its models normalise q and k in the kernel
-    onnx: str = ""              # update_rule of com.microsoft.LinearAttention
-    transformers: tuple = ()    # modelling module; function for many tokens; function for one
+    qk_norm: bool = False  # its models normalise q and k in the kernel
+    onnx: str = ""  # update_rule of com.microsoft.LinearAttention
+    transformers: tuple = ()  # modelling module; function for many tokens; function for one
 
     @property
     def erases(self):
@@ -40,10 +41,19 @@ RULES = {
     "linear_attention": Rule(onnx="linear"),
     "gated_linear_attention": Rule(("g",), onnx="gated"),
     "delta_rule": Rule(("beta",), onnx="delta"),
-    "gated_delta_rule": Rule(("g", "beta"), qk_norm=True, onnx="gated_delta", transformers=(
-        "qwen3_next", "torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule")),
-    "kimi_delta_rule": Rule(("g", "beta"), channel_gate=True, qk_norm=True, onnx="gated_delta", transformers=(
-        "kimi_linear", "chunk_kimi_delta_attention", "recurrent_kimi_delta_attention")),
+    "gated_delta_rule": Rule(
+        ("g", "beta"),
+        qk_norm=True,
+        onnx="gated_delta",
+        transformers=("qwen3_next", "torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"),
+    ),
+    "kimi_delta_rule": Rule(
+        ("g", "beta"),
+        channel_gate=True,
+        qk_norm=True,
+        onnx="gated_delta",
+        transformers=("kimi_linear", "chunk_kimi_delta_attention", "recurrent_kimi_delta_attention"),
+    ),
     "gated_delta_rule_2": Rule(("g", "b", "w"), channel_gate=True),
     "fast_weight_memory": Rule(("beta",)),
     "softmax_attention": Rule(),
@@ -77,9 +87,14 @@ class Work:
 
     def shape(self, name):
         heads, size = {
-            "q": (self.H, self.K), "k": (self.H, self.K), "v": (self.HV, self.V), "o": (self.HV, self.V),
-            "g": (self.HV, self.K if self.rule.channel_gate else 0), "beta": (self.HV, 0),
-            "b": (self.HV, self.K), "w": (self.HV, self.V),
+            "q": (self.H, self.K),
+            "k": (self.H, self.K),
+            "v": (self.HV, self.V),
+            "o": (self.HV, self.V),
+            "g": (self.HV, self.K if self.rule.channel_gate else 0),
+            "beta": (self.HV, 0),
+            "b": (self.HV, self.K),
+            "w": (self.HV, self.V),
         }[name]
         return (self.B, self.T, heads, size) if size else (self.B, self.T, heads)
 
@@ -131,8 +146,13 @@ class Ours:
 
     def __call__(self):
         if self.work.decodes:
-            self.forward(*self.inputs, initial_state=self.state, output_final_state=True, out=(self.out, self.state),
-                         **self.options)
+            self.forward(
+                *self.inputs,
+                initial_state=self.state,
+                output_final_state=True,
+                out=(self.out, self.state),
+                **self.options,
+            )
             self.results = {"o": self.out, "final_state": self.state}
         elif self.work.function == "softmax_attention":
             self.attention()
@@ -152,7 +172,9 @@ class Ours:
             self.results = {"o": self.out}
 
     def make_gradients(self, **options):
-        self.gradients = self.backward(self.do, *self.inputs, out=self.gradients, **options)  # the first call makes them
+        self.gradients = self.backward(
+            self.do, *self.inputs, out=self.gradients, **options
+        )  # the first call makes them
         self.results |= {"d" + name: getattr(self.gradients, "d" + name) for name in self.work.names()}
 
     def arrays(self):
@@ -198,6 +220,7 @@ class Transformers(Torch):
 
     def __init__(self, work, inputs, backward, threads):
         import transformers  # a process that does not need it is spared the seconds
+
         transformers.logging.set_verbosity_error()  # that a faster package is missing, which needs a GPU
         super().__init__(work, inputs, backward, threads)
         family, many, one = work.rule.transformers
@@ -233,24 +256,39 @@ class OnnxRuntime:
         self.work = work
         feeds = {name: inputs[name].reshape(work.B, work.T, -1) for name in work.names()}
         feeds["state"] = inputs.get("initial_state", np.zeros((work.B, work.HV, work.K, work.V), np.float32))
-        self.session = onnxruntime.InferenceSession(self.model(feeds), self.session_options(threads),
-                                                    providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            self.model(feeds), self.session_options(threads), providers=["CPUExecutionProvider"]
+        )
         self.binding = self.session.io_binding()
         for name, array in feeds.items():
             self.binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-        self.o, self.state = (onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)
-                              for shape in ((work.B, work.T, work.HV * work.V), feeds["state"].shape))
+        self.o, self.state = (
+            onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)
+            for shape in ((work.B, work.T, work.HV * work.V), feeds["state"].shape)
+        )
         self.binding.bind_ortvalue_output("o", self.o)
         self.binding.bind_ortvalue_output("final_state", self.state)
 
     def model(self, feeds):
         names = [name if name in feeds else "" for name in ("q", "k", "v", "state", "g", "beta")]
-        node = helper.make_node("LinearAttention", names, ["o", "final_state"], domain="com.microsoft",
-                                update_rule=self.work.rule.onnx, q_num_heads=self.work.H, kv_num_heads=self.work.HV)
-        inputs, outputs = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name]
-                           for names in (names, ["o", "final_state"]))
-        model = helper.make_model(helper.make_graph([node], "one_node", inputs, outputs), ir_version=10, opset_imports=[
-            helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)])
+        node = helper.make_node(
+            "LinearAttention",
+            names,
+            ["o", "final_state"],
+            domain="com.microsoft",
+            update_rule=self.work.rule.onnx,
+            q_num_heads=self.work.H,
+            kv_num_heads=self.work.HV,
+        )
+        inputs, outputs = (
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name]
+            for names in (names, ["o", "final_state"])
+        )
+        model = helper.make_model(
+            helper.make_graph([node], "one_node", inputs, outputs),
+            ir_version=10,
+            opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)],
+        )
         return model.SerializeToString()
 
     @staticmethod

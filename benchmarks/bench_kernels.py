@@ -25,6 +25,7 @@ process of its own (Linux with glibc), to about 1 MB.
 
 Leave the machine alone meanwhile: beside a busy core PyTorch's one token takes 60 ms instead of half a one.
 """
+
 import argparse
 import ctypes
 import dataclasses
@@ -38,15 +39,15 @@ import sys
 import time
 from pathlib import Path
 
+import alternatives
 import rich.box
 import rich.console
 import rich.table
-import torch
-
-import alternatives
-import fwm_py
 import roofline
+import torch
 from alternatives import RULES, Ours, Work, disagreement, sides
+
+import fwm_py
 
 TURN, PAUSE = 0.05, 0.1  # seconds; onnxruntime's threads spin for about 0.06 after a call
 TOLERANCE = 1e-3
@@ -86,7 +87,8 @@ SWEEPS = {  # table: axis, its values, what does not change
 }
 
 SWEEP_TITLES = {
-    "tokens": "B 1, H HV 4, K V 128 (softmax 64)", "heads": "B 1, T 2048, K V 128 (softmax 64), H = HV",
+    "tokens": "B 1, H HV 4, K V 128 (softmax 64)",
+    "heads": "B 1, T 2048, K V 128 (softmax 64), H = HV",
     "sizes": "B 1, T 2048, H HV 8, K = V",
 }
 
@@ -105,6 +107,7 @@ def smaller(work):
 
 
 # ---- measuring --------------------------------------------------------------------------------------------------
+
 
 def seconds_of_turn(call, times):
     """Median of the seconds that `call` takes, after half as many calls that are not counted."""
@@ -134,7 +137,9 @@ def check(ours, others):
         other()
         errors[other.name] = disagreement(ours, other)
         if not errors[other.name] <= TOLERANCE:
-            raise RuntimeError(f"{ours.work}: {other.name} differs from ours by {errors[other.name]:.1e} of the largest")
+            raise RuntimeError(
+                f"{ours.work}: {other.name} differs from ours by {errors[other.name]:.1e} of the largest"
+            )
     return errors
 
 
@@ -144,7 +149,7 @@ def affordable(work, backward):
     PyTorch's functions take up to 4096 tokens. With a gate per channel transformers makes several arrays of 64 x K for
     every token and head, 1 GiB each at the limit.
     """
-    many = work.T > 4096 or work.rule.channel_gate and work.B * work.T * work.HV * work.K > 2 ** 22
+    many = work.T > 4096 or work.rule.channel_gate and work.B * work.T * work.HV * work.K > 2**22
     return [kind for kind in sides(work, backward) if not (many and issubclass(kind, alternatives.Torch))]
 
 
@@ -204,6 +209,7 @@ def sweep_row(works, backward, threads, repeats):
 
 # ---- tables -----------------------------------------------------------------------------------------------------
 
+
 def ms(seconds):
     return f"{1e3 * statistics.median(seconds):.3g}"
 
@@ -238,12 +244,23 @@ def alternatives_lines(name, work, direction, row):
     """One for each of the others; what is ours stands in the first."""
     seconds, ours, memory = row["seconds"], row["seconds"]["ours"], row["memory"]
     rate = row["flop"] / statistics.median(ours)
-    first = [f"{name}, {shape(work)}, {direction}", ms(ours), f"{rate / 1e9:.0f}",
-             f"{100 * rate / row['product_rate']:.0f} %", megabytes(memory.get("ours"))]
+    first = [
+        f"{name}, {shape(work)}, {direction}",
+        ms(ours),
+        f"{rate / 1e9:.0f}",
+        f"{100 * rate / row['product_rate']:.0f} %",
+        megabytes(memory.get("ours")),
+    ]
     for other in list(seconds)[1:]:
         error = row["errors"][other]
-        yield [*first, other, ms(seconds[other]), ratio(seconds[other], ours), megabytes(memory.get(other)),
-               f"{error:.0e}" if error else ""]
+        yield [
+            *first,
+            other,
+            ms(seconds[other]),
+            ratio(seconds[other], ours),
+            megabytes(memory.get(other)),
+            f"{error:.0e}" if error else "",
+        ]
         first = [""] * len(first)
 
 
@@ -269,6 +286,7 @@ def sweep_line(function, direction, axis, values, row):
 
 
 # ---- running ----------------------------------------------------------------------------------------------------
+
 
 class Runner:
     """Measures each row in a process of its own, and keeps what was measured."""
@@ -305,12 +323,28 @@ class Runner:
             work = self.size(work)
             for direction in passes if self.wanted(name) else ():
                 row = self.measure("alternatives", name, direction, alternatives_row, work)
-                row["memory"] = {} if work.decodes else {
-                    kind.name: self.memory(work, direction, kind) for kind in sides(work, PASSES[direction])}
+                row["memory"] = (
+                    {}
+                    if work.decodes
+                    else {kind.name: self.memory(work, direction, kind) for kind in sides(work, PASSES[direction])}
+                )
                 lines += alternatives_lines(name, work, direction, row)
-        print_table("Times and ratios of alternating calls; memory beyond inputs and results.",
-                    ["work", "ours, ms", "GFLOP/s", "of the product rate", "ours, MB", "against", "theirs, ms",
-                     "theirs / ours", "theirs, MB", "differ by"], lines)
+        print_table(
+            "Times and ratios of alternating calls; memory beyond inputs and results.",
+            [
+                "work",
+                "ours, ms",
+                "GFLOP/s",
+                "of the product rate",
+                "ours, MB",
+                "against",
+                "theirs, ms",
+                "theirs / ours",
+                "theirs, MB",
+                "differ by",
+            ],
+            lines,
+        )
 
     def pairs(self):
         lines = []
@@ -318,11 +352,15 @@ class Runner:
             works = [self.size(work), self.size(dataclasses.replace(work, **change))]
             for direction in PASSES if self.wanted(name) else ():
                 row = self.measure("pairs", name, direction, pairs_row, works)
-                row["memory"] = {side: self.memory(work, direction, Ours)
-                                 for side, work in zip(("base", "changed"), works)}
+                row["memory"] = {
+                    side: self.memory(work, direction, Ours) for side, work in zip(("base", "changed"), works)
+                }
                 lines.append(pairs_line(name, works, direction, self.args.threads, row))
-        print_table("Ours alone. Ratio: of the times of a token. Memory beyond inputs and results, for each thread.",
-                    ["work", "base", "ms", "changed", "ms", "changed / base", "base, MB", "changed, MB"], lines)
+        print_table(
+            "Ours alone. Ratio: of the times of a token. Memory beyond inputs and results, for each thread.",
+            ["work", "base", "ms", "changed", "ms", "changed / base", "base, MB", "changed, MB"],
+            lines,
+        )
 
     def sweep(self, table):
         axis, values, _ = SWEEPS[table]
@@ -333,29 +371,37 @@ class Runner:
             for direction in PASSES if self.wanted(function) else ():
                 row = self.measure(table, function, direction, sweep_row, works)
                 lines.append(sweep_line(function, direction, axis, values, row))
-        print_table(f"{SWEEP_TITLES[table]}: ours, ms, and in brackets the others' times as multiples of it (t transformers "
-                    f"or torch, o onnxruntime). Power of {axis} that our time follows: from first to last, and the largest "
-                    "between neighbours.",
-                    ["function", *(f"{axis} {value}" for value in values), "power", "largest"], lines)
+        print_table(
+            f"{SWEEP_TITLES[table]}: ours, ms, and in brackets the others' times as multiples of it (t transformers "
+            f"or torch, o onnxruntime). Power of {axis} that our time follows: from first to last, and the largest "
+            "between neighbours.",
+            ["function", *(f"{axis} {value}" for value in values), "power", "largest"],
+            lines,
+        )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tables = {"alternatives": Runner.alternatives, "pairs": Runner.pairs} | {
-        name: functools.partial(Runner.sweep, table=name) for name in SWEEPS}
+        name: functools.partial(Runner.sweep, table=name) for name in SWEEPS
+    }
     parser.add_argument("tables", nargs="*", metavar="table", help=f"{', '.join(tables)}; default: the first two")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="rows whose name holds one of the words")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2, help="of everyone, default 2")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all that was measured, in seconds and bytes")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write all that was measured, in seconds and bytes"
+    )
     parser.add_argument("--quick", action="store_true", help="few tokens, two repetitions: does it run?")
     args = parser.parse_args()
     for name in args.tables:
         if name not in tables:
             parser.error(f"table: got {name!r}, expected one of {', '.join(tables)}")
     build = fwm_py.build_info()
-    print(f"{roofline.cpu_model()}; {args.threads} threads; Python {platform.python_version()}, PyTorch {torch.__version__}, "
-          f"fwm_py {fwm_py.__version__} ({build['variant']}, gcc {build['compiler']}).")
+    print(
+        f"{roofline.cpu_model()}; {args.threads} threads; Python {platform.python_version()}, PyTorch {torch.__version__}, "
+        f"fwm_py {fwm_py.__version__} ({build['variant']}, gcc {build['compiler']})."
+    )
     runner = Runner(args)
     for name in args.tables or ["alternatives", "pairs"]:
         tables[name](runner)

@@ -9,6 +9,7 @@ arrays as large together, or that of attention's products at the rate of torch.m
 results agree to 1e-5 of the largest. Each row has a process of its own, which keeps the memory that it has had (glibc): the
 time of new pages, as long as the work, comes and goes otherwise.
 """
+
 import argparse
 import ctypes
 import json
@@ -16,13 +17,13 @@ import multiprocessing
 import platform
 from pathlib import Path
 
+import roofline
 import torch
+from bench_kernels import alternate, ms, print_table, ratio
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
 
 import fwm_py
 import fwm_py.transformers as bridge
-import roofline
-from bench_kernels import alternate, ms, print_table, ratio
 
 TOLERANCE = 1e-5
 PASSES = ("forward", "forward + backward")
@@ -34,6 +35,7 @@ class AttentionLayer(torch.nn.Module):
 
 # Each makes, for T tokens, the inputs, the least FLOP where products are most of the work, and what looks up, like the model, the
 # function to call, in whose place `enable` puts ours.
+
 
 def convolution(T):
     def found():
@@ -58,8 +60,11 @@ def softmax_attention(T):
     return inputs, 16 * T * (T + 1) // 2 * 4 * 256, found
 
 
-ROWS = {"convolution, T 2048, D 8192, W 4": convolution, "gated RMS norm, 65536 rows of 128": gated_norm,
-        "softmax attention, T 2048, 16 and 2 heads of 256": softmax_attention}
+ROWS = {
+    "convolution, T 2048, D 8192, W 4": convolution,
+    "gated RMS norm, 65536 rows of 128": gated_norm,
+    "softmax attention, T 2048, 16 and 2 heads of 256": softmax_attention,
+}
 
 
 def call_of(function, inputs, backward):
@@ -100,9 +105,14 @@ def measure(make, T, backward, threads, repeats):
         error = ((mine - wanted).abs().max() / wanted.abs().max()).item()
         if not error <= TOLERANCE:
             raise RuntimeError(f"{make.__name__}: differs from theirs by {error:.1e} of the largest")
-    moved = [*inputs, *results, results[0], *inputs] if backward else [*inputs, *results]  # dy is like y; inputs are read twice
+    moved = (
+        [*inputs, *results, results[0], *inputs] if backward else [*inputs, *results]
+    )  # dy is like y; inputs are read twice
     n_bytes = sum(4 * x.numel() for x in moved)
-    least = max(n_bytes / roofline.triad_rate(threads, n_bytes), (3.5 if backward else 1) * flop / roofline.product_rate(threads))
+    least = max(
+        n_bytes / roofline.triad_rate(threads, n_bytes),
+        (3.5 if backward else 1) * flop / roofline.product_rate(threads),
+    )
     return {"seconds": alternate([ours, theirs], repeats), "at these rates": least}
 
 
@@ -113,17 +123,31 @@ def main():
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all that was measured, in seconds")
     parser.add_argument("--quick", action="store_true", help="few tokens, two repetitions: does it run?")
     args = parser.parse_args()
-    print(f"{roofline.cpu_model()}; {args.threads} threads; Python {platform.python_version()}, PyTorch {torch.__version__}, "
-          f"fwm_py {fwm_py.__version__} ({fwm_py.build_info()['variant']}).")
+    print(
+        f"{roofline.cpu_model()}; {args.threads} threads; Python {platform.python_version()}, PyTorch {torch.__version__}, "
+        f"fwm_py {fwm_py.__version__} ({fwm_py.build_info()['variant']})."
+    )
     rows = {}
     for name, make in ROWS.items():
         for direction in PASSES:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                arguments = make, 64 if args.quick else 2048, direction != PASSES[0], args.threads, 2 if args.quick else args.repeats
+                arguments = (
+                    make,
+                    64 if args.quick else 2048,
+                    direction != PASSES[0],
+                    args.threads,
+                    2 if args.quick else args.repeats,
+                )
                 rows[f"{name}: {direction}"] = pool.apply(measure, arguments)
-    lines = [[name, *map(ms, row["seconds"]), ratio(*reversed(row["seconds"])), f"{1e3 * row['at these rates']:.3g}"]
-             for name, row in rows.items()]
-    print_table("Times and ratios of alternating calls.", ["work", "ours, ms", "theirs, ms", "theirs / ours", "at these rates, ms"], lines)
+    lines = [
+        [name, *map(ms, row["seconds"]), ratio(*reversed(row["seconds"])), f"{1e3 * row['at these rates']:.3g}"]
+        for name, row in rows.items()
+    ]
+    print_table(
+        "Times and ratios of alternating calls.",
+        ["work", "ours, ms", "theirs, ms", "theirs / ours", "at these rates, ms"],
+        lines,
+    )
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -9,6 +9,7 @@ PyTorch: the equations as written (torch_program.py). Fast forms: PyTorch with t
 machine does hits them alike; the ratios are medians over repetitions. Drawing the batch is not timed, but in the column
 of the training loop, which is all that `train` does between evaluations. Limits: roofline.py.
 """
+
 import argparse
 import dataclasses
 import multiprocessing
@@ -19,15 +20,15 @@ import sys
 import tempfile
 import time
 
+import roofline
 import torch
+from torch_fast import FastModel
+from torch_program import RetrievalModel, TrainingStep
 
 import fwm_py
-import roofline
 from fwm_py.feature_maps import draw_omega
 from fwm_py.random import Philox
 from fwm_py.retrieval import Model, Settings, Stream, train
-from torch_fast import FastModel
-from torch_program import RetrievalModel, TrainingStep
 
 CASES = {
     "sum": Settings(attn_name="dpfp", attn_arg=1, update_rule="sum", n_keys=600),
@@ -40,10 +41,34 @@ CASES = {
 LARGEST_PUBLISHED_RUNS = [  # of the sixteen published commands
     Settings(attn_name=attn_name, attn_arg=attn_arg, update_rule=update_rule, n_keys=n_keys, replace=replace)
     for n_keys, replace, runs in [
-        (600, False, [("softmax", 0, "sum"), ("linear", 0, "sum"), ("dpfp", 1, "sum"), ("dpfp", 2, "sum"),
-                      ("dpfp", 3, "sum"), ("favor", 64, "sum"), ("favor", 128, "sum"), ("favor", 512, "sum")]),
-        (200, True, [("dpfp", 1, "sum"), ("dpfp", 1, "ours"), ("tanh", 0, "fwm"), ("dpfp", 1, "fwm"),
-                     ("dpfp", 2, "ours"), ("linear", 0, "ours"), ("favor", 64, "ours"), ("favor", 128, "ours")]),
+        (
+            600,
+            False,
+            [
+                ("softmax", 0, "sum"),
+                ("linear", 0, "sum"),
+                ("dpfp", 1, "sum"),
+                ("dpfp", 2, "sum"),
+                ("dpfp", 3, "sum"),
+                ("favor", 64, "sum"),
+                ("favor", 128, "sum"),
+                ("favor", 512, "sum"),
+            ],
+        ),
+        (
+            200,
+            True,
+            [
+                ("dpfp", 1, "sum"),
+                ("dpfp", 1, "ours"),
+                ("tanh", 0, "fwm"),
+                ("dpfp", 1, "fwm"),
+                ("dpfp", 2, "ours"),
+                ("linear", 0, "ours"),
+                ("favor", 64, "ours"),
+                ("favor", 128, "ours"),
+            ],
+        ),
     ]
     for attn_name, attn_arg, update_rule in runs
 ]
@@ -83,6 +108,7 @@ def markdown(header, rows):
 
 
 # ---- a training step --------------------------------------------------------------------------------------------
+
 
 @dataclasses.dataclass
 class Result:
@@ -126,9 +152,11 @@ def measure(settings, repeats):
         batch = stream.batch()
         tensors = [torch.tensor(array) for array in batch]
         fresh = iter([stream.batch() for _ in range(2 * OUR_STEPS)])  # on one batch, gradients would soon be subnormal
-        seconds = (median_seconds(lambda: program(*tensors)),
-                   median_seconds(lambda: fast(*tensors), FAST_STEPS),
-                   median_seconds(lambda: ours.step(next(fresh)), OUR_STEPS))
+        seconds = (
+            median_seconds(lambda: program(*tensors)),
+            median_seconds(lambda: fast(*tensors), FAST_STEPS),
+            median_seconds(lambda: ours.step(next(fresh)), OUR_STEPS),
+        )
         if repeat > 0:  # the first fills caches and allocators
             for column, value in zip((result.program, result.fast, result.ours), seconds):
                 column.append(value)
@@ -140,8 +168,10 @@ def measure(settings, repeats):
 
 def loop_seconds(settings, first=10, last=90):
     """Seconds of a step in `train`, drawing included: a longer run less a shorter one, neither with an evaluation."""
+
     def run(steps):
         return median_seconds(lambda: train(dataclasses.replace(settings, max_steps=steps)))
+
     return (run(last) - run(first)) / (last - first)
 
 
@@ -151,9 +181,16 @@ def times_row(settings, result):
     def ratio(column):
         return f"{statistics.median(a / b for a, b in zip(column, result.ours)):.1f}"
 
-    return [label(settings), f"{1e3 * statistics.median(result.program):.0f}",
-            f"{1e3 * statistics.median(result.fast):.1f}", f"{1e3 * ours:.2f}", ratio(result.program),
-            ratio(result.fast), f"{1e3 * result.loop:.2f}", f"{result.evaluation / ours:.1f}"]
+    return [
+        label(settings),
+        f"{1e3 * statistics.median(result.program):.0f}",
+        f"{1e3 * statistics.median(result.fast):.1f}",
+        f"{1e3 * ours:.2f}",
+        ratio(result.program),
+        ratio(result.fast),
+        f"{1e3 * result.loop:.2f}",
+        f"{result.evaluation / ours:.1f}",
+    ]
 
 
 def roofline_row(settings, result, rates):
@@ -161,8 +198,17 @@ def roofline_row(settings, result, rates):
     products, triad = (max(column) for column in zip(*rates))
     by_flop, by_bytes = 1e3 * work.flop / products, 1e3 * work.bytes / triad
     limit, ours = max(by_flop, by_bytes), 1e3 * statistics.median(result.ours)
-    return [label(settings), f"{work.flop / 1e6:.0f}", f"{work.bytes / 1e6:.1f}", f"{products / 1e9:.0f}",
-            f"{triad / 1e9:.0f}", f"{by_flop:.2f}", f"{by_bytes:.2f}", f"{ours:.2f}", f"{100 * limit / ours:.0f} %"]
+    return [
+        label(settings),
+        f"{work.flop / 1e6:.0f}",
+        f"{work.bytes / 1e6:.1f}",
+        f"{products / 1e9:.0f}",
+        f"{triad / 1e9:.0f}",
+        f"{by_flop:.2f}",
+        f"{by_bytes:.2f}",
+        f"{ours:.2f}",
+        f"{100 * limit / ours:.0f} %",
+    ]
 
 
 def compare_case(name, repeats, threads):
@@ -185,14 +231,42 @@ def compare(cases, repeats, threads):
             rows.append(pool.apply(compare_case, (name, repeats, threads)))
     times, rooflines = zip(*rows)
     print(f"{threads} threads, float32, medians of {repeats} repetitions; ratios are medians of the pairs' ratios.\n")
-    print(markdown(["step", "PyTorch, ms", "fast forms in PyTorch, ms", "ours, ms", "PyTorch / ours",
-                    "fast forms / ours", "training loop, ms a step", "an evaluation, steps"], times))
+    print(
+        markdown(
+            [
+                "step",
+                "PyTorch, ms",
+                "fast forms in PyTorch, ms",
+                "ours, ms",
+                "PyTorch / ours",
+                "fast forms / ours",
+                "training loop, ms a step",
+                "an evaluation, steps",
+            ],
+            times,
+        )
+    )
     print("\nThe least work of a step at the measured rates; reached: the larger of both times, as a share of ours.\n")
-    print(markdown(["step", "MFLOP", "MB", "products, GFLOP/s", "triad, GB/s", "by FLOP, ms", "by bytes, ms",
-                    "ours, ms", "reached"], rooflines))
+    print(
+        markdown(
+            [
+                "step",
+                "MFLOP",
+                "MB",
+                "products, GFLOP/s",
+                "triad, GB/s",
+                "by FLOP, ms",
+                "by bytes, ms",
+                "ours, ms",
+                "reached",
+            ],
+            rooflines,
+        )
+    )
 
 
 # ---- two processes at once --------------------------------------------------------------------------------------
+
 
 def step_in_process(settings, seconds, barrier, results):
     """Puts into `results` the seconds of a one-thread step, over `seconds` from when all processes are ready."""
@@ -211,8 +285,9 @@ def seconds_at_once(settings, processes, seconds):
     """Mean seconds of a one-thread step in each of so many processes at once."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(processes), context.Queue()
-    workers = [context.Process(target=step_in_process, args=(settings, seconds, barrier, results))
-               for _ in range(processes)]
+    workers = [
+        context.Process(target=step_in_process, args=(settings, seconds, barrier, results)) for _ in range(processes)
+    ]
     for worker in workers:
         worker.start()
     measured = [results.get() for _ in workers]
@@ -250,8 +325,15 @@ def peak_megabytes(settings, threads, steps=200):
     Read from Linux's VmHWM by the process itself: the maxrss of a child counts what its parent had when it forked.
     """
     with tempfile.TemporaryDirectory() as folder:
-        flags = {"begin": settings.n_keys, "attn_name": settings.attn_name, "attn_arg": settings.attn_arg,
-                 "update_rule": settings.update_rule, "max_steps": steps, "threads": threads, "log_folder": folder}
+        flags = {
+            "begin": settings.n_keys,
+            "attn_name": settings.attn_name,
+            "attn_arg": settings.attn_arg,
+            "update_rule": settings.update_rule,
+            "max_steps": steps,
+            "threads": threads,
+            "log_folder": folder,
+        }
         command = [sys.executable, "-c", RUN_AND_REPORT, "train", *(f"--{name}={flags[name]}" for name in flags)]
         command += ["--replace"] * settings.replace
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -268,6 +350,7 @@ def compare_memory(threads):
 
 # ---- command line -----------------------------------------------------------------------------------------------
 
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
@@ -279,8 +362,10 @@ def main():
     mode.add_argument("--memory", action="store_true", help="peak memory of the published runs' first 200 steps")
     args = parser.parse_args()
     build = fwm_py.build_info()
-    print(f"{roofline.cpu_model()}; Python {platform.python_version()}, PyTorch {torch.__version__}, "
-          f"fwm_py {fwm_py.__version__} ({build['variant']}, gcc {build['compiler']}).")
+    print(
+        f"{roofline.cpu_model()}; Python {platform.python_version()}, PyTorch {torch.__version__}, "
+        f"fwm_py {fwm_py.__version__} ({build['variant']}, gcc {build['compiler']})."
+    )
     if args.memory:
         compare_memory(args.threads)
     elif args.side_by_side:

@@ -11,6 +11,7 @@ resident memory's during a first work less that before it (Linux).
 Nobody is timed before the logits and every gradient equal those of the model as it comes to 1e-4 of their largest, or are
 nearer to the same model in float64 where those are not so right.
 """
+
 import argparse
 import contextlib
 import importlib
@@ -27,23 +28,63 @@ import transformers
 import fwm_py
 import fwm_py.transformers as bridge
 
-COMMON = {"vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
-          "intermediate_size": 512, "eos_token_id": None, "pad_token_id": None, "bos_token_id": None,
-          "layer_types": ["linear_attention"] * 3 + ["full_attention"]}
-GATED = {"head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_dim": 64, "linear_num_key_heads": 4, "linear_num_value_heads": 8}
+COMMON = {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 512,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+}
+GATED = {
+    "head_dim": 64,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+}
 
 # name: family, prefix of the classes, suffix of the configuration, sizes
 MODELS = {
     "Qwen3-Next": ("qwen3_next", "Qwen3Next", "Config", GATED | {"mlp_only_layers": [0, 1, 2, 3]}),
     "Qwen3.5": ("qwen3_5", "Qwen3_5", "TextConfig", GATED),
-    "OLMo-hybrid": ("olmo_hybrid", "OlmoHybrid", "Config", {
-        "linear_num_key_heads": 4, "linear_num_value_heads": 4, "linear_key_head_dim": 48, "linear_value_head_dim": 96}),
-    "Kimi-Linear": ("kimi_linear", "KimiLinear", "Config", {
-        "kv_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "v_head_dim": 64, "linear_head_dim": 64,
-        "linear_num_heads": 4, "mlp_layer_types": ["dense"] * 4}),
+    "OLMo-hybrid": (
+        "olmo_hybrid",
+        "OlmoHybrid",
+        "Config",
+        {
+            "linear_num_key_heads": 4,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 48,
+            "linear_value_head_dim": 96,
+        },
+    ),
+    "Kimi-Linear": (
+        "kimi_linear",
+        "KimiLinear",
+        "Config",
+        {
+            "kv_lora_rank": 64,
+            "qk_rope_head_dim": 32,
+            "qk_nope_head_dim": 32,
+            "v_head_dim": 64,
+            "linear_head_dim": 64,
+            "linear_num_heads": 4,
+            "mlp_layer_types": ["dense"] * 4,
+        },
+    ),
 }
 WORKS = ("training step", "prefill", "decoding")
-RULES = ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule", "chunk_kimi_delta_attention", "recurrent_kimi_delta_attention")
+RULES = (
+    "torch_chunk_gated_delta_rule",
+    "torch_recurrent_gated_delta_rule",
+    "chunk_kimi_delta_attention",
+    "recurrent_kimi_delta_attention",
+)
 
 
 def make(name):
@@ -61,9 +102,12 @@ def modelling(name):
 
 # ---- the ways to compute -----------------------------------------------------------------------------------------------
 
+
 def copy_rule(query, key, value, *args, initial_state=None, output_final_state=False, **options):
     """Values in place of what the rule computes, and zeros as its state."""
-    state = value.new_zeros(value.shape[0], value.shape[2], key.shape[3], value.shape[3]) if output_final_state else None
+    state = (
+        value.new_zeros(value.shape[0], value.shape[2], key.shape[3], value.shape[3]) if output_final_state else None
+    )
     return value.clone(), state
 
 
@@ -82,10 +126,15 @@ def rule_is_a_copy(name):
 
 
 def ways(name):
-    return {"as it comes": contextlib.nullcontext, "with fwm_py": bridge.enabled, "the floor": lambda: rule_is_a_copy(name)}
+    return {
+        "as it comes": contextlib.nullcontext,
+        "with fwm_py": bridge.enabled,
+        "the floor": lambda: rule_is_a_copy(name),
+    }
 
 
 # ---- the work ----------------------------------------------------------------------------------------------------------
+
 
 def work_of(name, model, quick):
     """A call for each kind of work."""
@@ -131,8 +180,10 @@ def check(name, quick):
     ours, theirs = (results(name, make(name), way, quick) for way in ("with fwm_py", "as it comes"))
     errors = {"with fwm_py": [], "as it comes": []}
     for key, wanted in exact.items():
-        off, their_off, apart = (((x - y).abs().max() / wanted.abs().max()).item() for x, y in
-                                 ((ours[key], wanted), (theirs[key], wanted), (ours[key], theirs[key])))
+        off, their_off, apart = (
+            ((x - y).abs().max() / wanted.abs().max()).item()
+            for x, y in ((ours[key], wanted), (theirs[key], wanted), (ours[key], theirs[key]))
+        )
         if not (off <= max(1e-4, 1.1 * their_off) and apart <= max(1e-4, 2 * their_off)):
             raise RuntimeError(f"{name}: {key} is off by {off:.1e} of the largest, theirs by {their_off:.1e}")
         errors["with fwm_py"].append((off, key))
@@ -184,6 +235,7 @@ def in_a_process(function, *arguments):
 
 # ---- the table ---------------------------------------------------------------------------------------------------------
 
+
 def ratio(above, below):
     return statistics.median(a / b for a, b in zip(above, below))
 
@@ -192,31 +244,70 @@ def rows_of(name, threads, repeats, quick):
     parameters, seconds, errors = in_a_process(measure, name, threads, repeats, quick)
     for work in WORKS:
         theirs, ours, floor = seconds[work].values()
-        memory = [in_a_process(peak, name, threads, work, way, quick) for way in ("as it comes", "with fwm_py")] if work != "decoding" else None
-        yield {"model": name, "parameters": parameters, "work": work, "seconds": seconds[work], "memory": memory, "errors": errors,
-               "faster": ratio(theirs, ours), "at most": ratio(theirs, floor)}
+        memory = (
+            [in_a_process(peak, name, threads, work, way, quick) for way in ("as it comes", "with fwm_py")]
+            if work != "decoding"
+            else None
+        )
+        yield {
+            "model": name,
+            "parameters": parameters,
+            "work": work,
+            "seconds": seconds[work],
+            "memory": memory,
+            "errors": errors,
+            "faster": ratio(theirs, ours),
+            "at most": ratio(theirs, floor),
+        }
 
 
 def cells(row):
     times = [f"{1e3 * statistics.median(seconds):.4g}" for seconds in row["seconds"].values()]
     memory = [f"{n / 1e6:.0f}" for n in row["memory"]] if row["memory"] else ["", ""]
-    return [f"{row['model']}, {row['parameters'] / 1e6:.1f} M", row["work"], *times, f"{row['faster']:.2f}", f"{row['at most']:.2f}", *memory]
+    return [
+        f"{row['model']}, {row['parameters'] / 1e6:.1f} M",
+        row["work"],
+        *times,
+        f"{row['faster']:.2f}",
+        f"{row['at most']:.2f}",
+        *memory,
+    ]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="models whose name holds one of the words")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", default=[""], help="models whose name holds one of the words"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all that was measured, in seconds and bytes")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write all that was measured, in seconds and bytes"
+    )
     parser.add_argument("--quick", action="store_true", help="short sequences: see whether everything runs")
     args = parser.parse_args()
     processor = platform.processor() or platform.machine()
-    print(f"{processor}; {args.threads} threads; PyTorch {torch.__version__}, transformers {transformers.__version__}, "
-          f"fwm_py {fwm_py.__version__} ({fwm_py.build_info()['variant']}).\n")
-    rows = [row for name in MODELS if any(word in name for word in args.only)
-            for row in rows_of(name, args.threads, args.repeats, args.quick)]
-    header = ["model", "work", "as it comes, ms", "with fwm_py, ms", "rule a copy, ms", "faster", "at most", "MB as it comes", "MB with fwm_py"]
+    print(
+        f"{processor}; {args.threads} threads; PyTorch {torch.__version__}, transformers {transformers.__version__}, "
+        f"fwm_py {fwm_py.__version__} ({fwm_py.build_info()['variant']}).\n"
+    )
+    rows = [
+        row
+        for name in MODELS
+        if any(word in name for word in args.only)
+        for row in rows_of(name, args.threads, args.repeats, args.quick)
+    ]
+    header = [
+        "model",
+        "work",
+        "as it comes, ms",
+        "with fwm_py, ms",
+        "rule a copy, ms",
+        "faster",
+        "at most",
+        "MB as it comes",
+        "MB with fwm_py",
+    ]
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * 2 + "---:|" * (len(header) - 2))
     for row in rows:

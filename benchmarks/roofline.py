@@ -13,6 +13,7 @@ The counts are lower bounds that leave out whatever an implementation might avoi
   by Adam (parameter and two moments read and written); gradients and all that belongs to one sequence are supposed
   to stay in a core's cache.
 """
+
 import platform
 import sys
 import time
@@ -28,6 +29,7 @@ QR_FLOP = 8 / 3  # Householder QR and forming Q, times d^3
 
 
 # ---- the machine ------------------------------------------------------------------------------------------------
+
 
 def cpu_model():
     try:
@@ -53,7 +55,7 @@ def product_rate(threads):
     torch.set_num_threads(threads)
     a, b = torch.rand(2, PRODUCT_SIZE, PRODUCT_SIZE)
     c = torch.empty_like(a)
-    return best_rate(2 * PRODUCT_SIZE ** 3, lambda: torch.matmul(a, b, out=c))
+    return best_rate(2 * PRODUCT_SIZE**3, lambda: torch.matmul(a, b, out=c))
 
 
 def triad_rate(threads, n_bytes):
@@ -71,6 +73,7 @@ def triad_rate(threads, n_bytes):
 
 
 # ---- the step ---------------------------------------------------------------------------------------------------
+
 
 @dataclass
 class Work:
@@ -112,7 +115,7 @@ def rows_in_use(n_keys, seq_len, replace):
     if not replace:
         return (seq_len - 1) / 2
     unseen = 1 - 1 / n_keys  # the chance that a token leaves a given value out
-    return n_keys * (1 - (1 - unseen ** seq_len) / (seq_len * (1 - unseen)))
+    return n_keys * (1 - (1 - unseen**seq_len) / (seq_len * (1 - unseen)))
 
 
 def product_flop(settings, embedding_size):
@@ -127,7 +130,7 @@ def product_flop(settings, embedding_size):
         m = settings.attn_arg
         blocks = -(-m // d)
         flop += 2 * (2 * N + B) * 2 * d * m  # P omega, W_v omega and the queries' forwards, the gradients backwards
-        flop += blocks * (QR_FLOP * d ** 3 + 2 * EXP_FLOP * d * d)
+        flop += blocks * (QR_FLOP * d**3 + 2 * EXP_FLOP * d * d)
     return flop
 
 
@@ -158,7 +161,7 @@ def main():
 
     threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     for n in range(1, threads + 1):
-        triads = ", ".join(f"{triad_rate(n, size * 2 ** 20) / 1e9:.0f} of {size} MiB" for size in (3, 24, 384))
+        triads = ", ".join(f"{triad_rate(n, size * 2**20) / 1e9:.0f} of {size} MiB" for size in (3, 24, 384))
         print(f"{n} threads: {product_rate(n) / 1e9:.0f} GFLOP/s; triad in GB/s: {triads}")
     for name, settings in CASES.items():
         work = training_step(settings)

@@ -6,12 +6,12 @@ Because values are one-hot, W_k x = P[key] + W_k[:, value] with P projected once
 no memory of size N x p, but for the norm in fwm. docs/mathematics.md derives these forms.
 Shapes as in torch_program.py; C is the number of tokens in a chunk, R of the rows of a memory.
 """
+
 import itertools
 import math
 
 import torch
 import torch.nn.functional as F
-
 from torch_program import READ_OUT_EPS, RetrievalModel, draw_batch, draw_omega
 
 DELTA_CHUNK = 32
@@ -54,6 +54,7 @@ def delta_rule(K, values, q, beta, n_values):
 
 # ---- fwm: the memory is needed, but its norm follows from scalars -----------------------------------------------
 
+
 def rows_by_first_use(values, n_values):
     """Numbers the values of each sequence in the order they appear, so that a prefix of rows is the used part.
 
@@ -91,12 +92,12 @@ class FwmMemory(torch.autograd.Function):
             for t in range(k.shape[1]):
                 d_t = d[:, t]  # -o_t until the value is added
                 if t > 0:
-                    d_t -= torch.bmm(G[:, t:t + 1, :t], f[:, :t]).squeeze(1)
+                    d_t -= torch.bmm(G[:, t : t + 1, :t], f[:, :t]).squeeze(1)
                     d_t /= total[:, None]
-                a, r = -d_t.gather(1, row[:, t:t + 1]).squeeze(1), torch.linalg.vecdot(d_t, d_t)
+                a, r = -d_t.gather(1, row[:, t : t + 1]).squeeze(1), torch.linalg.vecdot(d_t, d_t)
                 b = rate[:, t]
                 norm2 = norm2 + 2 * b * (a - r) + b * b * (r - 2 * a + 1) * G[:, t, t]
-                d_t.scatter_add_(1, row[:, t:t + 1], torch.ones_like(a)[:, None])
+                d_t.scatter_add_(1, row[:, t : t + 1], torch.ones_like(a)[:, None])
                 torch.mul(d_t, (total * b)[:, None], out=f[:, t])
                 S[:, t] = total
                 if start + t > 0:
@@ -119,12 +120,12 @@ class FwmMemory(torch.autograd.Function):
             span = slice(start, start + FWM_CHUNK)
             k, row, rate = K[:, span], rows[:, span], beta[:, span]
             W, d, f, s, S = ctx.chunks.pop()
-            H = H[..., :W.shape[2]]  # rows that no token has used yet are read by none
+            H = H[..., : W.shape[2]]  # rows that no token has used yet are read by none
             G, x, e, xi = k @ k.mT, k @ H, torch.empty_like(f), torch.empty_like(f)
             D, kappas, total = torch.ones_like(s), torch.empty_like(s), torch.ones_like(c)
             for t in reversed(range(k.shape[1])):
-                b, kk, row_t, d_t, x_t = rate[:, t], G[:, t, t], row[:, t:t + 1], d[:, t], x[:, t]
-                x_t += torch.bmm(G[:, t:t + 1, t + 1:], e[:, t + 1:]).squeeze(1)
+                b, kk, row_t, d_t, x_t = rate[:, t], G[:, t, t], row[:, t : t + 1], d[:, t], x[:, t]
+                x_t += torch.bmm(G[:, t : t + 1, t + 1 :], e[:, t + 1 :]).squeeze(1)
                 total = total * s[:, t]
                 x_t /= total[:, None]  # H_t k_t / s_t
                 clamped = s[:, t] > 1
@@ -157,6 +158,7 @@ def fwm_rule(K, values, q, beta, n_values):
 
 # ---- model ------------------------------------------------------------------------------------------------------
 
+
 class FastModel(RetrievalModel):
     """RetrievalModel with the same parameters and the same loss, computed the fast way."""
 
@@ -168,8 +170,11 @@ class FastModel(RetrievalModel):
         if self.attn_name == "favor" and omega is None:
             omega = draw_omega(self.hidden_size, self.attn_arg)
         q = self.feature_map(omega)(self.W_q(query_embedding))
-        K = self.favor_keys(keys, values, omega) if self.attn_name == "favor" else \
-            self.feature_map()(self.project(self.W_k, keys, values))
+        K = (
+            self.favor_keys(keys, values, omega)
+            if self.attn_name == "favor"
+            else self.feature_map()(self.project(self.W_k, keys, values))
+        )
         if self.rule == "sum":
             return sum_rule(K, values, q, N)
         beta = torch.sigmoid(self.project(self.W_b, keys, values)).squeeze(-1)

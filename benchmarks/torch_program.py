@@ -8,6 +8,7 @@ Parameters bear the published names, so `load_state_dict` takes those of `fwm_py
 
 Shapes: B sequences, L tokens, N keys and N values, d hidden units, E embedding size, p size of the feature map.
 """
+
 import math
 import statistics
 import sys
@@ -21,6 +22,7 @@ READ_OUT_EPS = 1e-6
 
 
 # ---- feature maps: (..., d) -> (..., p) -------------------------------------------------------------------------
+
 
 def elu1(x):
     return F.elu(x) + 1
@@ -47,6 +49,7 @@ def draw_omega(d, m):
 
 
 # ---- update rules with their read-outs: keys K (B, L, p), one-hot values V (B, L, N), query q (B, p) -> (B, N) --
+
 
 def sum_rule(K, V, q):
     W = torch.einsum("bln,blp->bnp", V, K)
@@ -85,6 +88,7 @@ def fwm_rule(K, V, q, beta):
 
 
 # ---- model and step ---------------------------------------------------------------------------------------------
+
 
 class RetrievalModel(nn.Module):
     """One query a sequence about L pairs of key and value; the parameters are named as in the published program."""
@@ -182,8 +186,11 @@ def main():
             step(*batch)
             seconds.append(time.perf_counter() - start)
         timed = seconds[3:]  # the first steps fill the allocator
-        print(f"{attn_name}{attn_arg} {update_rule} N={n_keys}: median {1e3 * statistics.median(timed):.0f} ms, "
-              f"minimum {1e3 * min(timed):.0f} ms", flush=True)
+        print(
+            f"{attn_name}{attn_arg} {update_rule} N={n_keys}: median {1e3 * statistics.median(timed):.0f} ms, "
+            f"minimum {1e3 * min(timed):.0f} ms",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

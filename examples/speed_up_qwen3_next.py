@@ -14,9 +14,19 @@ import fwm_py.transformers
 
 torch.manual_seed(0)
 config = Qwen3NextConfig(
-    vocab_size=4096, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4, head_dim=64,
-    linear_num_key_heads=4, linear_num_value_heads=8, linear_key_head_dim=64, linear_value_head_dim=64,
-    intermediate_size=512, mlp_only_layers=[0, 1, 2, 3])
+    vocab_size=4096,
+    hidden_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=64,
+    linear_num_key_heads=4,
+    linear_num_value_heads=8,
+    linear_key_head_dim=64,
+    linear_value_head_dim=64,
+    intermediate_size=512,
+    mlp_only_layers=[0, 1, 2, 3],
+)
 model = Qwen3NextForCausalLM(config)
 ids = torch.randint(4096, (2, 512))
 

@@ -86,7 +86,10 @@ def main():
         optimiser.step()
         schedule.step()
         if step % max(args.steps // 10, 1) == 0:
-            print(f"step {step}: {loss.item() / 0.693147:.2f} bits a character, {time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"step {step}: {loss.item() / 0.693147:.2f} bits a character, {time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
     begin = ids[:200]
     print("".join(letters[i] for i in begin.tolist() + write_on(model, begin, 400)))
 

@@ -48,66 +48,159 @@ def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...
 def set_threads_here(n: int, /) -> None: ...  # of calls from this thread; 0: what set_num_threads says
 def array_at(  # memory of another object, which is kept alive; strides in numbers, None if contiguous
-    owner: object, address: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype[Any], read_only: bool, /
+    owner: object,
+    address: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    dtype: np.dtype[Any],
+    read_only: bool,
+    /,
 ) -> npt.NDArray[Any]: ...
-
-def map_forward(function: str, x: npt.ArrayLike, argument: int | npt.ArrayLike | None, out: _Real | None, /) -> _Real: ...
+def map_forward(
+    function: str, x: npt.ArrayLike, argument: int | npt.ArrayLike | None, out: _Real | None, /
+) -> _Real: ...
 def map_backward(
     function: str, dy: npt.ArrayLike, x: npt.ArrayLike, argument: int | npt.ArrayLike | None, out: _Real | None, /
 ) -> _Real: ...
 def rule_forward(
-    function: str, keys: npt.ArrayLike, values: npt.ArrayLike, beta: npt.ArrayLike | None, query: npt.ArrayLike,
-    n_values: int, /,
+    function: str,
+    keys: npt.ArrayLike,
+    values: npt.ArrayLike,
+    beta: npt.ArrayLike | None,
+    query: npt.ArrayLike,
+    n_values: int,
+    /,
 ) -> _Real: ...
 def rule_backward(
-    function: str, dy: npt.ArrayLike, keys: npt.ArrayLike, values: npt.ArrayLike, beta: npt.ArrayLike | None,
-    query: npt.ArrayLike, n_values: int, /,
+    function: str,
+    dy: npt.ArrayLike,
+    keys: npt.ArrayLike,
+    values: npt.ArrayLike,
+    beta: npt.ArrayLike | None,
+    query: npt.ArrayLike,
+    n_values: int,
+    /,
 ) -> tuple[_Real, _Real | None, _Real]: ...
 
 # None stands for what a rule does not have. States are arrays, or pairs of them with normalize.
 def memory_forward(
-    function: str, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike | None,
-    beta: npt.ArrayLike | None, b: npt.ArrayLike | None, w: npt.ArrayLike | None, initial_state: _StateLike | None,
-    scale: float | None, qk_norm: str | None, normalize: bool, eps: float, clamp_first: bool,
-    cu_seqlens: npt.ArrayLike | None, method: str, output_final_state: bool, out: _Real | tuple[_Real, Any] | None, /,
+    function: str,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    g: npt.ArrayLike | None,
+    beta: npt.ArrayLike | None,
+    b: npt.ArrayLike | None,
+    w: npt.ArrayLike | None,
+    initial_state: _StateLike | None,
+    scale: float | None,
+    qk_norm: str | None,
+    normalize: bool,
+    eps: float,
+    clamp_first: bool,
+    cu_seqlens: npt.ArrayLike | None,
+    method: str,
+    output_final_state: bool,
+    out: _Real | tuple[_Real, Any] | None,
+    /,
 ) -> tuple[_Real, Any]: ...
 def memory_backward(
-    function: str, do: npt.ArrayLike, dfinal_state: _StateLike | None, q: npt.ArrayLike, k: npt.ArrayLike,
-    v: npt.ArrayLike, g: npt.ArrayLike | None, beta: npt.ArrayLike | None, b: npt.ArrayLike | None,
-    w: npt.ArrayLike | None, initial_state: _StateLike | None, scale: float | None, qk_norm: str | None,
-    normalize: bool, eps: float, clamp_first: bool, cu_seqlens: npt.ArrayLike | None, method: str,
-    out: tuple[Any, ...] | None, /,
+    function: str,
+    do: npt.ArrayLike,
+    dfinal_state: _StateLike | None,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    g: npt.ArrayLike | None,
+    beta: npt.ArrayLike | None,
+    b: npt.ArrayLike | None,
+    w: npt.ArrayLike | None,
+    initial_state: _StateLike | None,
+    scale: float | None,
+    qk_norm: str | None,
+    normalize: bool,
+    eps: float,
+    clamp_first: bool,
+    cu_seqlens: npt.ArrayLike | None,
+    method: str,
+    out: tuple[Any, ...] | None,
+    /,
 ) -> tuple[_Real, _Real, _Real, Any, Any, Any, Any, Any]: ...
 @overload
 def attention_forward(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, causal: bool, scale: float | None, return_lse: Literal[False],
-    out: _Real | None, /,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    causal: bool,
+    scale: float | None,
+    return_lse: Literal[False],
+    out: _Real | None,
+    /,
 ) -> _Real: ...
 @overload
 def attention_forward(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, causal: bool, scale: float | None, return_lse: bool,
-    out: _Real | None, /,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    causal: bool,
+    scale: float | None,
+    return_lse: bool,
+    out: _Real | None,
+    /,
 ) -> _Real | tuple[_Real, _Real]: ...
 def attention_backward(
-    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, causal: bool, scale: float | None,
-    o: npt.ArrayLike | None, lse: npt.ArrayLike | None, out: tuple[_Real, _Real, _Real] | None, /,
+    do: npt.ArrayLike,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    causal: bool,
+    scale: float | None,
+    o: npt.ArrayLike | None,
+    lse: npt.ArrayLike | None,
+    out: tuple[_Real, _Real, _Real] | None,
+    /,
 ) -> tuple[_Real, _Real, _Real]: ...
 def convolution_forward(
-    x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None, activation: str | None,
-    initial_state: npt.ArrayLike | None, output_final_state: bool, cu_seqlens: npt.ArrayLike | None,
-    out: _Real | tuple[_Real, _Real] | None, /,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    bias: npt.ArrayLike | None,
+    activation: str | None,
+    initial_state: npt.ArrayLike | None,
+    output_final_state: bool,
+    cu_seqlens: npt.ArrayLike | None,
+    out: _Real | tuple[_Real, _Real] | None,
+    /,
 ) -> tuple[_Real, _Real | None]: ...
 def convolution_backward(
-    dy: npt.ArrayLike, x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None, activation: str | None,
-    initial_state: npt.ArrayLike | None, cu_seqlens: npt.ArrayLike | None, dfinal_state: npt.ArrayLike | None,
-    out: tuple[_Real | None, ...] | None, /,
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    bias: npt.ArrayLike | None,
+    activation: str | None,
+    initial_state: npt.ArrayLike | None,
+    cu_seqlens: npt.ArrayLike | None,
+    dfinal_state: npt.ArrayLike | None,
+    out: tuple[_Real | None, ...] | None,
+    /,
 ) -> tuple[_Real, _Real, _Real | None, _Real | None]: ...
 def norm_forward(
-    x: npt.ArrayLike, weight: npt.ArrayLike, gate: npt.ArrayLike | None, activation: str, eps: float, out: _Real | None, /,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    gate: npt.ArrayLike | None,
+    activation: str,
+    eps: float,
+    out: _Real | None,
+    /,
 ) -> _Real: ...
 def norm_backward(
-    dy: npt.ArrayLike, x: npt.ArrayLike, weight: npt.ArrayLike, gate: npt.ArrayLike | None, activation: str, eps: float,
-    out: tuple[_Real | None, ...] | None, /,
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    gate: npt.ArrayLike | None,
+    activation: str,
+    eps: float,
+    out: tuple[_Real | None, ...] | None,
+    /,
 ) -> tuple[_Real, _Real, _Real | None]: ...
 def draw_omega(d: int, m: int, generator: Philox | MT19937, /) -> npt.NDArray[np.float32]: ...
 
@@ -135,29 +228,60 @@ class Stream:
 
 class Model:
     def __init__(
-        self, *, n_keys: int, hidden_size: int, map: str | None, argument: int, rule: str, replace: bool,
-        batch_size: int, seed: int, favor_generator: str, dtype: npt.DTypeLike,
+        self,
+        *,
+        n_keys: int,
+        hidden_size: int,
+        map: str | None,
+        argument: int,
+        rule: str,
+        replace: bool,
+        batch_size: int,
+        seed: int,
+        favor_generator: str,
+        dtype: npt.DTypeLike,
     ) -> None: ...
     @property
     def parameters(self) -> dict[str, _Real]: ...
     def loss(
-        self, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, answer: npt.ArrayLike,
-        omega: npt.ArrayLike | None, /,
+        self,
+        keys: npt.ArrayLike,
+        values: npt.ArrayLike,
+        query: npt.ArrayLike,
+        answer: npt.ArrayLike,
+        omega: npt.ArrayLike | None,
+        /,
     ) -> float: ...
     def loss_and_gradients(
-        self, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, answer: npt.ArrayLike,
-        omega: npt.ArrayLike | None, /,
+        self,
+        keys: npt.ArrayLike,
+        values: npt.ArrayLike,
+        query: npt.ArrayLike,
+        answer: npt.ArrayLike,
+        omega: npt.ArrayLike | None,
+        /,
     ) -> tuple[float, dict[str, _Real]]: ...
     def step(
-        self, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, answer: npt.ArrayLike,
-        omega: npt.ArrayLike | None, lr: float, /,
+        self,
+        keys: npt.ArrayLike,
+        values: npt.ArrayLike,
+        query: npt.ArrayLike,
+        answer: npt.ArrayLike,
+        omega: npt.ArrayLike | None,
+        lr: float,
+        /,
     ) -> float: ...
     def read_out(
-        self, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, omega: npt.ArrayLike | None, /,
+        self, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, omega: npt.ArrayLike | None, /
     ) -> _Real: ...
     def evaluate(self, stream: Stream, /) -> float: ...
 
 def train(
-    model: Model, stream: Stream, lr: float, max_steps: int,
-    on_evaluation: Callable[[int, float], object] | None, on_progress: Callable[[int, float], object] | None, /,
+    model: Model,
+    stream: Stream,
+    lr: float,
+    max_steps: int,
+    on_evaluation: Callable[[int, float], object] | None,
+    on_progress: Callable[[int, float], object] | None,
+    /,
 ) -> None: ...

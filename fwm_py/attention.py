@@ -51,17 +51,35 @@ class SoftmaxGradients(NamedTuple):
 
 @overload
 def softmax_attention(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, causal: bool = True, scale: float | None = None,
-    return_lse: Literal[False] = False, out: Real | None = None,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    return_lse: Literal[False] = False,
+    out: Real | None = None,
 ) -> Real: ...
 @overload
 def softmax_attention(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, causal: bool = True, scale: float | None = None,
-    return_lse: Literal[True], out: Real | None = None,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    return_lse: Literal[True],
+    out: Real | None = None,
 ) -> tuple[Real, Real]: ...
 def softmax_attention(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, causal: bool = True, scale: float | None = None,
-    return_lse: bool = False, out: Real | None = None,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    return_lse: bool = False,
+    out: Real | None = None,
 ) -> Real | tuple[Real, Real]:
     """Every query reads a mean of the values, weighted by the softmax of its scores.
 
@@ -87,8 +105,15 @@ def softmax_attention(
 
 
 def softmax_attention_backward(
-    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, causal: bool = True,
-    scale: float | None = None, o: npt.ArrayLike | None = None, lse: npt.ArrayLike | None = None,
+    do: npt.ArrayLike,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    o: npt.ArrayLike | None = None,
+    lse: npt.ArrayLike | None = None,
     out: tuple[Real, Real, Real] | None = None,
 ) -> SoftmaxGradients:
     """The gradient of sum(do * softmax_attention(q, k, v)).

@@ -25,8 +25,18 @@ from fwm_py.retrieval import ATTN_NAMES, GENERATORS, LIMITS, UPDATE_RULES, Model
 PROGRAM = "fwm-py"
 PLAIN_PROGRESS_SECONDS = 10.0
 MAX_THREADS = 1024
-SETTING_FLAGS = ("attn_name", "attn_arg", "update_rule", "replace", "seed", "hidden_size", "batch_size", "lr",
-                 "max_steps", "favor_generator")
+SETTING_FLAGS = (
+    "attn_name",
+    "attn_arg",
+    "update_rule",
+    "replace",
+    "seed",
+    "hidden_size",
+    "batch_size",
+    "lr",
+    "max_steps",
+    "favor_generator",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,8 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.error(f"command: got none, expected {', '.join(COMMANDS)}")
     if unknown:
-        flags = ", ".join(action.option_strings[0] for action in args.parser._actions
-                          if action.dest in vars(args) and action.option_strings)
+        flags = ", ".join(
+            action.option_strings[0]
+            for action in args.parser._actions
+            if action.dest in vars(args) and action.option_strings
+        )
         args.parser.error(f"{shown(unknown[0])}: an unknown argument, expected {flags} or --help")
     try:
         status = args.run(args)
@@ -63,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # of our output: what is still in the buffer must go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            print(f"{args.parser.prog}: error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+            print(
+                f"{args.parser.prog}: error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr
+            )
         return 1
 
 
@@ -95,8 +110,11 @@ def train_one(settings: Settings, folder: str) -> None:
     try:
         log = LogWriter(os.path.join(folder, name))
     except OSError as error:
-        raise Failure(2, f"--log_folder: got {shown(folder)}, expected a folder that can be written "
-                         f"({error.strerror}: {error.filename})") from None
+        raise Failure(
+            2,
+            f"--log_folder: got {shown(folder)}, expected a folder that can be written "
+            f"({error.strerror}: {error.filename})",
+        ) from None
 
     def on_evaluation(step: int, loss: float) -> None:
         nonlocal last
@@ -113,14 +131,20 @@ def train_one(settings: Settings, folder: str) -> None:
 
 # ---- arguments ----
 
+
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=PROGRAM, description=fwm_py.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {fwm_py.__version__}")
     commands = parser.add_subparsers(metavar="command", dest="command", parser_class=Parser)
     for name, (summary, description, epilog, add_flags, run) in COMMANDS.items():
         command = commands.add_parser(
-            name, help=summary, description=description, epilog=epilog and epilog(), allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter)
+            name,
+            help=summary,
+            description=description,
+            epilog=epilog and epilog(),
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.set_defaults(parser=command, run=run)
         add_flags(command)
     return parser
@@ -203,6 +227,7 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
 
 # ---- progress ----
 
+
 class Progress(Protocol):
     """A context manager that shows the progress of a run."""
 
@@ -281,20 +306,32 @@ COMMANDS = {  # name: summary, description, what its help ends with, its flags, 
         "train and write logs",
         "Train the associative-retrieval experiment for N = begin, begin + step, .., end keys, each N a run of its own,\n"
         "and write the evaluation losses of each run to a CSV file in the log folder.",
-        tables, add_train_flags, run_train),
+        tables,
+        add_train_flags,
+        run_train,
+    ),
     "reproduce": (
         "make the logs of the paper's 320 runs",
         "Make the logs of the paper's 320 runs, side by side on all cores. Logs that are there already, as\n"
         "<folder>.manifest.csv has them, are not made again: a sweep that was interrupted goes on.",
-        None, cli_sweep.add_reproduce_flags, cli_sweep.run_reproduce),
+        None,
+        cli_sweep.add_reproduce_flags,
+        cli_sweep.run_reproduce,
+    ),
     "compare": (
         "say how logs agree with the published ones",
         "Compare the logs of a folder with the published ones: first rows, lengths, last losses, and where\n"
         "<folder>.twins.csv has them, the bands in which the last losses of runs scatter. Exit status 1 where they agree too little.",
-        None, cli_sweep.add_compare_flags, cli_sweep.run_compare),
+        None,
+        cli_sweep.add_compare_flags,
+        cli_sweep.run_compare,
+    ),
     "figures": (
         "draw the paper's figures from logs",
         "Draw the paper's six figures from the logs of a folder, and write each as PNG and SVG. Logs that are not whole, or none\n"
         "of the paper's, are named and not drawn. Needs pip install 'fwm_py[figures]'.",
-        None, cli_sweep.add_figures_flags, cli_sweep.run_figures),
+        None,
+        cli_sweep.add_figures_flags,
+        cli_sweep.run_figures,
+    ),
 }

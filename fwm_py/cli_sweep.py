@@ -28,20 +28,33 @@ RECENT = 5
 
 # ---- reproduce ----
 
+
 def add_reproduce_flags(parser: argparse.ArgumentParser) -> None:
     def add(name: str, metavar: str, text: str, **more: Any) -> None:
         parser.add_argument("--" + name, metavar=metavar, help=text, **more)
 
     add("setting", "S", "only Setting 1 (capacity) or 2 (update rule)")
-    add("only", "PATTERN", "only runs whose log, or command, has a name that fits one of these (*, ?, [..]): '*dpfp1_ours*'",
-        nargs="+", default=[])
+    add(
+        "only",
+        "PATTERN",
+        "only runs whose log, or command, has a name that fits one of these (*, ?, [..]): '*dpfp1_ours*'",
+        nargs="+",
+        default=[],
+    )
     add("max-n", "N", "only runs with at most so many keys")
-    parser.add_argument("--quick", action="store_true",
-                        help="whole runs of a few seconds each, of every map and rule: two minutes on two cores")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="whole runs of a few seconds each, of every map and rule: two minutes on two cores",
+    )
     add("jobs", "J", "runs side by side, each on one thread (default: the cores this process may use)")
     add("log_folder", "FOLDER", "made if missing (default logs)", default="logs")
-    parser.add_argument("--force", action="store_true", help="make runs again whose logs the manifest does not vouch for")
-    parser.add_argument("--adopt", action="store_true", help="record whole logs in the manifest that came from elsewhere")
+    parser.add_argument(
+        "--force", action="store_true", help="make runs again whose logs the manifest does not vouch for"
+    )
+    parser.add_argument(
+        "--adopt", action="store_true", help="record whole logs in the manifest that came from elsewhere"
+    )
     add("dask", "ADDRESS", "run on a Dask cluster: its scheduler's address, or its scheduler file")
 
 
@@ -66,22 +79,39 @@ def run_reproduce(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def sweep(args: argparse.Namespace, runs: Sequence[Run], jobs: int | None, client: Client | None, progress: Progress) -> None:
+def sweep(
+    args: argparse.Namespace, runs: Sequence[Run], jobs: int | None, client: Client | None, progress: Progress
+) -> None:
     """`reproduce`, with its errors in one line."""
     try:
-        reproduce(args.log_folder, runs, jobs=jobs, client=client, force=args.force, adopt=args.adopt,
-                  on_change=progress.update)
+        reproduce(
+            args.log_folder,
+            runs,
+            jobs=jobs,
+            client=client,
+            force=args.force,
+            adopt=args.adopt,
+            on_change=progress.update,
+        )
     except ValueError as error:
         raise Failure(2, str(error)) from None
     except OSError as error:
         if all(run.state in ("waiting", "skipped") for run in runs):
-            raise Failure(2, f"--log_folder: got {shown(args.log_folder)}, expected a folder that can be written "
-                             f"({error.strerror}: {error.filename})") from None
-        raise Failure(1, f"{error.filename}: {error.strerror}; the logs that are there are whole, and the same command "
-                         f"goes on from them") from None
+            raise Failure(
+                2,
+                f"--log_folder: got {shown(args.log_folder)}, expected a folder that can be written "
+                f"({error.strerror}: {error.filename})",
+            ) from None
+        raise Failure(
+            1,
+            f"{error.filename}: {error.strerror}; the logs that are there are whole, and the same command "
+            f"goes on from them",
+        ) from None
     except KeyboardInterrupt:
         done = sum(run.state in ("done", "skipped") for run in runs)
-        raise Failure(130, f"interrupted; {done} of {len(runs)} logs are there, and the same command goes on from them") from None
+        raise Failure(
+            130, f"interrupted; {done} of {len(runs)} logs are there, and the same command goes on from them"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -97,8 +127,11 @@ def cluster(address: str | None) -> Iterator[Client | None]:
     try:
         client = Client(scheduler_file=address) if Path(address).is_file() else Client(address, timeout=10)
     except (OSError, ValueError) as error:
-        raise Failure(2, f"--dask: got {shown(address)}, expected the address or the file of a running scheduler "
-                         f"({' '.join(str(error).split())})") from None
+        raise Failure(
+            2,
+            f"--dask: got {shown(address)}, expected the address or the file of a running scheduler "
+            f"({' '.join(str(error).split())})",
+        ) from None
     with client:
         yield client
 
@@ -119,27 +152,47 @@ def print_summary(runs: Sequence[Run], seconds: float) -> None:
             continue
         spent = sum(run.seconds for run in mine)
         last = max((run for run in mine if run.state == "done"), key=lambda run: run.settings.n_keys, default=None)
-        table.add_row(str(command.setting), command.label, *(str(sum(run.state == state for run in mine)) for state in
-                                                            ("done", "skipped", "failed")),
-                      str(sum(run.steps for run in mine)), f"{spent:.1f}", f"{spent / total:.1%}" if total else "-",
-                      f"{format_loss(last.loss)} (N = {last.settings.n_keys})" if last else "-")
+        table.add_row(
+            str(command.setting),
+            command.label,
+            *(str(sum(run.state == state for run in mine)) for state in ("done", "skipped", "failed")),
+            str(sum(run.steps for run in mine)),
+            f"{spent:.1f}",
+            f"{spent / total:.1%}" if total else "-",
+            f"{format_loss(last.loss)} (N = {last.settings.n_keys})" if last else "-",
+        )
     console = Console(highlight=False)
     console.width = max(console.width, 120)
     console.print(table)
     counts = {state: sum(run.state == state for run in runs) for state in ("done", "skipped", "failed")}
-    print(f"{counts['done']} runs made, {counts['skipped']} made before, {counts['failed']} failed; "
-          f"{sum(run.steps for run in runs)} steps in {seconds:.1f} s, {total:.1f} s of cores", flush=True)
+    print(
+        f"{counts['done']} runs made, {counts['skipped']} made before, {counts['failed']} failed; "
+        f"{sum(run.steps for run in runs)} steps in {seconds:.1f} s, {total:.1f} s of cores",
+        flush=True,
+    )
 
 
 # ---- compare ----
 
+
 def add_compare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="the logs")
-    parser.add_argument("--twins", metavar="K", help="first train K copies of runs, whose initial weights are moved by one unit in "
-                                                     "the last place, and keep the band of their last losses in FOLDER.twins.csv")
-    parser.add_argument("--only", metavar="PATTERN", nargs="+", default=[],
-                        help="with --twins: of the logs that fit one of these (default: N <= 200 with the rules sum and ours)")
-    parser.add_argument("--jobs", metavar="J", help="with --twins: twins side by side (default: the cores this process may use)")
+    parser.add_argument(
+        "--twins",
+        metavar="K",
+        help="first train K copies of runs, whose initial weights are moved by one unit in "
+        "the last place, and keep the band of their last losses in FOLDER.twins.csv",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        nargs="+",
+        default=[],
+        help="with --twins: of the logs that fit one of these (default: N <= 200 with the rules sum and ours)",
+    )
+    parser.add_argument(
+        "--jobs", metavar="J", help="with --twins: twins side by side (default: the cores this process may use)"
+    )
 
 
 def run_compare(args: argparse.Namespace) -> int:
@@ -154,7 +207,9 @@ def run_compare(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise Failure(2, str(error)) from None
     except OSError as error:
-        raise Failure(2, f"FOLDER: got {shown(args.folder)}, expected a folder of logs ({error.strerror}: {error.filename})") from None
+        raise Failure(
+            2, f"FOLDER: got {shown(args.folder)}, expected a folder of logs ({error.strerror}: {error.filename})"
+        ) from None
     print_comparison(comparison)
     return 1 if comparison.failures else 0
 
@@ -170,29 +225,45 @@ def train_twins(folder: str, count: int, runs: Sequence[Settings], jobs: int | N
     started = time.monotonic()
 
     def show(name: str, band: Band) -> None:
-        print(f"{name}: {count} twins, {format_loss(band.low)} to {format_loss(band.high)} "
-              f"({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
+        print(
+            f"{name}: {count} twins, {format_loss(band.low)} to {format_loss(band.high)} "
+            f"({time.monotonic() - started:.0f} s)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     try:
         make_twins(folder, runs, count, jobs, show)
     except KeyboardInterrupt:
-        raise Failure(130, "interrupted; the bands that are there are kept, and the same command goes on from them") from None
+        raise Failure(
+            130, "interrupted; the bands that are there are kept, and the same command goes on from them"
+        ) from None
     except WorkerKilled as error:
         raise Failure(1, str(error)) from None
     except OSError as error:
         if not Path(folder).is_dir():
             raise
-        raise Failure(1, f"{error.filename}: {error.strerror}; the bands that are there are whole, and the same command goes "
-                         f"on from them") from None
+        raise Failure(
+            1,
+            f"{error.filename}: {error.strerror}; the bands that are there are whole, and the same command goes "
+            f"on from them",
+        ) from None
 
 
 # ---- figures ----
 
+
 def add_figures_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="the logs")
-    parser.add_argument("--out", metavar="FOLDER", default="figures", help="for <name>.png and <name>.svg (default figures)")
-    parser.add_argument("--no-overlay", dest="overlay", action="store_false",
-                        help="without the published losses, hollow markers over ours")
+    parser.add_argument(
+        "--out", metavar="FOLDER", default="figures", help="for <name>.png and <name>.svg (default figures)"
+    )
+    parser.add_argument(
+        "--no-overlay",
+        dest="overlay",
+        action="store_false",
+        help="without the published losses, hollow markers over ours",
+    )
 
 
 def run_figures(args: argparse.Namespace) -> int:
@@ -214,6 +285,7 @@ def run_figures(args: argparse.Namespace) -> int:
 
 
 # ---- progress ----
+
 
 class Progress:
     """What is known while the runs go on: how many are done, which are running, and how long the rest may take."""
@@ -269,8 +341,12 @@ class LiveProgress(Progress):
         from rich.console import Console
         from rich.live import Live
 
-        self.live = Live(get_renderable=self.lines, console=Console(stderr=True, highlight=False), refresh_per_second=2,
-                         transient=True)
+        self.live = Live(
+            get_renderable=self.lines,
+            console=Console(stderr=True, highlight=False),
+            refresh_per_second=2,
+            transient=True,
+        )
         self.live.start()
         return self
 
@@ -284,7 +360,9 @@ class LiveProgress(Progress):
         total = sum(cost(run.settings) for run in self.runs)
         made = sum(cost(run.settings) for run in self.runs if run.state in ("done", "failed", "skipped"))
         running = ", ".join(run.name.removesuffix(".csv") for run in self.runs if run.state == "running")
-        return Group(*map(ending, self.recent), f"running {running}", ProgressBar(total, made, width=60), self.summary())
+        return Group(
+            *map(ending, self.recent), f"running {running}", ProgressBar(total, made, width=60), self.summary()
+        )
 
 
 def make_progress(runs: Sequence[Run]) -> Progress:

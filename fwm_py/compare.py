@@ -188,8 +188,12 @@ class Comparison:
     @property
     def neighbours(self) -> tuple[int, int]:
         """What else lies in the widened bands: published last losses of the next smaller and larger N, and of how many."""
-        found = [run.band.holds(loss) for run in self.runs.values() if run.band is not None and run.name != CUT_OFF
-                 for loss in _neighbouring_losses(run.name)]
+        found = [
+            run.band.holds(loss)
+            for run in self.runs.values()
+            if run.band is not None and run.name != CUT_OFF
+            for loss in _neighbouring_losses(run.name)
+        ]
         return sum(found), len(found)
 
     @property
@@ -199,15 +203,24 @@ class Comparison:
         nan = [run for run in self.runs.values() if math.isnan(run.published[-1][1])]
         ending = sum(run.ends_in_nan for run in nan)
         floors = [
-            (f"first rows that agree to 1e-3: {total.first_1e3} of {len(self.runs)}, "
-             f"at least {FIRST_ROWS_FLOOR} expected", total.first_1e3 >= FIRST_ROWS_FLOOR),
-            (f"published NaN runs that end in NaN: {ending} of {len(nan)}, at least {NAN_FLOOR} expected",
-             ending >= NAN_FLOOR),
+            (
+                f"first rows that agree to 1e-3: {total.first_1e3} of {len(self.runs)}, "
+                f"at least {FIRST_ROWS_FLOOR} expected",
+                total.first_1e3 >= FIRST_ROWS_FLOOR,
+            ),
+            (
+                f"published NaN runs that end in NaN: {ending} of {len(nan)}, at least {NAN_FLOOR} expected",
+                ending >= NAN_FLOOR,
+            ),
         ]
         if total.bands:
-            floors.append((f"published last losses within their twins' bands: {total.in_band} of {total.bands}, "
-                           f"at least {BAND_PERCENT} % expected",
-                           100 * total.in_band >= BAND_PERCENT * total.bands))
+            floors.append(
+                (
+                    f"published last losses within their twins' bands: {total.in_band} of {total.bands}, "
+                    f"at least {BAND_PERCENT} % expected",
+                    100 * total.in_band >= BAND_PERCENT * total.bands,
+                )
+            )
         return floors
 
     @property
@@ -262,6 +275,7 @@ def _compare_log(manifest: Manifest, name: str, files: set[str], band: Band | No
 
 # ---- output ----
 
+
 def print_comparison(comparison: Comparison, file: IO[str] | None = None) -> None:
     """Print a table of the commands, what is not compared, and the floors, to `file` (default: stdout)."""
     from rich.console import Console
@@ -278,8 +292,16 @@ def _table(comparison: Comparison) -> object:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("command", no_wrap=True)
-    for header in ("runs", "first\n1e-5", "first\n1e-3", "same\nrows", "last\n1e-4", "our\nmedian",
-                   "published\nmedian", "in\nband"):
+    for header in (
+        "runs",
+        "first\n1e-5",
+        "first\n1e-3",
+        "same\nrows",
+        "last\n1e-4",
+        "our\nmedian",
+        "published\nmedian",
+        "in\nband",
+    ):
         table.add_column(header, justify="right", no_wrap=True)
     for command in COMMANDS:
         tally = comparison.tally(command)
@@ -296,8 +318,10 @@ def _cells(tally: Tally, ours: str, published: str) -> list[str]:
 
 def _lines(comparison: Comparison) -> list[str]:
     total = comparison.total
-    lines = [f"{total.compared} of {len(comparison.runs)} runs compared, the last rows of {total.last_compared}",
-             f"cut off in publishing, only its first row counts: {CUT_OFF}"]
+    lines = [
+        f"{total.compared} of {len(comparison.runs)} runs compared, the last rows of {total.last_compared}",
+        f"cut off in publishing, only its first row counts: {CUT_OFF}",
+    ]
     for problem, runs in comparison.problems.items():
         lines.append(_some(problem, [run.name + (f" ({run.detail})" if run.detail else "") for run in runs]))
     if comparison.problems.keys() & {"damaged", "empty", "not ended", "other settings"}:
@@ -315,10 +339,12 @@ def _about_bands(comparison: Comparison) -> list[str]:
     """What the widening of the bands does, and how much a band tells one run from another."""
     total, (neighbours, of) = comparison.total, comparison.neighbours
     chance = statistics.mean(run.band.chance for run in comparison.runs.values() if run.band is not None)
-    return [f"published last losses within the bands as they are, not widened: {total.unwidened} of {total.bands} "
-            f"({total.unwidened / total.bands:.0%}; of equal draws without ties {chance:.0%} would be)",
-            f"published last losses of the next smaller and larger N within the widened bands: {neighbours} of {of}"
-            + (f" ({neighbours / of:.0%})" if of else "")]
+    return [
+        f"published last losses within the bands as they are, not widened: {total.unwidened} of {total.bands} "
+        f"({total.unwidened / total.bands:.0%}; of equal draws without ties {chance:.0%} would be)",
+        f"published last losses of the next smaller and larger N within the widened bands: {neighbours} of {of}"
+        + (f" ({neighbours / of:.0%})" if of else ""),
+    ]
 
 
 def _some(title: str, names: Sequence[str], most: int = 20) -> str:

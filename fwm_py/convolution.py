@@ -58,9 +58,15 @@ class CausalConv1dGradients(NamedTuple):
 
 
 def causal_conv1d(
-    x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None = None, *, activation: Activation | None = None,
-    initial_state: npt.ArrayLike | None = None, output_final_state: bool = False,
-    cu_seqlens: npt.ArrayLike | None = None, out: Real | tuple[Real, Real] | None = None,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    bias: npt.ArrayLike | None = None,
+    *,
+    activation: Activation | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None,
+    out: Real | tuple[Real, Real] | None = None,
 ) -> tuple[Real, Real | None]:
     """Every token becomes a weighted sum of itself and the W - 1 tokens before it, channel by channel.
 
@@ -87,9 +93,15 @@ def causal_conv1d(
 
 
 def causal_conv1d_backward(
-    dy: npt.ArrayLike, x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None = None, *,
-    activation: Activation | None = None, initial_state: npt.ArrayLike | None = None,
-    cu_seqlens: npt.ArrayLike | None = None, dfinal_state: npt.ArrayLike | None = None,
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    bias: npt.ArrayLike | None = None,
+    *,
+    activation: Activation | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None,
+    dfinal_state: npt.ArrayLike | None = None,
     out: tuple[Real | None, ...] | None = None,
 ) -> CausalConv1dGradients:
     """The gradient of sum(dy * y) + sum(dfinal_state * final_state), for what `causal_conv1d` returns.
@@ -110,4 +122,5 @@ def causal_conv1d_backward(
     CausalConv1dGradients
     """
     return CausalConv1dGradients(
-        *_core.convolution_backward(dy, x, weight, bias, activation, initial_state, cu_seqlens, dfinal_state, out))
+        *_core.convolution_backward(dy, x, weight, bias, activation, initial_state, cu_seqlens, dfinal_state, out)
+    )

@@ -60,9 +60,15 @@ class Command:
     def runs(self) -> tuple[Settings, ...]:
         """The settings of its runs, smallest first."""
         return tuple(
-            Settings(n_keys=n_keys, attn_name=self.attn_name, attn_arg=self.attn_arg, update_rule=self.update_rule,
-                     replace=self.replace)
-            for n_keys in range(20, self.end + 1, 20))
+            Settings(
+                n_keys=n_keys,
+                attn_name=self.attn_name,
+                attn_arg=self.attn_arg,
+                update_rule=self.update_rule,
+                replace=self.replace,
+            )
+            for n_keys in range(20, self.end + 1, 20)
+        )
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -102,7 +108,12 @@ def published_losses() -> dict[str, Rows]:
     packed = importlib.resources.files("fwm_py").joinpath("data/published.csv.gz").read_bytes()
     logs: dict[str, Rows] = {name: [] for name in RUNS}
     for row in csv.DictReader(io.StringIO(gzip.decompress(packed).decode("ascii"))):
-        settings = Settings(n_keys=int(row["n_keys"]), attn_name=row["attn_name"], attn_arg=int(row["attn_arg"]),
-                            update_rule=row["update_rule"], replace=row["replace"] == "1")
+        settings = Settings(
+            n_keys=int(row["n_keys"]),
+            attn_name=row["attn_name"],
+            attn_arg=int(row["attn_arg"]),
+            update_rule=row["update_rule"],
+            replace=row["replace"] == "1",
+        )
         logs[log_name(settings)].append((int(row["step"]), float(np.float32(row["eval_loss"]))))
     return logs

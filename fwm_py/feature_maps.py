@@ -19,7 +19,15 @@ import numpy.typing as npt
 from fwm_py import _core
 
 __all__ = [
-    "dpfp", "dpfp_backward", "draw_omega", "elu1", "elu1_backward", "favor", "favor_backward", "tanh", "tanh_backward",
+    "dpfp",
+    "dpfp_backward",
+    "draw_omega",
+    "elu1",
+    "elu1_backward",
+    "favor",
+    "favor_backward",
+    "tanh",
+    "tanh_backward",
 ]
 
 Real = npt.NDArray[np.floating[Any]]

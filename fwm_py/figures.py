@@ -72,8 +72,9 @@ SETTING_2: dict[str, Style] = {
 }
 """The same of Setting 2. FAVOR+ with the delta rule is left out: its losses become NaN."""
 
-SETTING_2_CURVES = {label: SETTING_2[label]
-                    for label in ("Schlag (2021) with DPFP-1", "DPFP-1 delta", "DPFP-1 sum", "Schlag (2021)")}
+SETTING_2_CURVES = {
+    label: SETTING_2[label] for label in ("Schlag (2021) with DPFP-1", "DPFP-1 delta", "DPFP-1 sum", "Schlag (2021)")
+}
 
 # How our losses are drawn: as markers, as lines with a marker for each, or as lines with markers a distance apart.
 MARKERS: dict[str, Any] = {"linestyle": "none", "markersize": 12, "alpha": 0.8}
@@ -167,9 +168,12 @@ def _read_whole_log(path: str) -> Rows:
 
 
 def _losses(logs: Mapping[str, Rows], skipped: Sequence[tuple[str, str]] = ()) -> Losses:
-    rows = [(command.setting, command.label, settings.n_keys, step, loss)
-            for command in COMMANDS for settings in command.runs
-            for step, loss in logs.get(log_name(settings), ())]
+    rows = [
+        (command.setting, command.label, settings.n_keys, step, loss)
+        for command in COMMANDS
+        for settings in command.runs
+        for step, loss in logs.get(log_name(settings), ())
+    ]
     table = _needed("pandas").DataFrame(rows, columns=[*RUN, "step", "loss"])
     return Losses(table.astype({"setting": int, "n_keys": int, "step": int, "loss": "float32"}), tuple(skipped))
 
@@ -370,8 +374,15 @@ def _write_outside(axes: Axes, rows: DataFrame, whose: str, height: float) -> No
     for label, n_keys, loss in zip(rows["label"], rows["n_keys"], rows["loss"]):
         if label in SETTING_2 and not low <= loss <= high:
             border, inwards = (low, 1) if loss < low else (high, -1)
-            axes.annotate(f"{label} {loss:.2g}{whose}", (n_keys, border), (0, inwards * height),
-                          textcoords="offset points", ha="center", va="center", fontsize=11)
+            axes.annotate(
+                f"{label} {loss:.2g}{whose}",
+                (n_keys, border),
+                (0, inwards * height),
+                textcoords="offset points",
+                ha="center",
+                va="center",
+                fontsize=11,
+            )
 
 
 def _finished(axes: Axes) -> Figure:

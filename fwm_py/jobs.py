@@ -71,7 +71,9 @@ def run_all(
         # a killed process takes its neighbours' calls along: whose last attempt it is runs alone, and is known to be the cause
         alone = [index for index in left if killed[index] == ATTEMPTS - 1][:1]
         try:
-            for index, result in _pass(function, tasks, alone or list(left), 2 if alone else jobs, client, on_start, out):
+            for index, result in _pass(
+                function, tasks, alone or list(left), 2 if alone else jobs, client, on_start, out
+            ):
                 out.discard(index)
                 del left[index]
                 yield index, result
@@ -110,7 +112,9 @@ def _pass(
     else:
         where = parallel_config(backend="dask", client=client, wait_for_workers_timeout=60)
         jobs = jobs or sum(client.ncores().values()) or 1
-    warnings.filterwarnings("ignore", r"\d+ tasks which were still being processed")  # of joblib, when they are not wanted
+    warnings.filterwarnings(
+        "ignore", r"\d+ tasks which were still being processed"
+    )  # of joblib, when they are not wanted
     with where:
         # a call is handed out when a worker is free, and not before, so that `out` are those that run
         parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1)
@@ -133,6 +137,7 @@ _watched: set[int] = set()
 
 def _end_with(parent: int) -> None:
     """End this process when `parent`, which started it, is no more: nobody wants its results."""
+
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(WATCH_SECONDS)

@@ -73,11 +73,25 @@ import numpy.typing as npt
 from fwm_py import _core
 
 __all__ = [
-    "DeltaRuleGradients", "GatedDeltaRule2Gradients", "GatedDeltaRuleGradients", "GatedLinearAttentionGradients",
-    "LinearAttentionGradients", "delta_rule", "delta_rule_backward", "fast_weight_memory",
-    "fast_weight_memory_backward", "gated_delta_rule", "gated_delta_rule_2", "gated_delta_rule_2_backward",
-    "gated_delta_rule_backward", "gated_linear_attention", "gated_linear_attention_backward", "kimi_delta_rule",
-    "kimi_delta_rule_backward", "linear_attention", "linear_attention_backward",
+    "DeltaRuleGradients",
+    "GatedDeltaRule2Gradients",
+    "GatedDeltaRuleGradients",
+    "GatedLinearAttentionGradients",
+    "LinearAttentionGradients",
+    "delta_rule",
+    "delta_rule_backward",
+    "fast_weight_memory",
+    "fast_weight_memory_backward",
+    "gated_delta_rule",
+    "gated_delta_rule_2",
+    "gated_delta_rule_2_backward",
+    "gated_delta_rule_backward",
+    "gated_linear_attention",
+    "gated_linear_attention_backward",
+    "kimi_delta_rule",
+    "kimi_delta_rule_backward",
+    "linear_attention",
+    "linear_attention_backward",
 ]
 
 Real = npt.NDArray[np.floating[Any]]
@@ -147,9 +161,18 @@ class GatedDeltaRule2Gradients(NamedTuple):
 
 
 def linear_attention(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, scale: float | None = None, normalize: bool = False,
-    eps: float = 1e-6, initial_state: SumStateLike | None = None, output_final_state: bool = False,
-    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", out: SumOut | None = None,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    normalize: bool = False,
+    eps: float = 1e-6,
+    initial_state: SumStateLike | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
+    out: SumOut | None = None,
 ) -> tuple[Real, SumState | None]:
     """Linear attention: every association is added.
 
@@ -172,27 +195,79 @@ def linear_attention(
     Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236.
     """
     return _core.memory_forward(
-        "linear_attention", q, k, v, None, None, None, None, initial_state, scale, None, normalize, eps, True,
-        cu_seqlens, method, output_final_state, out)
+        "linear_attention",
+        q,
+        k,
+        v,
+        None,
+        None,
+        None,
+        None,
+        initial_state,
+        scale,
+        None,
+        normalize,
+        eps,
+        True,
+        cu_seqlens,
+        method,
+        output_final_state,
+        out,
+    )
 
 
 def linear_attention_backward(
-    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, scale: float | None = None,
-    normalize: bool = False, eps: float = 1e-6, initial_state: SumStateLike | None = None,
-    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", dfinal_state: SumStateLike | None = None,
+    do: npt.ArrayLike,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    normalize: bool = False,
+    eps: float = 1e-6,
+    initial_state: SumStateLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
+    dfinal_state: SumStateLike | None = None,
     out: tuple[Any, ...] | None = None,
 ) -> LinearAttentionGradients:
     """Gradients of `linear_attention`, which says what normalize and eps are."""
     dq, dk, dv, _, _, _, _, dinitial_state = _core.memory_backward(
-        "linear_attention", do, dfinal_state, q, k, v, None, None, None, None, initial_state, scale, None, normalize,
-        eps, True, cu_seqlens, method, out)
+        "linear_attention",
+        do,
+        dfinal_state,
+        q,
+        k,
+        v,
+        None,
+        None,
+        None,
+        None,
+        initial_state,
+        scale,
+        None,
+        normalize,
+        eps,
+        True,
+        cu_seqlens,
+        method,
+        out,
+    )
     return LinearAttentionGradients(dq, dk, dv, dinitial_state)
 
 
 def gated_linear_attention(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, *, scale: float | None = None,
-    initial_state: npt.ArrayLike | None = None, output_final_state: bool = False,
-    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", out: Out | None = None,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    g: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
+    out: Out | None = None,
 ) -> tuple[Real, Real | None]:
     """Linear attention that forgets: the state fades by a number or, row by row, by a vector.
 
@@ -205,27 +280,79 @@ def gated_linear_attention(
     Panda, Kim 2023, Gated linear attention, arXiv 2312.06635.
     """
     return _core.memory_forward(
-        "gated_linear_attention", q, k, v, g, None, None, None, initial_state, scale, None, False, 0.0, True,
-        cu_seqlens, method, output_final_state, out)
+        "gated_linear_attention",
+        q,
+        k,
+        v,
+        g,
+        None,
+        None,
+        None,
+        initial_state,
+        scale,
+        None,
+        False,
+        0.0,
+        True,
+        cu_seqlens,
+        method,
+        output_final_state,
+        out,
+    )
 
 
 def gated_linear_attention_backward(
-    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, *,
-    scale: float | None = None, initial_state: npt.ArrayLike | None = None, cu_seqlens: npt.ArrayLike | None = None,
-    method: Method = "chunked", dfinal_state: npt.ArrayLike | None = None,
+    do: npt.ArrayLike,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    g: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
+    dfinal_state: npt.ArrayLike | None = None,
     out: tuple[Any, ...] | None = None,
 ) -> GatedLinearAttentionGradients:
     """Gradients of `gated_linear_attention`."""
     dq, dk, dv, dg, _, _, _, dinitial_state = _core.memory_backward(
-        "gated_linear_attention", do, dfinal_state, q, k, v, g, None, None, None, initial_state, scale, None, False,
-        0.0, True, cu_seqlens, method, out)
+        "gated_linear_attention",
+        do,
+        dfinal_state,
+        q,
+        k,
+        v,
+        g,
+        None,
+        None,
+        None,
+        initial_state,
+        scale,
+        None,
+        False,
+        0.0,
+        True,
+        cu_seqlens,
+        method,
+        out,
+    )
     return GatedLinearAttentionGradients(dq, dk, dv, dg, dinitial_state)
 
 
 def delta_rule(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, beta: npt.ArrayLike, *, scale: float | None = None,
-    qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None, output_final_state: bool = False,
-    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", out: Out | None = None,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    beta: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
+    out: Out | None = None,
 ) -> tuple[Real, Real | None]:
     """The delta rule: each write corrects what the memory holds for its key.
 
@@ -236,27 +363,80 @@ def delta_rule(
     Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174; Yang, Wang, Zhang, Shen, Kim 2024, arXiv 2406.06484.
     """
     return _core.memory_forward(
-        "delta_rule", q, k, v, None, beta, None, None, initial_state, scale, qk_norm, False, 0.0, True, cu_seqlens,
-        method, output_final_state, out)
+        "delta_rule",
+        q,
+        k,
+        v,
+        None,
+        beta,
+        None,
+        None,
+        initial_state,
+        scale,
+        qk_norm,
+        False,
+        0.0,
+        True,
+        cu_seqlens,
+        method,
+        output_final_state,
+        out,
+    )
 
 
 def delta_rule_backward(
-    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, beta: npt.ArrayLike, *,
-    scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
-    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", dfinal_state: npt.ArrayLike | None = None,
+    do: npt.ArrayLike,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    beta: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
+    dfinal_state: npt.ArrayLike | None = None,
     out: tuple[Any, ...] | None = None,
 ) -> DeltaRuleGradients:
     """Gradients of `delta_rule`."""
     dq, dk, dv, _, dbeta, _, _, dinitial_state = _core.memory_backward(
-        "delta_rule", do, dfinal_state, q, k, v, None, beta, None, None, initial_state, scale, qk_norm, False, 0.0,
-        True, cu_seqlens, method, out)
+        "delta_rule",
+        do,
+        dfinal_state,
+        q,
+        k,
+        v,
+        None,
+        beta,
+        None,
+        None,
+        initial_state,
+        scale,
+        qk_norm,
+        False,
+        0.0,
+        True,
+        cu_seqlens,
+        method,
+        out,
+    )
     return DeltaRuleGradients(dq, dk, dv, dbeta, dinitial_state)
 
 
 def gated_delta_rule(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, beta: npt.ArrayLike, *,
-    scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
-    output_final_state: bool = False, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    g: npt.ArrayLike,
+    beta: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
     out: Out | None = None,
 ) -> tuple[Real, Real | None]:
     """The delta rule on a state that fades by one number a head, g (B, T, HV): Gated DeltaNet.
@@ -268,27 +448,81 @@ def gated_delta_rule(
     Yang, Kautz, Hatamizadeh 2024, arXiv 2412.06464.
     """
     return _core.memory_forward(
-        "gated_delta_rule", q, k, v, g, beta, None, None, initial_state, scale, qk_norm, False, 0.0, True, cu_seqlens,
-        method, output_final_state, out)
+        "gated_delta_rule",
+        q,
+        k,
+        v,
+        g,
+        beta,
+        None,
+        None,
+        initial_state,
+        scale,
+        qk_norm,
+        False,
+        0.0,
+        True,
+        cu_seqlens,
+        method,
+        output_final_state,
+        out,
+    )
 
 
 def gated_delta_rule_backward(
-    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, beta: npt.ArrayLike, *,
-    scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
-    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", dfinal_state: npt.ArrayLike | None = None,
+    do: npt.ArrayLike,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    g: npt.ArrayLike,
+    beta: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
+    dfinal_state: npt.ArrayLike | None = None,
     out: tuple[Any, ...] | None = None,
 ) -> GatedDeltaRuleGradients:
     """Gradients of `gated_delta_rule`."""
     dq, dk, dv, dg, dbeta, _, _, dinitial_state = _core.memory_backward(
-        "gated_delta_rule", do, dfinal_state, q, k, v, g, beta, None, None, initial_state, scale, qk_norm, False, 0.0,
-        True, cu_seqlens, method, out)
+        "gated_delta_rule",
+        do,
+        dfinal_state,
+        q,
+        k,
+        v,
+        g,
+        beta,
+        None,
+        None,
+        initial_state,
+        scale,
+        qk_norm,
+        False,
+        0.0,
+        True,
+        cu_seqlens,
+        method,
+        out,
+    )
     return GatedDeltaRuleGradients(dq, dk, dv, dg, dbeta, dinitial_state)
 
 
 def kimi_delta_rule(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, beta: npt.ArrayLike, *,
-    scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
-    output_final_state: bool = False, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    g: npt.ArrayLike,
+    beta: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
     out: Out | None = None,
 ) -> tuple[Real, Real | None]:
     """The delta rule on a state that fades key channel by key channel, g (B, T, HV, K): Kimi Delta Attention.
@@ -300,27 +534,82 @@ def kimi_delta_rule(
     Kimi Team 2025, arXiv 2510.26692.
     """
     return _core.memory_forward(
-        "kimi_delta_rule", q, k, v, g, beta, None, None, initial_state, scale, qk_norm, False, 0.0, True, cu_seqlens,
-        method, output_final_state, out)
+        "kimi_delta_rule",
+        q,
+        k,
+        v,
+        g,
+        beta,
+        None,
+        None,
+        initial_state,
+        scale,
+        qk_norm,
+        False,
+        0.0,
+        True,
+        cu_seqlens,
+        method,
+        output_final_state,
+        out,
+    )
 
 
 def kimi_delta_rule_backward(
-    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, beta: npt.ArrayLike, *,
-    scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
-    cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked", dfinal_state: npt.ArrayLike | None = None,
+    do: npt.ArrayLike,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    g: npt.ArrayLike,
+    beta: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
+    dfinal_state: npt.ArrayLike | None = None,
     out: tuple[Any, ...] | None = None,
 ) -> GatedDeltaRuleGradients:
     """Gradients of `kimi_delta_rule`."""
     dq, dk, dv, dg, dbeta, _, _, dinitial_state = _core.memory_backward(
-        "kimi_delta_rule", do, dfinal_state, q, k, v, g, beta, None, None, initial_state, scale, qk_norm, False, 0.0,
-        True, cu_seqlens, method, out)
+        "kimi_delta_rule",
+        do,
+        dfinal_state,
+        q,
+        k,
+        v,
+        g,
+        beta,
+        None,
+        None,
+        initial_state,
+        scale,
+        qk_norm,
+        False,
+        0.0,
+        True,
+        cu_seqlens,
+        method,
+        out,
+    )
     return GatedDeltaRuleGradients(dq, dk, dv, dg, dbeta, dinitial_state)
 
 
 def gated_delta_rule_2(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, b: npt.ArrayLike, w: npt.ArrayLike, *,
-    scale: float | None = None, qk_norm: Norm | None = None, initial_state: npt.ArrayLike | None = None,
-    output_final_state: bool = False, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    g: npt.ArrayLike,
+    b: npt.ArrayLike,
+    w: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
     out: Out | None = None,
 ) -> tuple[Real, Real | None]:
     """A delta rule that erases and writes with strengths of their own, channel by channel: Gated DeltaNet-2.
@@ -340,28 +629,82 @@ def gated_delta_rule_2(
     Hatamizadeh, Choi, Kautz 2026, arXiv 2605.22791.
     """
     return _core.memory_forward(
-        "gated_delta_rule_2", q, k, v, g, None, b, w, initial_state, scale, qk_norm, False, 0.0, True, cu_seqlens,
-        method, output_final_state, out)
+        "gated_delta_rule_2",
+        q,
+        k,
+        v,
+        g,
+        None,
+        b,
+        w,
+        initial_state,
+        scale,
+        qk_norm,
+        False,
+        0.0,
+        True,
+        cu_seqlens,
+        method,
+        output_final_state,
+        out,
+    )
 
 
 def gated_delta_rule_2_backward(
-    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, g: npt.ArrayLike, b: npt.ArrayLike,
-    w: npt.ArrayLike, *, scale: float | None = None, qk_norm: Norm | None = None,
-    initial_state: npt.ArrayLike | None = None, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
+    do: npt.ArrayLike,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    g: npt.ArrayLike,
+    b: npt.ArrayLike,
+    w: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
     dfinal_state: npt.ArrayLike | None = None,
     out: tuple[Any, ...] | None = None,
 ) -> GatedDeltaRule2Gradients:
     """Gradients of `gated_delta_rule_2`, which says what b and w are."""
     dq, dk, dv, dg, _, db, dw, dinitial_state = _core.memory_backward(
-        "gated_delta_rule_2", do, dfinal_state, q, k, v, g, None, b, w, initial_state, scale, qk_norm, False, 0.0,
-        True, cu_seqlens, method, out)
+        "gated_delta_rule_2",
+        do,
+        dfinal_state,
+        q,
+        k,
+        v,
+        g,
+        None,
+        b,
+        w,
+        initial_state,
+        scale,
+        qk_norm,
+        False,
+        0.0,
+        True,
+        cu_seqlens,
+        method,
+        out,
+    )
     return GatedDeltaRule2Gradients(dq, dk, dv, dg, db, dw, dinitial_state)
 
 
 def fast_weight_memory(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, beta: npt.ArrayLike, *, scale: float | None = None,
-    qk_norm: Norm | None = None, clamp_first: bool = True, initial_state: npt.ArrayLike | None = None,
-    output_final_state: bool = False, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    beta: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    clamp_first: bool = True,
+    initial_state: npt.ArrayLike | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
     out: Out | None = None,
 ) -> tuple[Real, Real | None]:
     """The fast weight memory: delta writes into a memory of bounded norm.
@@ -380,19 +723,63 @@ def fast_weight_memory(
     Schlag, Munkhdalai, Schmidhuber 2021, arXiv 2011.07831.
     """
     return _core.memory_forward(
-        "fast_weight_memory", q, k, v, None, beta, None, None, initial_state, scale, qk_norm, False, 0.0, clamp_first,
-        cu_seqlens, method, output_final_state, out)
+        "fast_weight_memory",
+        q,
+        k,
+        v,
+        None,
+        beta,
+        None,
+        None,
+        initial_state,
+        scale,
+        qk_norm,
+        False,
+        0.0,
+        clamp_first,
+        cu_seqlens,
+        method,
+        output_final_state,
+        out,
+    )
 
 
 def fast_weight_memory_backward(
-    do: npt.ArrayLike, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, beta: npt.ArrayLike, *,
-    scale: float | None = None, qk_norm: Norm | None = None, clamp_first: bool = True,
-    initial_state: npt.ArrayLike | None = None, cu_seqlens: npt.ArrayLike | None = None, method: Method = "chunked",
+    do: npt.ArrayLike,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    beta: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    clamp_first: bool = True,
+    initial_state: npt.ArrayLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: Method = "chunked",
     dfinal_state: npt.ArrayLike | None = None,
     out: tuple[Any, ...] | None = None,
 ) -> DeltaRuleGradients:
     """Gradients of `fast_weight_memory`, which says what clamp_first is."""
     dq, dk, dv, _, dbeta, _, _, dinitial_state = _core.memory_backward(
-        "fast_weight_memory", do, dfinal_state, q, k, v, None, beta, None, None, initial_state, scale, qk_norm, False,
-        0.0, clamp_first, cu_seqlens, method, out)
+        "fast_weight_memory",
+        do,
+        dfinal_state,
+        q,
+        k,
+        v,
+        None,
+        beta,
+        None,
+        None,
+        initial_state,
+        scale,
+        qk_norm,
+        False,
+        0.0,
+        clamp_first,
+        cu_seqlens,
+        method,
+        out,
+    )
     return DeltaRuleGradients(dq, dk, dv, dbeta, dinitial_state)

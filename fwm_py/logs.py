@@ -44,10 +44,15 @@ def log_name(settings: Settings) -> str:
 
 def _unpublished(settings: Settings) -> list[str]:
     """What differs from the published runs and is not in their names."""
-    published = dataclasses.replace(settings, seed=Settings.seed, lr=None, batch_size=None,
-                                    favor_generator=Settings.favor_generator)
-    parts = {"seed": f"seed{settings.seed}", "resolved_lr": f"lr{settings.resolved_lr}",
-             "resolved_batch_size": f"B{settings.resolved_batch_size}", "favor_generator": settings.favor_generator}
+    published = dataclasses.replace(
+        settings, seed=Settings.seed, lr=None, batch_size=None, favor_generator=Settings.favor_generator
+    )
+    parts = {
+        "seed": f"seed{settings.seed}",
+        "resolved_lr": f"lr{settings.resolved_lr}",
+        "resolved_batch_size": f"B{settings.resolved_batch_size}",
+        "favor_generator": settings.favor_generator,
+    }
     return [part for name, part in parts.items() if getattr(settings, name) != getattr(published, name)]
 
 

@@ -23,10 +23,20 @@ ENDING = ".manifest.csv"
 WAY_OUT = "fwm-py reproduce --adopt records the whole logs again, --force makes them again"
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 COLUMNS = ("log", *SETTINGS, "version", "variant", "seconds", "sha256")
-_SETTING_TYPES = {"attn_name": str, "update_rule": str, "favor_generator": str, "lr": float,
-                  "replace": {"0": False, "1": True}.get}  # the others are integers
-_OTHERS = {"log": r"[\w.+-]+\.csv", "version": r"[\w.+-]*", "variant": r"\w*", "seconds": r"([0-9]+\.[0-9]+)?",
-           "sha256": r"[0-9a-f]{64}"}
+_SETTING_TYPES = {
+    "attn_name": str,
+    "update_rule": str,
+    "favor_generator": str,
+    "lr": float,
+    "replace": {"0": False, "1": True}.get,
+}  # the others are integers
+_OTHERS = {
+    "log": r"[\w.+-]+\.csv",
+    "version": r"[\w.+-]*",
+    "variant": r"\w*",
+    "seconds": r"([0-9]+\.[0-9]+)?",
+    "sha256": r"[0-9a-f]{64}",
+}
 
 
 def settings_columns(settings: Settings) -> dict[str, str]:
@@ -39,7 +49,9 @@ def settings_columns(settings: Settings) -> dict[str, str]:
 def differences(one: Settings, other: Settings) -> str:
     """What two runs do not share: `max_steps 300 and 100000`."""
     theirs = settings_columns(other)
-    found = [f"{name} {value} and {theirs[name]}" for name, value in settings_columns(one).items() if value != theirs[name]]
+    found = [
+        f"{name} {value} and {theirs[name]}" for name, value in settings_columns(one).items() if value != theirs[name]
+    ]
     return ", ".join(found) or "the same settings"
 
 
@@ -151,8 +163,14 @@ class Manifest:
         name = log_name(settings)
         version = __version__ if variant else ""
         before = self.rows.get(name)
-        self.rows[name] = {"log": name, **settings_columns(settings), "version": version, "variant": variant,
-                           "seconds": seconds, "sha256": hashlib.sha256(log).hexdigest()}
+        self.rows[name] = {
+            "log": name,
+            **settings_columns(settings),
+            "version": version,
+            "variant": variant,
+            "seconds": seconds,
+            "sha256": hashlib.sha256(log).hexdigest(),
+        }
         try:
             self.write()
         except OSError:

@@ -52,8 +52,13 @@ class RmsNormGradients(NamedTuple):
 
 
 def rms_norm(
-    x: npt.ArrayLike, weight: npt.ArrayLike, gate: npt.ArrayLike | None = None, *, activation: Activation = "silu",
-    eps: float = 1e-6, out: Real | None = None,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    gate: npt.ArrayLike | None = None,
+    *,
+    activation: Activation = "silu",
+    eps: float = 1e-6,
+    out: Real | None = None,
 ) -> Real:
     """Every row is brought to a root mean square of 1, weighted, and gated if there is a gate.
 
@@ -74,8 +79,14 @@ def rms_norm(
 
 
 def rms_norm_backward(
-    dy: npt.ArrayLike, x: npt.ArrayLike, weight: npt.ArrayLike, gate: npt.ArrayLike | None = None, *,
-    activation: Activation = "silu", eps: float = 1e-6, out: tuple[Real | None, ...] | None = None,
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    gate: npt.ArrayLike | None = None,
+    *,
+    activation: Activation = "silu",
+    eps: float = 1e-6,
+    out: tuple[Real | None, ...] | None = None,
 ) -> RmsNormGradients:
     """The gradient of sum(dy * y), for what `rms_norm` returns.
 

@@ -35,8 +35,16 @@ import numpy.typing as npt
 from fwm_py import _core
 
 __all__ = [
-    "Gradients", "GatedGradients", "delta_rule", "delta_rule_backward", "fwm_rule", "fwm_rule_backward",
-    "softmax_rule", "softmax_rule_backward", "sum_rule", "sum_rule_backward",
+    "Gradients",
+    "GatedGradients",
+    "delta_rule",
+    "delta_rule_backward",
+    "fwm_rule",
+    "fwm_rule_backward",
+    "softmax_rule",
+    "softmax_rule_backward",
+    "sum_rule",
+    "sum_rule_backward",
 ]
 
 Real = npt.NDArray[np.floating[Any]]
@@ -101,7 +109,11 @@ def delta_rule(
 
 
 def delta_rule_backward(
-    dy: npt.ArrayLike, keys: npt.ArrayLike, values: npt.ArrayLike, beta: npt.ArrayLike, query: npt.ArrayLike,
+    dy: npt.ArrayLike,
+    keys: npt.ArrayLike,
+    values: npt.ArrayLike,
+    beta: npt.ArrayLike,
+    query: npt.ArrayLike,
     n_values: int,
 ) -> GatedGradients:
     """Gradients of `delta_rule`."""
@@ -129,7 +141,11 @@ def fwm_rule(
 
 
 def fwm_rule_backward(
-    dy: npt.ArrayLike, keys: npt.ArrayLike, values: npt.ArrayLike, beta: npt.ArrayLike, query: npt.ArrayLike,
+    dy: npt.ArrayLike,
+    keys: npt.ArrayLike,
+    values: npt.ArrayLike,
+    beta: npt.ArrayLike,
+    query: npt.ArrayLike,
     n_values: int,
 ) -> GatedGradients:
     """Gradients of `fwm_rule`."""

@@ -115,8 +115,9 @@ class Settings:
         choice("favor_generator", self.favor_generator, GENERATORS)
         argument = MAP_ARGUMENTS.get(self.attn_name, "")
         if argument and checked["attn_arg"] == 0:
-            raise ValueError(f"attn_arg: got 0, expected an integer in 1..{LIMITS['attn_arg'][1]} "
-                             f"({argument} of {self.attn_name})")
+            raise ValueError(
+                f"attn_arg: got 0, expected an integer in 1..{LIMITS['attn_arg'][1]} ({argument} of {self.attn_name})"
+            )
         for name, value in checked.items():  # whole numbers of NumPy become Python's
             object.__setattr__(self, name, value)
 
@@ -199,8 +200,7 @@ class Stream:
     def __init__(self, settings: Settings) -> None:
         instance("settings", settings, Settings)
         self.settings = settings
-        self._stream = _core.Stream(
-            settings.seed, settings.n_keys, settings.resolved_batch_size, settings.replace)
+        self._stream = _core.Stream(settings.seed, settings.n_keys, settings.resolved_batch_size, settings.replace)
 
     def __copy__(self) -> Stream:
         return copy.deepcopy(self)
@@ -248,9 +248,17 @@ class Model:
         self.settings = settings
         self.dtype = _precision(dtype)
         self._model = _core.Model(
-            n_keys=settings.n_keys, hidden_size=settings.hidden_size, map=settings.map, argument=settings.attn_arg,
-            rule=settings.rule, replace=settings.replace, batch_size=settings.resolved_batch_size,
-            seed=settings.seed, favor_generator=settings.favor_generator, dtype=self.dtype)
+            n_keys=settings.n_keys,
+            hidden_size=settings.hidden_size,
+            map=settings.map,
+            argument=settings.attn_arg,
+            rule=settings.rule,
+            replace=settings.replace,
+            batch_size=settings.resolved_batch_size,
+            seed=settings.seed,
+            favor_generator=settings.favor_generator,
+            dtype=self.dtype,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"settings": self.settings, "dtype": self.dtype, "state": self._model.get_state()}

@@ -97,9 +97,15 @@ def cost(settings: Settings) -> float:
 
 def _published_steps(settings: Settings) -> int:
     """Steps of the published run that has this rule, map, argument, setting and N, or most of them, in this order."""
+
     def distance(run: Settings) -> tuple[float, ...]:
-        return (run.rule != settings.rule, run.map != settings.map, abs(run.attn_arg - settings.attn_arg),
-                run.replace != settings.replace, abs(run.n_keys - settings.n_keys))
+        return (
+            run.rule != settings.rule,
+            run.map != settings.map,
+            abs(run.attn_arg - settings.attn_arg),
+            run.replace != settings.replace,
+            abs(run.n_keys - settings.n_keys),
+        )
 
     nearest = min(RUNS, key=lambda name: distance(RUNS[name]))
     return published_losses()[nearest][-1][0]
@@ -135,15 +141,24 @@ def select(
     runs = [Run(command, settings) for command in COMMANDS for settings in command.runs]
     for pattern in only:
         if not any(_matches(run, pattern) for run in runs):
-            raise ValueError(f"only: got {shown(pattern)}, expected a pattern that fits the name of a log or a command, "
-                             f"such as '*dpfp1_ours*'")
+            raise ValueError(
+                f"only: got {shown(pattern)}, expected a pattern that fits the name of a log or a command, "
+                f"such as '*dpfp1_ours*'"
+            )
     cheapest = {command: min(command.runs, key=cost) for command in COMMANDS}
-    chosen = [run for run in runs
-              if setting in (None, run.command.setting)
-              and (not only or any(_matches(run, pattern) for pattern in only))
-              and (max_n is None or run.settings.n_keys <= max_n)
-              and (not quick or run.settings == cheapest[run.command]
-                   or run.settings.n_keys % 40 == 20 and cost(run.settings) <= QUICK_SECONDS)]
+    chosen = [
+        run
+        for run in runs
+        if setting in (None, run.command.setting)
+        and (not only or any(_matches(run, pattern) for pattern in only))
+        and (max_n is None or run.settings.n_keys <= max_n)
+        and (
+            not quick
+            or run.settings == cheapest[run.command]
+            or run.settings.n_keys % 40 == 20
+            and cost(run.settings) <= QUICK_SECONDS
+        )
+    ]
     if not chosen:
         raise ValueError("setting, only, max_n: got a choice that leaves no run, expected at least one")
     return sorted(chosen, key=lambda run: -cost(run.settings))
@@ -273,8 +288,9 @@ def _train_all(
         run.state = state
         notify(run)
 
-    with contextlib.closing(run_all(_train, [run.settings for run in runs], jobs, client,
-                                    lambda index: change(runs[index], "running"))) as outcomes:
+    with contextlib.closing(
+        run_all(_train, [run.settings for run in runs], jobs, client, lambda index: change(runs[index], "running"))
+    ) as outcomes:
         for index, outcome in outcomes:
             run = runs[index]
             if isinstance(outcome, WorkerKilled):

@@ -49,7 +49,16 @@ from transformers.modeling_utils import AttentionInterface
 
 __all__ = ["FAMILIES", "disable", "enable", "enabled"]
 
-FAMILIES = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "olmo_hybrid", "kimi_linear", "glm5_next", "bailing_hybrid")
+FAMILIES = (
+    "qwen3_next",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen4_exp",
+    "olmo_hybrid",
+    "kimi_linear",
+    "glm5_next",
+    "bailing_hybrid",
+)
 
 WIDTHS = (2, 3, 4)  # of the convolution; others are left to the original
 FEW_NUMBERS = 65536  # fewer are left to the original by a norm without a gate: the call would take longer than the work
@@ -114,23 +123,40 @@ def _rule(function: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[...
     """The rule with the models' arguments, which come by name from initial_state on."""
 
     def rule(
-        query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, *, initial_state: Tensor | None = None,
-        output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False, cu_seqlens: Tensor | None = None,
-        cu_seq_lens_q: Tensor | None = None, seq_idx: Tensor | None = None, **others: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        g: Tensor,
+        beta: Tensor,
+        *,
+        initial_state: Tensor | None = None,
+        output_final_state: bool = False,
+        use_qk_l2norm_in_kernel: bool = False,
+        cu_seqlens: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        **others: Any,
     ) -> tuple[Tensor, Tensor | None]:
         packed, padding = _packed(cu_seqlens, cu_seq_lens_q, seq_idx), _padding(seq_idx)
         rows = [_in_one_row(_blank(x, padding), packed) for x in (query, key, value, g, beta)]
         with_states = initial_state is not None or output_final_state
         kept = _has_tokens(packed, padding) if with_states and cu_seqlens is None and cu_seq_lens_q is None else None
-        o, state = function(*rows, qk_norm="l2" if use_qk_l2norm_in_kernel else None, cu_seqlens=packed,
-                            initial_state=_spread(initial_state, kept), output_final_state=output_final_state)
+        o, state = function(
+            *rows,
+            qk_norm="l2" if use_qk_l2norm_in_kernel else None,
+            cu_seqlens=packed,
+            initial_state=_spread(initial_state, kept),
+            output_final_state=output_final_state,
+        )
         o = _blank(o.reshape(*query.shape[:2], *o.shape[2:]), padding)
         return o, state if state is None or kept is None else state[kept]
 
     return rule
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, packed: Tensor | None = None) -> Tensor:
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, packed: Tensor | None = None
+) -> Tensor:
     """x (B, T, D); an activation that the kernel does not have comes behind it."""
     inside = activation in (None, "silu", "swish")
     y, _ = fwm.causal_conv1d(x, weight, bias, activation=activation if inside else None, cu_seqlens=packed)
@@ -138,8 +164,14 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | 
 
 
 def _causal_conv1d_fn(
-    hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None,
-    cu_seqlens: Tensor | None = None, cu_seq_lens_q: Tensor | None = None, seq_idx: Tensor | None = None, **others: Any,
+    hidden_states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    cu_seqlens: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    **others: Any,
 ) -> Tensor:
     """hidden_states (B, D, T)."""
     B, D, T = hidden_states.shape
@@ -153,7 +185,11 @@ def _causal_conv1d_fn(
 
 
 def _causal_conv1d_update(
-    hidden_states: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None,
+    hidden_states: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
     **others: Any,
 ) -> Tensor:
     """hidden_states (B, D, T), as a rule one token; conv_state (B, D, ..): the last inputs, changed in place."""
@@ -185,20 +221,31 @@ def _norm(norm: torch.nn.Module, *args: Tensor, **options: Tensor) -> Tensor:
     if few or weight.shape != hidden_states.shape[-1:] or getattr(norm, "group_size", None) is not None:
         return NotImplemented
     if hasattr(norm, "eps"):
-        return fwm.rms_norm(hidden_states, 1 + weight.to(torch.promote_types(weight.dtype, torch.float32)), eps=norm.eps)
+        return fwm.rms_norm(
+            hidden_states, 1 + weight.to(torch.promote_types(weight.dtype, torch.float32)), eps=norm.eps
+        )
     if weight.dtype != hidden_states.dtype:  # theirs has the dtype that both promote to
         return NotImplemented
     return fwm.rms_norm(hidden_states, weight, eps=norm.variance_epsilon)
 
 
 def _sdpa(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
-    scaling: float | None = None, is_causal: bool | None = None, **others: Any,
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """query (B, HQ, T, K), key (B, H, S, K), value (B, H, S, V) -> (B, T, HQ, V). Each key head becomes a sequence of its own,
     since that is how its tokens lie."""
     (B, HQ, T, _), (_, H, S, _) = query.shape, key.shape
-    more = [name for name, asked in others.items() if name in _MORE_THAN_SDPA and asked is not None and asked is not False]
+    more = [
+        name for name, asked in others.items() if name in _MORE_THAN_SDPA and asked is not None and asked is not False
+    ]
     if attention_mask is not None or dropout or more or T == 1:  # a single token costs more to call than to compute
         return NotImplemented
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
@@ -207,7 +254,9 @@ def _sdpa(
     if causal:
         key, value = key[:, :, :T], value[:, :, :T]  # what lies behind is the room of a static cache
     rows = query.unflatten(1, (H, HQ // H)).transpose(2, 3).flatten(0, 1)
-    o = fwm.softmax_attention(rows, key.flatten(0, 1).unsqueeze(2), value.flatten(0, 1).unsqueeze(2), causal=causal, scale=scaling)
+    o = fwm.softmax_attention(
+        rows, key.flatten(0, 1).unsqueeze(2), value.flatten(0, 1).unsqueeze(2), causal=causal, scale=scaling
+    )
     return o.unflatten(0, (B, H)).transpose(1, 2).flatten(2, 3).contiguous(), None
 
 
@@ -312,7 +361,11 @@ def _functions_of(module: ModuleType) -> Iterator[tuple[_Place, Any, Any]]:
             original = getattr(module, name)
             yield (module, name), original, _chosen(original, ours)
     for kind in vars(module).values():
-        if not isinstance(kind, type) or kind.__module__ != module.__name__ or kind.__name__.endswith("UnweightedRMSNorm"):
+        if (
+            not isinstance(kind, type)
+            or kind.__module__ != module.__name__
+            or kind.__name__.endswith("UnweightedRMSNorm")
+        ):
             continue
         for ending, ours in (("RMSNorm", _norm), ("RMSNormGated", _gated_norm)):
             if kind.__name__.endswith(ending):
@@ -329,7 +382,9 @@ def _names(keys: Iterable[_Place]) -> Changed:
     for owner, name in keys:
         if name == _Kept.name:
             continue
-        module, name = (owner.__name__, name) if isinstance(owner, ModuleType) else (owner.__module__, f"{owner.__name__}.{name}")
+        module, name = (
+            (owner.__name__, name) if isinstance(owner, ModuleType) else (owner.__module__, f"{owner.__name__}.{name}")
+        )
         family = module.rpartition("modeling_")[2]
         changed[family] = (*changed.get(family, ()), name)
     return changed

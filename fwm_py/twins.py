@@ -32,6 +32,7 @@ WAY_OUT = "delete it, and fwm-py compare --twins makes the twins again"
 
 # ---- bands ----
 
+
 @dataclasses.dataclass(frozen=True)
 class Band:
     """Where the last losses of a run's twins lie.
@@ -122,8 +123,15 @@ def _band(row: list[str]) -> Band | str:
 
 def _row(name: str, band: Band) -> list[str]:
     losses = " ".join(map(format_loss, band.losses))
-    return [name, str(RUNS[name].n_keys), str(len(band.losses)), format_loss(band.low), format_loss(band.high),
-            str(band.nan), losses]
+    return [
+        name,
+        str(RUNS[name].n_keys),
+        str(len(band.losses)),
+        format_loss(band.low),
+        format_loss(band.high),
+        str(band.nan),
+        losses,
+    ]
 
 
 def _write_twins(folder: str | os.PathLike[str], bands: Mapping[str, Band]) -> None:
@@ -132,6 +140,7 @@ def _write_twins(folder: str | os.PathLike[str], bands: Mapping[str, Band]) -> N
 
 
 # ---- twins ----
+
 
 def twins(settings: Settings, count: int, seed: int = 0) -> list[float]:
     """Train `count` twins of a run, whose key weights begin one unit in the last place away, up or down at random.
@@ -180,13 +189,18 @@ def twin_runs(patterns: Iterable[str] = ()) -> list[Settings]:
     for pattern in patterns:
         found = [name for name in RUNS if fnmatch.fnmatchcase(name, pattern)]
         if not found:
-            raise ValueError(f"got {shown(pattern)}, expected the name of a published log, or a pattern of some, "
-                             f"such as 'd64_dpfp1_*R1.csv'")
+            raise ValueError(
+                f"got {shown(pattern)}, expected the name of a published log, or a pattern of some, "
+                f"such as 'd64_dpfp1_*R1.csv'"
+            )
         names.update(dict.fromkeys(found))
     if names:
         return [RUNS[name] for name in names]
-    return [settings for name, settings in RUNS.items()
-            if settings.rule in ("sum", "ours") and settings.n_keys <= 200 and name != CUT_OFF]
+    return [
+        settings
+        for name, settings in RUNS.items()
+        if settings.rule in ("sum", "ours") and settings.n_keys <= 200 and name != CUT_OFF
+    ]
 
 
 def make_twins(

@@ -7,8 +7,8 @@ oracle.py) stops the collection of the tests.
 from typing import NamedTuple
 
 import numpy as np
-
 import oracle
+
 from fwm_py import _core, feature_maps, readouts, retrieval
 
 for _table, _oracles, _name in ((_core.MAPS, oracle.MAPS, "MAPS"), (_core.RULES, oracle.RULES, "RULES")):
@@ -65,8 +65,13 @@ class RuleInputs(NamedTuple):
     n_values: int
 
     def astype(self, dtype):
-        return RuleInputs(*(a.astype(dtype) for a in (self.keys,)), self.values, self.beta.astype(dtype),
-                          self.query.astype(dtype), self.n_values)
+        return RuleInputs(
+            *(a.astype(dtype) for a in (self.keys,)),
+            self.values,
+            self.beta.astype(dtype),
+            self.query.astype(dtype),
+            self.n_values,
+        )
 
 
 class RuleCase(NamedTuple):

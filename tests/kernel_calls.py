@@ -47,12 +47,25 @@ class Call(NamedTuple):
             return (S, z) if self.normalize else S
 
         values = {
-            "q": uniform(B, T, HQ, K), "k": uniform(B, T, H, K), "v": uniform(B, T, HV, V),
-            "g": -uniform(*(B, T, HV, K)[: 3 if self.gate == "scalar" else 4]), "beta": uniform(B, T, HV),
-            "b": uniform(B, T, HV, K), "w": uniform(B, T, HV, V), "do": uniform(B, T, max(HQ, HV), V),
-            "scale": 0.5, "qk_norm": "l2", "normalize": self.normalize, "eps": 1e-6, "clamp_first": True,
-            "initial_state": state(), "dfinal_state": state(), "output_final_state": True, "method": "chunked",
-            "cu_seqlens": np.array([0, T - 2, T - 2, T]) if packed else None, "out": None,
+            "q": uniform(B, T, HQ, K),
+            "k": uniform(B, T, H, K),
+            "v": uniform(B, T, HV, V),
+            "g": -uniform(*(B, T, HV, K)[: 3 if self.gate == "scalar" else 4]),
+            "beta": uniform(B, T, HV),
+            "b": uniform(B, T, HV, K),
+            "w": uniform(B, T, HV, V),
+            "do": uniform(B, T, max(HQ, HV), V),
+            "scale": 0.5,
+            "qk_norm": "l2",
+            "normalize": self.normalize,
+            "eps": 1e-6,
+            "clamp_first": True,
+            "initial_state": state(),
+            "dfinal_state": state(),
+            "output_final_state": True,
+            "method": "chunked",
+            "cu_seqlens": np.array([0, T - 2, T - 2, T]) if packed else None,
+            "out": None,
         }
         return {name: values[name] for name in self.parameters}
 
@@ -62,7 +75,9 @@ class Call(NamedTuple):
     def out(self, arguments):
         """Arrays for the results of a forward."""
         o, state = self({**arguments, "out": None, "output_final_state": True})
-        return np.full_like(o, 7), tuple(np.full_like(a, 7) for a in state) if self.normalize else np.full_like(state, 7)
+        return np.full_like(o, 7), tuple(np.full_like(a, 7) for a in state) if self.normalize else np.full_like(
+            state, 7
+        )
 
 
 def forms(row):
@@ -94,6 +109,8 @@ def array_arguments(call, arguments):
             yield name, value, lambda given, name=name: {**arguments, name: given}
         elif isinstance(value, tuple):
             for i in range(2):
+
                 def put(given, name=name, value=value, i=i):
-                    return {**arguments, name: value[:i] + (given,) + value[i + 1:]}
+                    return {**arguments, name: value[:i] + (given,) + value[i + 1 :]}
+
                 yield name, value[i], put

@@ -12,13 +12,15 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
-
 import oracle_kernels
+
 from fwm_py import _core, kernels
 
 for _row in _core.KERNELS:
     if _row["function"] not in oracle_kernels.RULES:
-        raise LookupError(f"{_row['function']} has no oracle: write it in tests/oracle_kernels.py and add it to RULES there")
+        raise LookupError(
+            f"{_row['function']} has no oracle: write it in tests/oracle_kernels.py and add it to RULES there"
+        )
 
 METHODS = ("chunked", "recurrent")
 
@@ -48,9 +50,9 @@ class KernelCase(NamedTuple):
     """A function, its gate and its options."""
 
     function: str
-    gate: str         # "", "scalar" or "channel"
+    gate: str  # "", "scalar" or "channel"
     strengths: tuple  # of "beta", "b", "w"
-    options: tuple    # of (name, value)
+    options: tuple  # of (name, value)
 
     def __str__(self):
         gate = f"-{self.gate}" if self.function == "gated_linear_attention" else ""
@@ -134,8 +136,11 @@ class KernelCase(NamedTuple):
         of g; with states there is an initial state, and the gradients of the final one."""
         random = np.random.default_rng(seed)
         B, T, H, HV, HQ, K, V, _ = sizes
-        x = {"q": random.standard_normal((B, T, HQ, K)), "k": random.standard_normal((B, T, H, K)),
-             "v": random.standard_normal((B, T, HV, V))}
+        x = {
+            "q": random.standard_normal((B, T, HQ, K)),
+            "k": random.standard_normal((B, T, H, K)),
+            "v": random.standard_normal((B, T, HV, V)),
+        }
         if self.positive:
             x["q"], x["k"] = (0.1 + np.abs(x[name]) for name in ("q", "k"))
         if repeat_keys:
@@ -179,9 +184,9 @@ KERNEL_CASES = [case for row in _core.KERNELS for case in _cases(row)]
 SIZES = [
     Sizes(1, 1, 1, 1, 1, 1, 1),
     Sizes(2, 3, 1, 1, 1, 5, 3),
-    Sizes(1, 15, 1, 8, 1, 7, 9),      # HV = 8 H
+    Sizes(1, 15, 1, 8, 1, 7, 9),  # HV = 8 H
     Sizes(2, 16, 2, 2, 2, 16, 16),
-    Sizes(1, 17, 1, 2, 4, 17, 33),    # HQ = 2 HV
+    Sizes(1, 17, 1, 2, 4, 17, 33),  # HQ = 2 HV
     Sizes(1, 33, 2, 4, 2, 31, 15),
     Sizes(1, 48, 2, 2, 6, 8, 32),
     Sizes(1, 129, 1, 1, 1, 33, 64),
@@ -218,7 +223,12 @@ def assert_close(results, expected, tolerance, floor=1e-3):
 def run_python(script, *arguments, **environment):
     """What a program prints that imports from this folder, in a process of its own."""
     path = os.pathsep.join([os.path.dirname(os.path.abspath(__file__)), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.run([sys.executable, "-c", script, *arguments], env=os.environ | {"PYTHONPATH": path} | environment,
-                             capture_output=True, text=True, timeout=300)
+    process = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert process.returncode == 0, process.stderr
     return process.stdout.strip()

@@ -86,7 +86,7 @@ def inner(a, b):
 
 class Rule(NamedTuple):
     erase_and_write: callable  # (k, v, *strengths) -> e, u
-    backward: callable         # (de, du, k, v, *strengths) -> dk (by way of e), dv, *dstrengths
+    backward: callable  # (de, du, k, v, *strengths) -> dk (by way of e), dv, *dstrengths
 
 
 SUM = Rule(lambda k, v: (None, v), lambda de, du, k, v: (0, du))
@@ -201,7 +201,8 @@ def one_backward(function, x, **options):
     do = x["do"] if denominator is None else x["do"] / denominator
     dfinal = x.get("dfinal_state", np.zeros((B, HV, K, V)))
     dq, dk, de, du, dg, dinitial = family_backward(
-        do.reshape(B, T, HV, R // HV, V), dfinal, q_read, k_write, e, gate, scale, tokens)
+        do.reshape(B, T, HV, R // HV, V), dfinal, q_read, k_write, e, gate, scale, tokens
+    )
     dk_erase, dv, *dstrengths = RULES[function].backward(de, du, k_write, x["v"], *(x[name] for name in strengths))
     dq, dk = gather(dq.reshape(B, T, R, K), HQ), gather(dk + dk_erase, H)
     result = {"v": dv, "initial_state": dinitial, **dict(zip(strengths, dstrengths))}

@@ -7,10 +7,10 @@ import dataclasses
 import inspect
 import re
 
+import cases
 import numpy as np
 import pytest
 
-import cases
 import fwm_py
 from fwm_py import feature_maps, random, readouts, sweep
 from fwm_py.logs import log_name
@@ -29,8 +29,9 @@ def map_functions():
         x, dy = np.ones((2, 3, 4)), np.ones((2, 3, case.width(4)))
         for name, arrays in ((row["function"], {"x": x}), (row["function"] + "_backward", {"dy": dy, "x": x})):
             function = getattr(feature_maps, name)
-            functions[function] = dict(zip(inspect.signature(function).parameters, [*arrays.values(), *case.argument(4)],
-                                           strict=True))
+            functions[function] = dict(
+                zip(inspect.signature(function).parameters, [*arrays.values(), *case.argument(4)], strict=True)
+            )
             assert list(functions[function])[: len(arrays)] == list(arrays)
     return functions
 
@@ -41,8 +42,9 @@ def rule_functions():
         inputs = cases.rule_inputs(2, 3, 4, 5)
         for name, arrays in ((case.row["function"], []), (case.row["function"] + "_backward", [np.ones((2, 5))])):
             function = getattr(readouts, name)
-            functions[function] = dict(zip(inspect.signature(function).parameters, [*arrays, *case.arguments(inputs)],
-                                           strict=True))
+            functions[function] = dict(
+                zip(inspect.signature(function).parameters, [*arrays, *case.arguments(inputs)], strict=True)
+            )
     return functions
 
 
@@ -53,9 +55,21 @@ MAP_FUNCTIONS, RULE_FUNCTIONS = map_functions(), rule_functions()
 
 def bad_array(good):
     """For an array of floats: (given, exception)."""
-    yield from ((given, TypeError) for given in (
-        None, "text", object(), good.astype(np.int64), good.astype(bool), good.astype(np.float16),
-        good.astype(np.complex128), good.astype(object), good.astype(str), good.astype("M8[s]")))
+    yield from (
+        (given, TypeError)
+        for given in (
+            None,
+            "text",
+            object(),
+            good.astype(np.int64),
+            good.astype(bool),
+            good.astype(np.float16),
+            good.astype(np.complex128),
+            good.astype(object),
+            good.astype(str),
+            good.astype("M8[s]"),
+        )
+    )
     if np.longdouble != np.float64:
         yield good.astype(np.longdouble), TypeError
     yield from bad_masks(good)
@@ -81,12 +95,30 @@ def bad_shapes(good):
 
 def bad_indices(good, below):
     """For an array of integers below a bound."""
-    yield from ((given, TypeError) for given in (
-        None, "text", good.astype(np.float64), good.astype(bool), good.astype(object), good.astype("m8[s]")))
+    yield from (
+        (given, TypeError)
+        for given in (
+            None,
+            "text",
+            good.astype(np.float64),
+            good.astype(bool),
+            good.astype(object),
+            good.astype("m8[s]"),
+        )
+    )
     yield from bad_masks(good)
     yield from bad_shapes(good)
-    for number, dtype in ((-1, np.int64), (-1, np.int8), (below, np.int64), (below, np.uint8), (2**31, np.int64),
-                          (2**32, np.int64), (2**32, np.uint64), (-(2**63), np.int64), (2**64 - 1, np.uint64)):
+    for number, dtype in (
+        (-1, np.int64),
+        (-1, np.int8),
+        (below, np.int64),
+        (below, np.uint8),
+        (2**31, np.int64),
+        (2**32, np.int64),
+        (2**32, np.uint64),
+        (-(2**63), np.int64),
+        (2**64 - 1, np.uint64),
+    ):
         wrong = good.astype(dtype)
         wrong.flat[-1] = number
         yield wrong, ValueError
@@ -135,8 +167,7 @@ def rule_cases():
             elif name == "values":
                 instead = bad_indices(good, below=5)
             elif name == "keys":  # it gives B, L and p
-                instead = [(given, e) for given, e in bad_array(good)
-                           if e is TypeError or np.ndim(given) != 3]
+                instead = [(given, e) for given, e in bad_array(good) if e is TypeError or np.ndim(given) != 3]
                 instead.append((good[:, :, :0], ValueError))
             else:
                 instead = bad_array(good)
@@ -146,16 +177,22 @@ def rule_cases():
 
 def other_cases():
     draw = {"d": 3, "m": 4, "generator": random.Philox(1)}
-    for name, instead in (("d", bad_count()), ("m", bad_count()), ("generator", (
-            (given, TypeError) for given in (None, 1, "philox", np.random.RandomState(1))))):
+    for name, instead in (
+        ("d", bad_count()),
+        ("m", bad_count()),
+        ("generator", ((given, TypeError) for given in (None, 1, "philox", np.random.RandomState(1)))),
+    ):
         for given, exception in instead:
             yield feature_maps.draw_omega, draw, name, given, exception
     for given, exception in bad_count():
         yield fwm_py.set_num_threads, {"n": 1}, "n", given, exception
 
 
-ALL = [(function, (MAP_FUNCTIONS | RULE_FUNCTIONS)[function], name, given, exception)
-       for table in (map_cases(), rule_cases()) for function, name, given, exception in table] + list(other_cases())
+ALL = [
+    (function, (MAP_FUNCTIONS | RULE_FUNCTIONS)[function], name, given, exception)
+    for table in (map_cases(), rule_cases())
+    for function, name, given, exception in table
+] + list(other_cases())
 
 
 def describe(given):
@@ -174,8 +211,11 @@ def assert_refused(call, name, exception):
     assert "\n" not in message and len(message) < 400
 
 
-@pytest.mark.parametrize("function, good, name, given, exception", ALL,
-                         ids=[f"{f.__name__}-{name}-{describe(given)}" for f, _, name, given, _ in ALL])
+@pytest.mark.parametrize(
+    "function, good, name, given, exception",
+    ALL,
+    ids=[f"{f.__name__}-{name}-{describe(given)}" for f, _, name, given, _ in ALL],
+)
 def test_bad_argument(function, good, name, given, exception):
     function(*good.values())
     assert_refused(lambda: function(*{**good, name: given}.values()), name, exception)
@@ -267,8 +307,9 @@ def test_bad_batches(use):
     model, batch = Model(settings), Stream(settings).batch()
     before = {name: a.tobytes() for name, a in model.parameters.items()}
     for name, given, exception in batch_cases(batch):
-        if (use, name) == ("read_out", "answer") or (name == "keys" and np.ndim(given) == 2 and exception is ValueError
-                                                     and np.shape(given) != batch.keys.shape):
+        if (use, name) == ("read_out", "answer") or (
+            name == "keys" and np.ndim(given) == 2 and exception is ValueError and np.shape(given) != batch.keys.shape
+        ):
             continue  # read_out looks at no answer; the shape of keys is what the others are held against
         assert_refused(lambda: MODEL_USES[use](model, batch._replace(**{name: given}), None), name, exception)
     assert {name: a.tobytes() for name, a in model.parameters.items()} == before
@@ -278,8 +319,10 @@ def test_bad_batches(use):
 def test_batches_larger_than_the_models(use):
     settings = cases.MODEL_CASES[0].settings(n_keys=6, hidden_size=4, batch_size=3)
     model, batch = Model(settings), Stream(settings).batch()
-    for larger in (Batch(*(np.concatenate([a, a]) for a in batch)),
-                   batch._replace(keys=np.tile(batch.keys, 2), values=np.tile(batch.values, 2))):
+    for larger in (
+        Batch(*(np.concatenate([a, a]) for a in batch)),
+        batch._replace(keys=np.tile(batch.keys, 2), values=np.tile(batch.values, 2)),
+    ):
         assert_refused(lambda: MODEL_USES[use](model, larger, None), "keys", ValueError)
 
 
@@ -309,7 +352,13 @@ def test_bad_omegas(case):
         return
     assert model.loss(batch, good) == model.loss(batch, good.astype(np.float32))
     refused = [(good.astype(dtype), TypeError) for dtype in (np.complex128, object, str, "M8[s]")]
-    refused += [("text", TypeError), (object(), TypeError), (good * 1e39, ValueError), *bad_masks(good), *bad_shapes(good)]
+    refused += [
+        ("text", TypeError),
+        (object(), TypeError),
+        (good * 1e39, ValueError),
+        *bad_masks(good),
+        *bad_shapes(good),
+    ]
     for given, exception in refused:
         assert_refused(lambda: model.loss(batch, given), "omega", exception)
 
@@ -346,7 +395,9 @@ def test_what_is_no_batch(use):
     settings = cases.MODEL_CASES[0].settings(n_keys=6, hidden_size=4, batch_size=3)
     model, batch = Model(settings), Stream(settings).batch()
     for given in ((batch.keys,), (), tuple(batch[:3]), (*batch, None), [batch]):
-        with pytest.raises(ValueError, match=rf"^batch: got a (tuple|list) of {len(given)}, expected a Batch: keys, values, "):
+        with pytest.raises(
+            ValueError, match=rf"^batch: got a (tuple|list) of {len(given)}, expected a Batch: keys, values, "
+        ):
             MODEL_USES[use](model, given, None)
     for given in (None, 3, batch.keys, "batch", dict(enumerate(batch))):
         assert_refused(lambda: MODEL_USES[use](model, given, None), "batch", TypeError)
@@ -380,10 +431,16 @@ def test_flags_are_true_or_false(name):
 
 NARROW = BATCH.astype(np.float32)
 NUMBERS = {
-    "scale": [lambda x, n: fwm_py.softmax_attention(x, x, x, scale=n), lambda x, n: fwm_py.linear_attention(x, x, x, scale=n),
-              lambda x, n: fwm_py.softmax_attention_backward(x, x, x, x, scale=n)],
-    "eps": [lambda x, n: fwm_py.rms_norm(x, x[0, 0, 0], eps=n), lambda x, n: fwm_py.linear_attention(x, x, x, eps=n),
-            lambda x, n: fwm_py.rms_norm_backward(x, x, x[0, 0, 0], eps=n)],
+    "scale": [
+        lambda x, n: fwm_py.softmax_attention(x, x, x, scale=n),
+        lambda x, n: fwm_py.linear_attention(x, x, x, scale=n),
+        lambda x, n: fwm_py.softmax_attention_backward(x, x, x, x, scale=n),
+    ],
+    "eps": [
+        lambda x, n: fwm_py.rms_norm(x, x[0, 0, 0], eps=n),
+        lambda x, n: fwm_py.linear_attention(x, x, x, eps=n),
+        lambda x, n: fwm_py.rms_norm_backward(x, x, x[0, 0, 0], eps=n),
+    ],
 }
 
 

@@ -36,8 +36,9 @@ def tree(tmp_path):
 
 def python(tree, *arguments, **environment):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FWM_PY_") and name != "CC"}
-    return subprocess.run([sys.executable, *arguments], cwd=tree, env={**kept, **environment}, capture_output=True,
-                          text=True)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=tree, env={**kept, **environment}, capture_output=True, text=True
+    )
 
 
 def build(tree, **environment):
@@ -69,7 +70,7 @@ def test_compiler_without_openmp_says_so_unless_it_was_asked_for(tree, tmp_path)
     compiler = executable(tmp_path / "cc", STUB_COMPILER)
     done = build(tree, CC=compiler)
     assert done.returncode == 0, done.stderr
-    warning, = [line for line in done.stderr.splitlines() if "OpenMP" in line]
+    (warning,) = [line for line in done.stderr.splitlines() if "OpenMP" in line]
     assert "has no OpenMP, so that fwm_py will use one thread" in warning
     assert "libgomp" in warning and "libomp" in warning and "FWM_PY_NO_OPENMP=1" in warning
     assert "-DFWM_OPENMP_MISSING=1" in done.stdout
@@ -77,12 +78,13 @@ def test_compiler_without_openmp_says_so_unless_it_was_asked_for(tree, tmp_path)
     assert done.returncode == 0 and "OpenMP" not in done.stderr and "FWM_OPENMP_MISSING" not in done.stdout
 
 
-@pytest.mark.parametrize("environment, kept", [({}, False), ({"FWM_PY_DEBUG": "1"}, True),
-                                               ({"FWM_PY_SANITIZE": "undefined"}, True)])
+@pytest.mark.parametrize(
+    "environment, kept", [({}, False), ({"FWM_PY_DEBUG": "1"}, True), ({"FWM_PY_SANITIZE": "undefined"}, True)]
+)
 def test_symbols_for_debuggers_only_where_asked_for(tree, tmp_path, environment, kept):
     done = build(tree, CC=executable(tmp_path / "cc", STUB_COMPILER), **environment)
     assert done.returncode == 0, done.stderr
-    flags, = [line.split() for line in done.stdout.splitlines() if "csrc/empty.c" in line]
+    (flags,) = [line.split() for line in done.stdout.splitlines() if "csrc/empty.c" in line]
     asked = [flag for flag in flags if flag in ("-g", "-g0")]
     assert asked[-1] == ("-g" if kept else "-g0")
 
@@ -91,7 +93,7 @@ def test_sanitizers_see_signed_overflow(tree, tmp_path):
     """Also where Python was built with -fwrapv, as it mostly is."""
     done = build(tree, CC=executable(tmp_path / "cc", STUB_COMPILER), CFLAGS="-fwrapv", FWM_PY_SANITIZE="undefined")
     assert done.returncode == 0, done.stderr
-    flags, = [line.split() for line in done.stdout.splitlines() if "csrc/empty.c" in line]
+    (flags,) = [line.split() for line in done.stdout.splitlines() if "csrc/empty.c" in line]
     assert [flag for flag in flags if "wrapv" in flag][-1] == "-fno-wrapv"
 
 
@@ -102,8 +104,10 @@ def test_old_requirement_without_isolation(tree, tmp_path, package, version, lea
     metadata.write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
     done = python(tree, "setup.py", "--version", PYTHONPATH=str(tmp_path / "site"))
     assert done.returncode == 1
-    assert done.stderr == (f"fwm_py: building it needs {package} {least} or newer, here is {version}; run pip install "
-                           f"'{package}>={least}', or build without --no-build-isolation\n")
+    assert done.stderr == (
+        f"fwm_py: building it needs {package} {least} or newer, here is {version}; run pip install "
+        f"'{package}>={least}', or build without --no-build-isolation\n"
+    )
 
 
 def test_tree_that_is_not_built_says_so(tree):

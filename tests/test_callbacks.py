@@ -3,10 +3,10 @@
 import dataclasses
 import threading
 
+import cases
 import numpy as np
 import pytest
 
-import cases
 import fwm_py
 from fwm_py.retrieval import Model, Settings, Stream, train
 
@@ -84,7 +84,10 @@ def test_what_changes_the_model_is_refused_and_says_so(name):
             np.testing.assert_array_equal(model.parameters[name_], array)
 
     assert train(SLOW, on_evaluation, model=model) == train(SLOW)
-    assert said == ["this Model is being trained: on_evaluation and on_progress may read it, but neither step nor train it"] * 3
+    assert (
+        said
+        == ["this Model is being trained: on_evaluation and on_progress may read it, but neither step nor train it"] * 3
+    )
 
 
 def test_an_exception_ends_the_training_and_the_model_is_free_again():
@@ -107,8 +110,11 @@ def test_another_thread_is_refused_meanwhile(tmp_path):
     model, said = Model(SLOW), []
 
     def use():
-        for call in (lambda: model.evaluate(Stream(SLOW)), lambda: model.save(tmp_path / "model"), *(
-                lambda change=change: change(model) for change in CHANGES.values())):
+        for call in (
+            lambda: model.evaluate(Stream(SLOW)),
+            lambda: model.save(tmp_path / "model"),
+            *(lambda change=change: change(model) for change in CHANGES.values()),
+        ):
             with pytest.raises(RuntimeError) as error:
                 call()
             said.append(str(error.value))

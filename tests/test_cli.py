@@ -36,30 +36,68 @@ COMMANDS = """
 --begin=20 --end=200 --step=20 --attn_name=favor --attn_arg=128 --update_rule=ours --replace
 """.strip().splitlines()
 
-FLAGS = ["--begin", "--end", "--step", "--attn_name", "--attn_arg", "--update_rule", "--replace", "--seed",
-         "--hidden_size", "--batch_size", "--lr", "--max_steps", "--log_folder", "--threads", "--favor_generator"]
+FLAGS = [
+    "--begin",
+    "--end",
+    "--step",
+    "--attn_name",
+    "--attn_arg",
+    "--update_rule",
+    "--replace",
+    "--seed",
+    "--hidden_size",
+    "--batch_size",
+    "--lr",
+    "--max_steps",
+    "--log_folder",
+    "--threads",
+    "--favor_generator",
+]
 
 # A run that goes on for a long time: the steps are small, so that each evaluation is a little better than the last.
 ENDLESS = ["--attn_name", "linear", "--begin", "40", "--lr", "1e-6"]
 
-WHOLE = {"begin": LIMITS["n_keys"], "end": (20, LIMITS["n_keys"][1]), "step": (1, LIMITS["n_keys"][1]),
-         "threads": (1, 1024), **{name: ends for name, ends in LIMITS.items() if name != "n_keys"}}
+WHOLE = {
+    "begin": LIMITS["n_keys"],
+    "end": (20, LIMITS["n_keys"][1]),
+    "step": (1, LIMITS["n_keys"][1]),
+    "threads": (1, 1024),
+    **{name: ends for name, ends in LIMITS.items() if name != "n_keys"},
+}
 
 # arguments, what the message must hold
 REFUSED = [
-    *[([f"--{name}", text], f"--{name}: got {text!r}, expected an integer in {low}..{high}")
-      for name, (low, high) in WHOLE.items()
-      for text in (str(low - 1), str(high + 1), "", "x", "1.5", "nan", "0x10", "1\n2", "9" * 40)],
+    *[
+        ([f"--{name}", text], f"--{name}: got {text!r}, expected an integer in {low}..{high}")
+        for name, (low, high) in WHOLE.items()
+        for text in (str(low - 1), str(high + 1), "", "x", "1.5", "nan", "0x10", "1\n2", "9" * 40)
+    ],
     *[([f"--{name}={'9' * 10**5}"], f"--{name}: got '999") for name in WHOLE],
-    *[(["--lr", text], f"--lr: got {shown}, expected a finite number above 0")
-      for text, shown in (("0", "0.0"), ("-1", "-1.0"), ("nan", "nan"), ("inf", "inf"), ("1e400", "inf"),
-                          ("x", "'x'"), ("", "''"))],
-    *[(["--lr", text], f"--lr: got {text}, expected a number in 1.4e-45..3.1e+37 in float32")
-      for text in ("1e+39", "1e+38", "1e-60")],
-    *[(["--attn_name", text], f"--attn_name: got {text!r}, expected linear, tanh, dpfp, favor or softmax")
-      for text in ("", "elu", "Softmax", "tanh\n")],
-    *[(["--attn_name", name, *arg], f"--attn_arg: got 0, expected an integer in 1..65536 ({meaning} of {name})")
-      for name, meaning in (("dpfp", "nu"), ("favor", "m")) for arg in ([], ["--attn_arg", "0"])],
+    *[
+        (["--lr", text], f"--lr: got {shown}, expected a finite number above 0")
+        for text, shown in (
+            ("0", "0.0"),
+            ("-1", "-1.0"),
+            ("nan", "nan"),
+            ("inf", "inf"),
+            ("1e400", "inf"),
+            ("x", "'x'"),
+            ("", "''"),
+        )
+    ],
+    *[
+        (["--lr", text], f"--lr: got {text}, expected a number in 1.4e-45..3.1e+37 in float32")
+        for text in ("1e+39", "1e+38", "1e-60")
+    ],
+    *[
+        (["--attn_name", text], f"--attn_name: got {text!r}, expected linear, tanh, dpfp, favor or softmax")
+        for text in ("", "elu", "Softmax", "tanh\n")
+    ],
+    *[
+        (["--attn_name", name, *arg], f"--attn_arg: got 0, expected an integer in 1..65536 ({meaning} of {name})")
+        for name, meaning in (("dpfp", "nu"), ("favor", "m"))
+        for arg in ([], ["--attn_arg", "0"])
+    ],
     *[(["--update_rule", text], f"--update_rule: got {text!r}, expected sum, fwm or ours") for text in ("", "delta")],
     (["--favor_generator", "cuda"], "--favor_generator: got 'cuda', expected philox or mt19937"),
     (["--begin", "40", "--end", "20"], "--end: got '20', expected an integer in 40..2000"),
@@ -101,11 +139,10 @@ def test_refused_on_one_line_and_nothing_written(folder, capsys, arguments, mess
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ([], "command: got none, expected train"),
-    (["test"], "invalid choice: 'test'"),
-    (["--seed", "1"], "command: "),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [([], "command: got none, expected train"), (["test"], "invalid choice: 'test'"), (["--seed", "1"], "command: ")],
+)
 def test_refused_commands(folder, capsys, arguments, message):
     with pytest.raises(SystemExit) as exit:
         cli.main(arguments)
@@ -137,9 +174,17 @@ def test_version(capsys):
 def test_the_sixteen_commands_mean_the_320_published_runs():
     with open(Path(__file__).parent / "data" / "published_first_rows.csv", newline="") as file:
         published = {
-            log_name(Settings(int(row["n_keys"]), row["attn_name"], int(row["attn_arg"]), row["update_rule"],
-                              row["replace"] == "1"))
-            for row in csv.DictReader(file)}
+            log_name(
+                Settings(
+                    int(row["n_keys"]),
+                    row["attn_name"],
+                    int(row["attn_arg"]),
+                    row["update_rule"],
+                    row["replace"] == "1",
+                )
+            )
+            for row in csv.DictReader(file)
+        }
     runs = [run for line in COMMANDS for run in cli.runs_of(cli.make_parser().parse_args(["train", *line.split()]))]
     assert len(runs) == len(published) == 320
     assert {log_name(run) for run in runs} == published
@@ -163,16 +208,30 @@ def test_max_steps(folder, max_steps, steps):
 
 
 def test_both_spellings_of_a_value_and_every_flag():
-    values = {"begin": "4", "end": "8", "step": "2", "attn_name": "favor", "attn_arg": "3", "update_rule": "ours",
-              "seed": "7", "hidden_size": "5", "batch_size": "6", "lr": "0.25", "max_steps": "9", "log_folder": "x",
-              "threads": "1", "favor_generator": "mt19937"}
+    values = {
+        "begin": "4",
+        "end": "8",
+        "step": "2",
+        "attn_name": "favor",
+        "attn_arg": "3",
+        "update_rule": "ours",
+        "seed": "7",
+        "hidden_size": "5",
+        "batch_size": "6",
+        "lr": "0.25",
+        "max_steps": "9",
+        "log_folder": "x",
+        "threads": "1",
+        "favor_generator": "mt19937",
+    }
     assert {"--" + name for name in values} == set(FLAGS) - {"--replace"}
     apart = [part for name, value in values.items() for part in ("--" + name, value)]
     joined = [f"--{name}={value}" for name, value in values.items()]
     for arguments in (apart, joined):
         args = cli.make_parser().parse_args(["train", "--replace", *arguments])
         assert cli.runs_of(args) == [
-            Settings(n_keys, "favor", 3, "ours", True, 7, 5, 6, 0.25, 9, "mt19937") for n_keys in (4, 6, 8)]
+            Settings(n_keys, "favor", 3, "ours", True, 7, 5, 6, 0.25, 9, "mt19937") for n_keys in (4, 6, 8)
+        ]
 
 
 def test_end_defaults_to_begin():
@@ -215,12 +274,14 @@ def test_a_log_that_cannot_be_written(folder, capsys):
 
 def test_a_full_disk(folder):
     """A limit on the size of files stands in for a disk that fills up after the header and one row."""
+
     def limit():
         os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage's data would not fit either, and it would say so
         resource.setrlimit(resource.RLIMIT_FSIZE, (36, 36))
 
     result = subprocess.run(
-        command("--attn_name", "linear", "--begin", "40"), capture_output=True, text=True, preexec_fn=limit)
+        command("--attn_name", "linear", "--begin", "40"), capture_output=True, text=True, preexec_fn=limit
+    )
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("fwm-py train: error: d64_linear_sum_AssocSeq40N40R0.csv: ")
     assert len(read_log(folder / "logs" / "d64_linear_sum_AssocSeq40N40R0.csv")) == 1
@@ -270,8 +331,12 @@ def test_plain_lines_where_there_is_no_terminal(folder, monkeypatch, capsys):
 
 def test_a_live_line_on_a_terminal(folder):
     terminal, inner = pty.openpty()
-    process = subprocess.Popen(command(*ENDLESS, "--max_steps", "4000", "--threads", "1"), stdout=subprocess.DEVNULL,
-                               stderr=inner, env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"})
+    process = subprocess.Popen(
+        command(*ENDLESS, "--max_steps", "4000", "--threads", "1"),
+        stdout=subprocess.DEVNULL,
+        stderr=inner,
+        env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"},
+    )
     os.close(inner)
     shown = b""
     try:

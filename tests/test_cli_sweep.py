@@ -51,17 +51,20 @@ def test_compare_trains_twins_where_asked_and_keeps_their_bands(tmp_path, capsys
     assert f"{NAME}: 2 twins" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["compare"], "the following arguments are required: FOLDER"),
-    (["compare", "nowhere"], "FOLDER: got 'nowhere', expected a folder of logs"),
-    (["compare", ".", "--twins", "0"], "--twins: got '0', expected an integer in 1..10000"),
-    (["compare", ".", "--twins", "1", "--only", "x"], "--only: got 'x', expected the name of a published log"),
-    (["compare", ".", "--jobs", "2"], "--jobs: goes with --twins"),
-    (["compare", ".", "--out", "x"], "'--out': an unknown argument, expected --twins"),
-    (["figures"], "the following arguments are required: FOLDER"),
-    (["figures", "."], "got no whole log of a run that is drawn"),
-    (["figures", "nowhere"], "'nowhere': No such file or directory"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["compare"], "the following arguments are required: FOLDER"),
+        (["compare", "nowhere"], "FOLDER: got 'nowhere', expected a folder of logs"),
+        (["compare", ".", "--twins", "0"], "--twins: got '0', expected an integer in 1..10000"),
+        (["compare", ".", "--twins", "1", "--only", "x"], "--only: got 'x', expected the name of a published log"),
+        (["compare", ".", "--jobs", "2"], "--jobs: goes with --twins"),
+        (["compare", ".", "--out", "x"], "'--out': an unknown argument, expected --twins"),
+        (["figures"], "the following arguments are required: FOLDER"),
+        (["figures", "."], "got no whole log of a run that is drawn"),
+        (["figures", "nowhere"], "'nowhere': No such file or directory"),
+    ],
+)
 def test_wrong_flags(tmp_path, monkeypatch, capsys, flags, message):
     if flags[0] == "figures":
         pytest.importorskip("matplotlib")
@@ -87,14 +90,29 @@ def test_figures_are_drawn_and_what_is_no_log_is_named(published, tmp_path, caps
     assert run("figures", logs, "--out", tmp_path / "out") == 0
     output, errors = capsys.readouterr()
     assert "not drawn: 'd64_dpfp2_sum_AssocSeq20N20R0.csv'" in errors
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {os.path.basename(line) for line in output.splitlines()}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        os.path.basename(line) for line in output.splitlines()
+    }
     assert {"setting1_scatter.png", "setting1_lines.svg"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_a_sweep_on_a_terminal_shows_what_runs_and_what_has_ended(tmp_path):
     here, there = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-m", "fwm_py", "reproduce", "--only", "*linear_ours*N1[26]0R1*",
-                                "--log_folder", str(tmp_path)], stdout=subprocess.DEVNULL, stderr=there, env={**os.environ, "COLUMNS": "100"})
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "fwm_py",
+            "reproduce",
+            "--only",
+            "*linear_ours*N1[26]0R1*",
+            "--log_folder",
+            str(tmp_path),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=there,
+        env={**os.environ, "COLUMNS": "100"},
+    )
     os.close(there)
     shown = b""
     while True:

@@ -78,6 +78,7 @@ def line_of(text, start):
 
 # ---- logs ----
 
+
 def test_the_published_logs_agree_with_themselves(folder):
     comparison = compare(folder)
     assert comparison.failures == [] and comparison.problems == {} and comparison.others == []
@@ -91,8 +92,10 @@ def test_the_published_logs_agree_with_themselves(folder):
         assert tally.ours == pytest.approx(tally.published, nan_ok=True)
 
 
-@pytest.mark.parametrize("moved, to_1e5, to_1e3", [(1e-6, 30, 30), (1e-4, 29, 30), (-1e-4, 29, 30), (2e-3, 29, 29),
-                                                   (-2e-3, 29, 29), (math.nan, 29, 29)])
+@pytest.mark.parametrize(
+    "moved, to_1e5, to_1e3",
+    [(1e-6, 30, 30), (1e-4, 29, 30), (-1e-4, 29, 30), (2e-3, 29, 29), (-2e-3, 29, 29), (math.nan, 29, 29)],
+)
 def test_a_first_row_is_compared_relative_to_the_published(folder, moved, to_1e5, to_1e3):
     name = log_name(SUM.runs[9])
     change(folder, name, 0, published_losses()[name][0][1] * (1 + moved))
@@ -107,8 +110,7 @@ def test_a_first_row_of_another_step_does_not_agree(folder):
     assert compare(folder).tally(SUM).first_1e3 == 29
 
 
-@pytest.mark.parametrize(
-    "moved, agree", [(0.9e-4, 30), (-0.9e-4, 30), (1.1e-4, 29), (-1.1e-4, 29), (math.nan, 29)])
+@pytest.mark.parametrize("moved, agree", [(0.9e-4, 30), (-0.9e-4, 30), (1.1e-4, 29), (-1.1e-4, 29), (math.nan, 29)])
 def test_a_last_loss_is_compared_in_absolute_terms(folder, moved, agree):
     name = log_name(SUM.runs[9])
     change(folder, name, -1, published_losses()[name][-1][1] + moved)
@@ -228,6 +230,7 @@ def test_the_table_fits_80_columns(folder, capsys):
 
 # ---- floors ----
 
+
 @pytest.mark.parametrize("how", ["differ", "are missing"])
 def test_the_floor_of_first_rows(folder, how):
     """Eight may part, or be missing, and not nine."""
@@ -275,16 +278,25 @@ def test_what_is_said_about_bands_beside_the_floor(folder, capsys):
     assert compare(folder).neighbours == (0, 0) and "not widened" not in printed(folder, capsys)
     names = [log_name(run) for run in SUM.runs[9:11]]
     last = [published_losses()[name][-1][1] for name in names]
-    write_twins(folder, {names[0]: [format_loss(loss) for loss in (last[0] - 0.001, last[0] + 0.001)],
-                         names[1]: [format_loss(loss) for loss in (last[1] + 0.001, last[1] + 0.1)]})
+    write_twins(
+        folder,
+        {
+            names[0]: [format_loss(loss) for loss in (last[0] - 0.001, last[0] + 0.001)],
+            names[1]: [format_loss(loss) for loss in (last[1] + 0.001, last[1] + 0.1)],
+        },
+    )
     comparison = compare(folder)
     assert (comparison.total.bands, comparison.total.in_band, comparison.total.unwidened) == (2, 2, 1)
     assert comparison.neighbours == (1, 4)  # the next larger one's, in the second band
     text = printed(folder, capsys)
     assert line_of(text, "published last losses within the bands as they are, not widened: 1 of 2 (50%; of equal draws")
-    assert line_of(text, "published last losses of the next smaller and larger N within the widened bands: 1 of 4 (25%)")
+    assert line_of(
+        text, "published last losses of the next smaller and larger N within the widened bands: 1 of 4 (25%)"
+    )
     assert line_of(text, "ok: published last losses within their twins' bands: 2 of 2")
-    write_twins(folder, {NAN_NAMES[-1]: ["nan"], log_name(SUM.runs[0]): ["9.0"]})  # neighbours that are NaN, or not there
+    write_twins(
+        folder, {NAN_NAMES[-1]: ["nan"], log_name(SUM.runs[0]): ["9.0"]}
+    )  # neighbours that are NaN, or not there
     assert compare(folder).neighbours == (0, 1)
 
 
@@ -297,36 +309,55 @@ def test_the_claims_of_readme_and_of_the_page_on_logs():
     default = [log_name(run) for run in twin_runs()]
     softmax = [name for name in claimed if name not in default]
     assert len(default) == 129 and set(default) < set(claimed) and len(softmax) == 4
-    difference = {name: abs(run.ours[-1][1] - run.published[-1][1]) for name, run in comparison.runs.items() if "softmax" in name}
+    difference = {
+        name: abs(run.ours[-1][1] - run.published[-1][1]) for name, run in comparison.runs.items() if "softmax" in name
+    }
     assert sorted(softmax) == sorted(sorted(difference, key=difference.get)[-4:])
     for page in ("README.md", "docs/logs.md"):
         text = " ".join((root / page).read_text().split())
-        assert all(number in text for number in ("133", "126", "107", f"{total.unwidened / total.bands:.0%}".replace("%", " %"),
-                                                 f"{neighbours / of:.0%}".replace("%", " %")))
+        assert all(
+            number in text
+            for number in (
+                "133",
+                "126",
+                "107",
+                f"{total.unwidened / total.bands:.0%}".replace("%", " %"),
+                f"{neighbours / of:.0%}".replace("%", " %"),
+            )
+        )
     assert f"({neighbours} of {of})" in text
 
 
 # ---- bands ----
 
-@pytest.mark.parametrize("loss, holds", [
-    (0.4, True), (0.8, True), (0.6, True),
-    (0.2997, False), (0.2998, True),  # 0.4 - 0.4 / 4 - 1e-3 loss
-    (0.9009, True), (0.9010, False),  # 0.8 + 0.4 / 4 + 1e-3 loss
-    (math.nan, False),
-])
+
+@pytest.mark.parametrize(
+    "loss, holds",
+    [
+        (0.4, True),
+        (0.8, True),
+        (0.6, True),
+        (0.2997, False),
+        (0.2998, True),  # 0.4 - 0.4 / 4 - 1e-3 loss
+        (0.9009, True),
+        (0.9010, False),  # 0.8 + 0.4 / 4 + 1e-3 loss
+        (math.nan, False),
+    ],
+)
 def test_a_band_is_widened_by_a_quarter_and_a_thousandth(loss, holds):
     assert Band((0.5, 0.8, 0.4)).holds(loss) == holds
 
 
-@pytest.mark.parametrize(
-    "loss, holds", [(0.5, True), (0.5004, True), (0.4996, True), (0.5006, False), (0.4994, False)])
+@pytest.mark.parametrize("loss, holds", [(0.5, True), (0.5004, True), (0.4996, True), (0.5006, False), (0.4994, False)])
 def test_a_band_without_width(loss, holds):
     assert Band((0.5, 0.5)).holds(loss) == holds
 
 
 def test_bands_as_they_are():
     band = Band((0.5, 0.8, 0.4))
-    assert band.spans(0.4) and band.spans(0.8) and not band.spans(0.39) and not band.spans(0.81) and band.spans(0.81, 0.02)
+    assert (
+        band.spans(0.4) and band.spans(0.8) and not band.spans(0.39) and not band.spans(0.81) and band.spans(0.81, 0.02)
+    )
     assert not band.spans(math.nan) and Band((0.5, math.nan)).spans(math.nan)
     assert Band((0.5,) * 10).chance == pytest.approx(9 / 11) and Band((0.5,)).chance == 0
 
@@ -345,31 +376,34 @@ ROW = f"{TINY_NAME},20,3,0.25,0.5,1,0.5 nan 0.25"
 def test_reading_bands(empty):
     path = twins_of(empty)
     path.write_text(f"{','.join(TWINS_COLUMNS)}\n{ROW}\n")
-    (name, band), = read_twins(empty).items()
+    ((name, band),) = read_twins(empty).items()
     assert name == TINY_NAME and band.low == 0.25 and band.high == 0.5 and band.nan == 1
     path.write_text(path.read_text().replace("\n", "\r\n"))
     assert read_twins(empty).keys() == {TINY_NAME}
 
 
-@pytest.mark.parametrize("number, row", [
-    (2, "nothing,20,1,0.5,0.5,0,0.5"),  # no published run
-    (2, ROW.replace(",20,", ",40,")),
-    (2, ROW.replace(",3,", ",2,")),
-    (2, ROW.replace(",0.25,", ",0.125,")),
-    (2, ROW.replace(",0.5,", ",0.75,")),
-    (2, ROW.replace(",1,", ",0,")),
-    (2, ROW[:-5]),  # a twin cut off
-    (2, ROW[: ROW.rindex(",")]),
-    (2, ROW[: ROW.rindex(",") + 1]),
-    (2, ROW + " x"),
-    (2, ROW + ",x"),
-    (2, ROW.replace("0.25", "0.250")),
-    (2, ROW + "\0"),
-    (2, ""),
-    (2, "é"),
-    (3, f"{ROW}\n{ROW}"),
-    (3, f"{ROW}\n"),
-])
+@pytest.mark.parametrize(
+    "number, row",
+    [
+        (2, "nothing,20,1,0.5,0.5,0,0.5"),  # no published run
+        (2, ROW.replace(",20,", ",40,")),
+        (2, ROW.replace(",3,", ",2,")),
+        (2, ROW.replace(",0.25,", ",0.125,")),
+        (2, ROW.replace(",0.5,", ",0.75,")),
+        (2, ROW.replace(",1,", ",0,")),
+        (2, ROW[:-5]),  # a twin cut off
+        (2, ROW[: ROW.rindex(",")]),
+        (2, ROW[: ROW.rindex(",") + 1]),
+        (2, ROW + " x"),
+        (2, ROW + ",x"),
+        (2, ROW.replace("0.25", "0.250")),
+        (2, ROW + "\0"),
+        (2, ""),
+        (2, "é"),
+        (3, f"{ROW}\n{ROW}"),
+        (3, f"{ROW}\n"),
+    ],
+)
 def test_a_malformed_file_of_bands_is_refused(folder, number, row):
     path = twins_of(folder)
     path.write_bytes(f"{','.join(TWINS_COLUMNS)}\n{row}\n".encode())
@@ -389,6 +423,7 @@ def test_a_file_of_bands_without_its_header_is_refused(empty, content):
 
 
 # ---- twins ----
+
 
 def test_twins_of_a_tiny_run():
     """They differ, by little."""
@@ -429,8 +464,7 @@ def test_making_twins_and_going_on(empty):
     assert [line.split(",")[0] for line in lines] == ["name", LINEAR_NAME, TINY_NAME]  # as the commands
     make_twins(empty, runs[:1], 3, jobs=2, on_done=on_done)
     assert done == [TINY_NAME, LINEAR_NAME, TINY_NAME]
-    assert {name: len(band.losses) for name, band in read_twins(empty).items()} == {
-        TINY_NAME: 3, LINEAR_NAME: 2}
+    assert {name: len(band.losses) for name, band in read_twins(empty).items()} == {TINY_NAME: 3, LINEAR_NAME: 2}
     assert list(empty.iterdir()) == []
 
 
@@ -452,8 +486,7 @@ def test_the_longest_runs_are_made_first_twin_by_twin(empty, monkeypatch):
     assert read_twins(empty) == {TINY_NAME: Band((0.0, 1.0, 2.0, 3.0))}
 
 
-@pytest.mark.parametrize(
-    "count, runs", [(0, [TINY]), (1, [Settings(n_keys=30)]), (1, [Settings(n_keys=20, seed=2)])])
+@pytest.mark.parametrize("count, runs", [(0, [TINY]), (1, [Settings(n_keys=30)]), (1, [Settings(n_keys=20, seed=2)])])
 def test_what_is_no_twin_is_refused(tmp_path, count, runs):
     with pytest.raises(ValueError, match="expected"):
         make_twins(tmp_path, runs, count)
@@ -479,7 +512,9 @@ def test_the_runs_to_make_twins_of():
     assert max(run.n_keys for run in runs) == 200 and {run.replace for run in runs} == {False, True}
     assert CUT_OFF not in map(log_name, runs)
     assert [log_name(run) for run in twin_runs(["*tanh*N20R1.csv", "*tanh*"])][:2] == [
-        "d64_tanh_fwm_AssocSeq40N20R1.csv", "d64_tanh_fwm_AssocSeq80N40R1.csv"]
+        "d64_tanh_fwm_AssocSeq40N20R1.csv",
+        "d64_tanh_fwm_AssocSeq80N40R1.csv",
+    ]
     assert len(twin_runs(["*tanh*N20R1.csv", "*tanh*"])) == 10
     with pytest.raises(ValueError, match="'nothing'"):
         twin_runs([TINY_NAME, "nothing"])

@@ -3,10 +3,10 @@
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
+import cases
 import numpy as np
 import pytest
 
-import cases
 import fwm_py
 from fwm_py.convolution import CausalConv1dGradients, causal_conv1d, causal_conv1d_backward
 
@@ -40,14 +40,25 @@ def oracle_backward(dy, x, weight, bias=None, *, activation=None, initial_state=
         for w in range(W):
             dweight[:, w] += (dz[:, t] * seen[:, t + w]).sum(axis=0)
             dseen[:, t + w] += weight[:, w] * dz[:, t]
-    return CausalConv1dGradients(dseen[:, W - 1:], dweight, None if bias is None else dbias,
-                                 None if initial_state is None else dseen[:, : W - 1])
+    return CausalConv1dGradients(
+        dseen[:, W - 1 :],
+        dweight,
+        None if bias is None else dbias,
+        None if initial_state is None else dseen[:, : W - 1],
+    )
 
 
 def inputs(B=2, T=9, D=5, W=4, dtype=np.float64, seed=0, n=None):
     """All arrays of a backward, by name."""
     normal, state = np.random.default_rng(seed).standard_normal, (B if n is None else n, W - 1, D)
-    shapes = {"dy": (B, T, D), "x": (B, T, D), "weight": (D, W), "bias": (D,), "initial_state": state, "dfinal_state": state}
+    shapes = {
+        "dy": (B, T, D),
+        "x": (B, T, D),
+        "weight": (D, W),
+        "bias": (D,),
+        "initial_state": state,
+        "dfinal_state": state,
+    }
     return {name: normal(shape).astype(dtype) for name, shape in shapes.items()}
 
 
@@ -87,8 +98,17 @@ every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 # --- what is computed ----------------------------------------------------------------------------------------------
 
 # (T, D): fewer tokens than a filter has numbers; vectors' widths, and blocks of 256 tokens and of 256 channels, crossed.
-SIZES = [*itertools.product((0, 1, 2, 3, 17), (1, 5, 16, 33, 130)), (255, 3), (256, 3), (257, 3), (259, 3), (300, 5),
-         (600, 257), (5, 512), (2, 600)]
+SIZES = [
+    *itertools.product((0, 1, 2, 3, 17), (1, 5, 16, 33, 130)),
+    (255, 3),
+    (256, 3),
+    (257, 3),
+    (259, 3),
+    (300, 5),
+    (600, 257),
+    (5, 512),
+    (2, 600),
+]
 OPTIONAL = [(), ("bias",), ("initial_state",), ("dfinal_state",), ("bias", "initial_state", "dfinal_state")]
 
 
@@ -99,10 +119,15 @@ def test_forward_and_gradient_are_the_equation(T, D, W, activation):
     for left_out in OPTIONAL:
         arrays = without(inputs(2, T, D, W), *left_out)
         its = without(arrays, "dy", "dfinal_state")
-        for got, expected in zip(forward(arrays, activation=activation), oracle(**its, activation=activation), strict=True):
+        for got, expected in zip(
+            forward(arrays, activation=activation), oracle(**its, activation=activation), strict=True
+        ):
             assert got.dtype == np.float64 and got.flags.c_contiguous
             assert_close(got, expected, 1e-12)
-        gradients, expected_gradients = backward(arrays, activation=activation), oracle_backward(**arrays, activation=activation)
+        gradients, expected_gradients = (
+            backward(arrays, activation=activation),
+            oracle_backward(**arrays, activation=activation),
+        )
         for name, got, expected in zip(gradients._fields, gradients, expected_gradients, strict=True):
             assert (got is None) == (name[1:] in left_out) and (got is None) == (expected is None)
             if got is not None:
@@ -130,7 +155,9 @@ def test_gradient_by_central_differences(T, W, activation):
 def test_float32_follows_float64(W, activation):
     arrays = inputs(1, 2000, 130, W, np.float32)
     wide = {name: array.astype(np.float64) for name, array in arrays.items()}
-    for got, expected in zip(everything(arrays, activation=activation), everything(wide, activation=activation), strict=True):
+    for got, expected in zip(
+        everything(arrays, activation=activation), everything(wide, activation=activation), strict=True
+    ):
         assert got.dtype == np.float32
         assert np.abs(got - expected).max() <= 1e-6 * np.abs(expected).max()
 
@@ -198,8 +225,10 @@ def test_packed_is_apart(offsets, left_out, W, activation, dtype):
     gradients = backward(arrays, activation=activation, cu_seqlens=np.array(offsets, np.int32))
     sums = np.zeros((D, W)), np.zeros(D)
     for i, (start, end) in enumerate(itertools.pairwise(offsets)):
-        alone = {name: array[:, start:end] if name in ("dy", "x") else array[i : i + 1] if name.endswith("_state") else array
-                 for name, array in arrays.items()}
+        alone = {
+            name: array[:, start:end] if name in ("dy", "x") else array[i : i + 1] if name.endswith("_state") else array
+            for name, array in arrays.items()
+        }
         y_alone, state_alone = forward(alone, activation=activation)
         dx, dweight, dbias, dinitial_state = backward(alone, activation=activation)
         np.testing.assert_array_equal(y[:, start:end], y_alone)
@@ -336,9 +365,16 @@ def test_nan_reaches_those_who_see_it(W, activation, dtype):
 
 @every_dtype
 @every_width
-@pytest.mark.parametrize("B, T, D, offsets", [
-    (1, 1100, 80, None), (3, 700, 40, None), (2, 1, 40000, None), (90, 3, 300, None), (1, 900, 600, (0, 3, 3, 250, 600, 900)),
-])
+@pytest.mark.parametrize(
+    "B, T, D, offsets",
+    [
+        (1, 1100, 80, None),
+        (3, 700, 40, None),
+        (2, 1, 40000, None),
+        (90, 3, 300, None),
+        (1, 900, 600, (0, 3, 3, 250, 600, 900)),
+    ],
+)
 def test_the_same_bits_for_every_number_of_threads(B, T, D, offsets, W, dtype):
     arrays = inputs(B, T, D, W, dtype, n=None if offsets is None else len(offsets) - 1)
     results = []

@@ -2,15 +2,15 @@
 
 import sys
 
+import cases
 import numpy as np
 import pytest
-
-import cases
-import fwm_py
-from fwm_py.convolution import causal_conv1d, causal_conv1d_backward
 from test_bad_input import assert_refused, bad_array, bad_shapes
 from test_convolution import backward, bits, every_dtype, everything, forward, inputs, without
 from test_kernels_bad_input import overlapping
+
+import fwm_py
+from fwm_py.convolution import causal_conv1d, causal_conv1d_backward
 
 # --- arrays of every make, and out ---------------------------------------------------------------------------------
 
@@ -72,7 +72,11 @@ def test_bad_arrays(name):
 def test_sizes():
     for W in (0, 1, 5, 8):
         refused({"weight": np.ones((5, W))}, "weight", ValueError)
-    refused({name: GOOD[name][..., :0] for name in GOOD if name != "weight"} | {"weight": GOOD["weight"][:0]}, "x", ValueError)
+    refused(
+        {name: GOOD[name][..., :0] for name in GOOD if name != "weight"} | {"weight": GOOD["weight"][:0]},
+        "x",
+        ValueError,
+    )
     with pytest.raises(ValueError, match=r"^weight: got W = 5, expected 2 to 4"):
         causal_conv1d(GOOD["x"], np.ones((5, 5)))
     with pytest.raises(TypeError, match=r"^weight: got float64, expected float32, as x has"):
@@ -81,11 +85,18 @@ def test_sizes():
         causal_conv1d(GOOD["x"], GOOD["weight"], initial_state=np.ones((2, 4, 5)))
 
 
-@pytest.mark.parametrize("name, given, exception", [
-    *(("activation", given, TypeError) for given in (1, True, b"silu", ["silu"], np.float64(1))),
-    *(("activation", given, ValueError) for given in ("", "SiLU", "silu ", "relu", "silu\0", "é", "\udc80", "x" * 1000)),
-    *(("output_final_state", given, TypeError) for given in (None, 0, 1, "True", 1.0, [], np.True_)),
-], ids=ascii)
+@pytest.mark.parametrize(
+    "name, given, exception",
+    [
+        *(("activation", given, TypeError) for given in (1, True, b"silu", ["silu"], np.float64(1))),
+        *(
+            ("activation", given, ValueError)
+            for given in ("", "SiLU", "silu ", "relu", "silu\0", "é", "\udc80", "x" * 1000)
+        ),
+        *(("output_final_state", given, TypeError) for given in (None, 0, 1, "True", 1.0, [], np.True_)),
+    ],
+    ids=ascii,
+)
 def test_bad_options(name, given, exception):
     assert_refused(lambda: forward(GOOD, **{name: given}), name, exception)
     if name == "activation":
@@ -95,9 +106,22 @@ def test_bad_options(name, given, exception):
 def test_bad_cu_seqlens():
     arrays = inputs(1, 6, 5, 4, n=3)
     everything(arrays, cu_seqlens=[0, 4, 4, 6])
-    for exception, bad in ((TypeError, ([0.0, 4, 4, 6], "text", [])),
-                           (ValueError, ([0, 4, 2, 6], [1, 4, 4, 6], [0, 4, 4, 5], [0, 4, 4, 7], [0], 6, [[0, 6]],
-                                         np.array([0, 4, 2**64 - 1, 6], np.uint64)))):
+    for exception, bad in (
+        (TypeError, ([0.0, 4, 4, 6], "text", [])),
+        (
+            ValueError,
+            (
+                [0, 4, 2, 6],
+                [1, 4, 4, 6],
+                [0, 4, 4, 5],
+                [0, 4, 4, 7],
+                [0],
+                6,
+                [[0, 6]],
+                np.array([0, 4, 2**64 - 1, 6], np.uint64),
+            ),
+        ),
+    ):
         for given in bad:
             assert_refused(lambda: forward(arrays, cu_seqlens=given), "cu_seqlens", exception)
             assert_refused(lambda: backward(arrays, cu_seqlens=given), "cu_seqlens", exception)
@@ -142,7 +166,9 @@ def test_results_share_no_memory():
     y, state = overlapping(*forward(GOOD), -1)
     assert_refused(lambda: forward(GOOD, out=(y, state)), "out", ValueError)
     state = forward(GOOD)[1]
-    assert_refused(lambda: forward(GOOD | {"initial_state": state[::-1]}, out=(forward(GOOD)[0], state)), "out", ValueError)
+    assert_refused(
+        lambda: forward(GOOD | {"initial_state": state[::-1]}, out=(forward(GOOD)[0], state)), "out", ValueError
+    )
     x = GOOD["x"].copy()
     assert_refused(lambda: forward(GOOD | {"x": x}, out=x), "out", ValueError)
 
@@ -161,7 +187,11 @@ def test_results_beyond_all_memory():
 
 def test_missing_and_unknown_arguments():
     x, weight = GOOD["x"], GOOD["weight"]
-    for call in (lambda: causal_conv1d(x), lambda: causal_conv1d(x, weight, None, "silu"),
-                 lambda: causal_conv1d_backward(x, x, weight, surprise=1), lambda: fwm_py._core.convolution_forward(x, weight)):
+    for call in (
+        lambda: causal_conv1d(x),
+        lambda: causal_conv1d(x, weight, None, "silu"),
+        lambda: causal_conv1d_backward(x, x, weight, surprise=1),
+        lambda: fwm_py._core.convolution_forward(x, weight),
+    ):
         with pytest.raises(TypeError):
             call()

@@ -5,10 +5,10 @@ import pickle
 import subprocess
 import sys
 
+import cases
 import numpy as np
 import pytest
 
-import cases
 from fwm_py import _core, random
 from fwm_py.feature_maps import draw_omega
 from fwm_py.retrieval import Model, Settings, Stream, train
@@ -41,20 +41,32 @@ def test_philox(how, drawn):
 
 
 @every_copy
-@pytest.mark.parametrize("before", [
-    lambda generator: None,
-    lambda generator: generator.uint32(1),
-    lambda generator: generator.uint32(624),
-    lambda generator: generator.uint32(700),
-    lambda generator: generator.normal(3),  # the sine of the second pair waits
-], ids=["new", "one word", "a block", "into the next", "a spare normal"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        lambda generator: None,
+        lambda generator: generator.uint32(1),
+        lambda generator: generator.uint32(624),
+        lambda generator: generator.uint32(700),
+        lambda generator: generator.normal(3),  # the sine of the second pair waits
+    ],
+    ids=["new", "one word", "a block", "into the next", "a spare normal"],
+)
 def test_mt19937(how, before):
     original = random.MT19937(2**32 - 1)
     before(original)
     twin = how(original)
     assert repr(twin) == repr(original) == "<MT19937 of seed 4294967295>"
-    for draw in (lambda g: g.normal(1), lambda g: g.uint32(2000), lambda g: g.normal(40), lambda g: g.uniform(3),
-                 lambda g: g.permutation(50), lambda g: g.choice(9, 4, True), lambda g: g.normal(5), lambda g: g.normal(2)):
+    for draw in (
+        lambda g: g.normal(1),
+        lambda g: g.uint32(2000),
+        lambda g: g.normal(40),
+        lambda g: g.uniform(3),
+        lambda g: g.permutation(50),
+        lambda g: g.choice(9, 4, True),
+        lambda g: g.normal(5),
+        lambda g: g.normal(2),
+    ):
         np.testing.assert_array_equal(draw(twin), draw(original))
 
 
@@ -98,9 +110,13 @@ def test_a_model_that_was_pickled_goes_on_in_another_process(tmp_path):
     model, stream = Model(settings), Stream(settings)
     model.step(stream.batch())
     (tmp_path / "state").write_bytes(pickle.dumps((model, stream)))
-    program = ("import pickle, sys\nmodel, stream = pickle.load(open(sys.argv[1], 'rb'))\n"
-               "print(model.step(stream.batch()).hex(), model.evaluate(stream).hex())")
-    done = subprocess.run([sys.executable, "-c", program, tmp_path / "state"], capture_output=True, text=True, check=True)
+    program = (
+        "import pickle, sys\nmodel, stream = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "print(model.step(stream.batch()).hex(), model.evaluate(stream).hex())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "state"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == [model.step(stream.batch()).hex(), model.evaluate(stream).hex()]
 
 
@@ -119,14 +135,31 @@ def test_copies_in_a_callback_go_on_as_the_training_does():
         assert "steps made" in repr(twin) and repr(twin) == repr(alone)
 
 
-@pytest.mark.parametrize("make, states", [
-    (lambda: random.Philox(1), [None, (), (1,), (1, -1), (1, 2**32), (2**32, 0), ("1", 0), [1, 0]]),
-    (lambda: random.MT19937(1), [None, (), (np.zeros(624, np.uint32), 625, None), (np.zeros(624, np.uint32), -1, None),
-                                 (np.zeros(623, np.uint32), 0, None), (np.zeros(624), 0, None), (b"x" * 2496, 0, None),
-                                 (np.zeros(624, np.uint32), 0, "x"), (np.zeros(624, np.uint32), None, None)]),
-    (lambda: _core.Stream(1, 20, 4, True), [None, (), (np.zeros(624, np.uint32), 625), (np.zeros((26, 24), np.uint32), 0)]),
-    (lambda: Model(Settings(n_keys=2, hidden_size=1, batch_size=1))._model, [None, (), (1, 2, 3, 4, 5)]),
-])
+@pytest.mark.parametrize(
+    "make, states",
+    [
+        (lambda: random.Philox(1), [None, (), (1,), (1, -1), (1, 2**32), (2**32, 0), ("1", 0), [1, 0]]),
+        (
+            lambda: random.MT19937(1),
+            [
+                None,
+                (),
+                (np.zeros(624, np.uint32), 625, None),
+                (np.zeros(624, np.uint32), -1, None),
+                (np.zeros(623, np.uint32), 0, None),
+                (np.zeros(624), 0, None),
+                (b"x" * 2496, 0, None),
+                (np.zeros(624, np.uint32), 0, "x"),
+                (np.zeros(624, np.uint32), None, None),
+            ],
+        ),
+        (
+            lambda: _core.Stream(1, 20, 4, True),
+            [None, (), (np.zeros(624, np.uint32), 625), (np.zeros((26, 24), np.uint32), 0)],
+        ),
+        (lambda: Model(Settings(n_keys=2, hidden_size=1, batch_size=1))._model, [None, (), (1, 2, 3, 4, 5)]),
+    ],
+)
 def test_states_that_do_not_fit_are_refused_and_change_nothing(make, states):
     thing = make()
     set_state = getattr(thing, "__setstate__", None) or thing.set_state
@@ -138,9 +171,13 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing(make, states):
         assert pickle.dumps(thing) == before
         return
     numbers, moment1, moment2, steps, source = before
-    for state in ((numbers[:-1], moment1, moment2, steps, source), (numbers, numbers, moment2, steps, source),
-                  (numbers.astype(float), moment1, moment2, steps, source), (numbers, moment1, moment2, -1, source),
-                  (numbers + 1, moment1, moment2, steps, (1,))):
+    for state in (
+        (numbers[:-1], moment1, moment2, steps, source),
+        (numbers, numbers, moment2, steps, source),
+        (numbers.astype(float), moment1, moment2, steps, source),
+        (numbers, moment1, moment2, -1, source),
+        (numbers + 1, moment1, moment2, steps, (1,)),
+    ):
         with pytest.raises((TypeError, ValueError)):
             set_state(state)
     for one, other in zip(thing.get_state(), before):

@@ -54,8 +54,12 @@ def manifest_of(folder):
 
 def twins_of(folder, monkeypatch):
     """The file of bands, made without training."""
-    monkeypatch.setattr("fwm_py.twins.run_all", lambda function, tasks, jobs: (
-        (index, published_losses()[NAMES[0]][-1][1] + seed) for index, (_, seed) in enumerate(tasks)))
+    monkeypatch.setattr(
+        "fwm_py.twins.run_all",
+        lambda function, tasks, jobs: (
+            (index, published_losses()[NAMES[0]][-1][1] + seed) for index, (_, seed) in enumerate(tasks)
+        ),
+    )
     make_twins(folder, [RUNS[name] for name in NAMES], 2)
     return folder.parent / "logs.twins.csv"
 
@@ -70,7 +74,7 @@ def said(capsys, *argv):
 
 def cuts(data):
     """Every beginning that does not end with a line."""
-    return [data[:end] for end in range(len(data)) if end == 0 or data[end - 1:end] != b"\n"]
+    return [data[:end] for end in range(len(data)) if end == 0 or data[end - 1 : end] != b"\n"]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -128,8 +132,9 @@ def test_bands_of_many_twins_are_read_again(folder, monkeypatch):
     assert isinstance(read_twins(folder)[NAMES[1]], Band)
 
 
-@pytest.mark.parametrize("damage", ["random bytes", "no bytes", "zeros", "another encoding", "a row twice", "an empty line",
-                                    "lines in one"])
+@pytest.mark.parametrize(
+    "damage", ["random bytes", "no bytes", "zeros", "another encoding", "a row twice", "an empty line", "lines in one"]
+)
 def test_a_damaged_log(folder, damage, capsys):
     path = folder / NAMES[1]
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
@@ -145,14 +150,17 @@ def test_a_damaged_log(folder, damage, capsys):
 
 # ---- full disks ----
 
+
 def limited(size, *argv):
     """A command that may write no file beyond `size` bytes, which stands in for a full disk."""
+
     def limit():
         os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage's data would not fit either, and it would say so
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    return subprocess.run([sys.executable, "-m", "fwm_py", *map(str, argv)], capture_output=True, text=True, timeout=60,
-                          preexec_fn=limit)
+    return subprocess.run(
+        [sys.executable, "-m", "fwm_py", *map(str, argv)], capture_output=True, text=True, timeout=60, preexec_fn=limit
+    )
 
 
 @pytest.mark.parametrize("size, name", [(3, "logs.manifest.csv"), (400, "logs.manifest.csv")])
@@ -206,7 +214,9 @@ def test_a_full_device():
         assert (error.value.errno, error.value.filename) == (errno.ENOSPC, "/dev/full")
         assert not os.path.isfile("/dev/full")
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "fwm_py", "compare", "."], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "fwm_py", "compare", "."], stdout=full, stderr=subprocess.PIPE, text=True
+        )
     assert done.returncode == 1 and done.stderr == "fwm-py compare: error: standard output: No space left on device\n"
 
 

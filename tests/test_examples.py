@@ -12,7 +12,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(name, *flags):
-    process = subprocess.run([sys.executable, EXAMPLES / name, *flags], capture_output=True, text=True, timeout=300, env=os.environ)
+    process = subprocess.run(
+        [sys.executable, EXAMPLES / name, *flags], capture_output=True, text=True, timeout=300, env=os.environ
+    )
     assert process.returncode == 0, process.stderr
     return process.stdout
 

@@ -1,11 +1,11 @@
 """Feature maps against plain NumPy, their gradients, and their accuracy over the whole range of a number."""
 
+import cases
 import numpy as np
+import oracle
 import pytest
 
-import cases
 import fwm_py
-import oracle
 from fwm_py import _core, feature_maps
 from fwm_py.random import MT19937, Philox
 

@@ -71,8 +71,9 @@ def axes_of(name, losses, published=None):
 @pytest.fixture(scope="module")
 def drawn(losses, published):
     """The axes of (name, whether the published are drawn as well)."""
-    return {(name, theirs is not None): axes_of(name, losses, theirs)
-            for name in EXPECTED for theirs in (None, published)}
+    return {
+        (name, theirs is not None): axes_of(name, losses, theirs) for name in EXPECTED for theirs in (None, published)
+    }
 
 
 def ours_of(axes):
@@ -82,8 +83,11 @@ def ours_of(axes):
 
 def hollow_of(axes):
     """{marker: line} of what is hollow, without the legend's own."""
-    return {line.get_marker(): line for line in axes.lines
-            if line.get_markerfacecolor() == "none" and line.get_label() != "published"}
+    return {
+        line.get_marker(): line
+        for line in axes.lines
+        if line.get_markerfacecolor() == "none" and line.get_label() != "published"
+    }
 
 
 def legend_of(axes):
@@ -96,24 +100,28 @@ def without(losses, *labels):
 
 # ---- the end of a run ----
 
-@pytest.mark.parametrize("values, ended", [
-    ([], False),
-    ([0.5], False),
-    ([0.5, 0.001], True),
-    ([0.5, float(np.float32(0.001))], True),  # the float32 above 0.001, where the program stops
-    ([0.5, 0.0010001], False),
-    ([0.0005, 0.5], False),  # the last row is not where it ended
-    ([0.5] * 11, False),  # the first is a best, ten do not beat it
-    ([0.5] * 12, True),
-    ([0.5] + [0.6] * 10 + [0.4], False),
-    ([0.5] + [0.6] * 10 + [0.4] + [0.4] * 10, False),
-    ([0.5] + [0.6] * 10 + [0.4] + [0.4] * 11, True),
-    ([math.nan] * 10, False),
-    ([math.nan] * 11, True),
-    ([math.inf] * 11, True),  # the best loss begins at infinity
-    ([0.5] + [math.nan, 0.6] * 5, False),
-    ([0.5] + [math.nan, 0.6] * 5 + [math.nan], True),
-])
+
+@pytest.mark.parametrize(
+    "values, ended",
+    [
+        ([], False),
+        ([0.5], False),
+        ([0.5, 0.001], True),
+        ([0.5, float(np.float32(0.001))], True),  # the float32 above 0.001, where the program stops
+        ([0.5, 0.0010001], False),
+        ([0.0005, 0.5], False),  # the last row is not where it ended
+        ([0.5] * 11, False),  # the first is a best, ten do not beat it
+        ([0.5] * 12, True),
+        ([0.5] + [0.6] * 10 + [0.4], False),
+        ([0.5] + [0.6] * 10 + [0.4] + [0.4] * 10, False),
+        ([0.5] + [0.6] * 10 + [0.4] + [0.4] * 11, True),
+        ([math.nan] * 10, False),
+        ([math.nan] * 11, True),
+        ([math.inf] * 11, True),  # the best loss begins at infinity
+        ([0.5] + [math.nan, 0.6] * 5, False),
+        ([0.5] + [math.nan, 0.6] * 5 + [math.nan], True),
+    ],
+)
 def test_has_ended(values, ended):
     assert has_ended([(100 * (i + 1), value) for i, value in enumerate(values)]) is ended
 
@@ -129,42 +137,50 @@ def test_of_the_published_logs_one_was_cut_off():
 
 # ---- loading ----
 
+
 def test_table(losses, published):
     assert list(published.table.columns) == ["setting", "label", "n_keys", "step", "loss"]
     assert len(published.table) == 8902 and len(published.last) == 320 and published.skipped == ()
     expected = [loss for rows in published_losses().values() for _, loss in rows]
     np.testing.assert_array_equal(published.table["loss"], np.float32(expected))
-    cut_off = ((published.table["label"] == "DPFP-2 delta") & (published.table["n_keys"] == 100))
+    cut_off = (published.table["label"] == "DPFP-2 delta") & (published.table["n_keys"] == 100)
     pd.testing.assert_frame_equal(losses.table, published.table[~cut_off].reset_index(drop=True))
     assert losses.skipped == ((CUT_OFF, "ends at step 300, before its run does"),)
 
 
 def test_the_value_of_a_run_is_its_last_row():
     rows = [(step, label, loss) for label in ("Linear", "DPFP-1") for step, loss in ((100, 0.3), (200, math.nan))]
-    table = pd.DataFrame([(1, label, 20, step, loss) for step, label, loss in rows],
-                         columns=["setting", "label", "n_keys", "step", "loss"])
+    table = pd.DataFrame(
+        [(1, label, 20, step, loss) for step, label, loss in rows],
+        columns=["setting", "label", "n_keys", "step", "loss"],
+    )
     last = figures.Losses(table).last
-    assert list(last["label"]) == ["Linear", "DPFP-1"] and list(last["step"]) == [200, 200] and last["loss"].isna().all()
+    assert (
+        list(last["label"]) == ["Linear", "DPFP-1"] and list(last["step"]) == [200, 200] and last["loss"].isna().all()
+    )
 
 
 ENDED = [(100, 0.5), (200, 0.0005)]
 NAME = "d64_linear_sum_AssocSeq40N40R0.csv"
 
 
-@pytest.mark.parametrize("name, data, reason", [
-    (NAME, b"", "line 1: got '', expected 'step,eval-loss' and CR LF"),
-    (NAME, b"step,eval-loss\r\n", "no rows"),
-    (NAME, format_log(ENDED)[:-2], "line 3: got '200,0.0005', expected a row that ends in CR LF"),
-    (NAME, format_log(ENDED[:1]), "ends at step 100, before its run does"),
-    (NAME, format_log([(100, 0.5), (300, 0.0005)]), "its steps are not 100, 200, ..."),
-    (NAME, b"\x89PNG\r\n\x1a\n", "line 1: got '\\x89PNG', expected 'step,eval-loss' and CR LF"),
-    (NAME, None, "Is a directory"),
-    (NAME + ".partial", format_log(ENDED), "half-written"),
-    ("d32_linear_sum_AssocSeq40N40R0.csv", format_log(ENDED), "not a log of one of the 320 runs"),
-    ("d64_linear_sum_AssocSeq30N30R0.csv", format_log(ENDED), "not a log of one of the 320 runs"),
-    ("d64_linear_sum_AssocSeq40N40R0_seed2.csv", format_log(ENDED), "not a log of one of the 320 runs"),
-    ("notes.txt", b"anything", "not a log of one of the 320 runs"),
-])
+@pytest.mark.parametrize(
+    "name, data, reason",
+    [
+        (NAME, b"", "line 1: got '', expected 'step,eval-loss' and CR LF"),
+        (NAME, b"step,eval-loss\r\n", "no rows"),
+        (NAME, format_log(ENDED)[:-2], "line 3: got '200,0.0005', expected a row that ends in CR LF"),
+        (NAME, format_log(ENDED[:1]), "ends at step 100, before its run does"),
+        (NAME, format_log([(100, 0.5), (300, 0.0005)]), "its steps are not 100, 200, ..."),
+        (NAME, b"\x89PNG\r\n\x1a\n", "line 1: got '\\x89PNG', expected 'step,eval-loss' and CR LF"),
+        (NAME, None, "Is a directory"),
+        (NAME + ".partial", format_log(ENDED), "half-written"),
+        ("d32_linear_sum_AssocSeq40N40R0.csv", format_log(ENDED), "not a log of one of the 320 runs"),
+        ("d64_linear_sum_AssocSeq30N30R0.csv", format_log(ENDED), "not a log of one of the 320 runs"),
+        ("d64_linear_sum_AssocSeq40N40R0_seed2.csv", format_log(ENDED), "not a log of one of the 320 runs"),
+        ("notes.txt", b"anything", "not a log of one of the 320 runs"),
+    ],
+)
 def test_bad_logs_are_named_and_not_drawn(tmp_path, name, data, reason):
     (tmp_path / "d64_linear_sum_AssocSeq20N20R0.csv").write_bytes(format_log(ENDED))
     if data is None:
@@ -201,6 +217,7 @@ def test_a_missing_folder(tmp_path):
 
 # ---- figures ----
 
+
 def test_names():
     assert list(figures.FIGURES) == list(EXPECTED)
 
@@ -218,9 +235,15 @@ def test_axes(name, drawn):
         assert legend_of(axes) == labels + (["published"] if overlay else [])
 
 
-@pytest.mark.parametrize("name, major, minor", [
-    ("setting1_scatter", 40, 20), ("setting1_lines", 40, 20), ("setting2_scatter", 20, None),
-    ("setting2_lines", 20, None)])
+@pytest.mark.parametrize(
+    "name, major, minor",
+    [
+        ("setting1_scatter", 40, 20),
+        ("setting1_lines", 40, 20),
+        ("setting2_scatter", 20, None),
+        ("setting2_lines", 20, None),
+    ],
+)
 def test_ticks(name, major, minor, drawn):
     axes = drawn[name, False]
     assert set(np.diff(axes.get_xticks())) == {major}
@@ -310,14 +333,19 @@ def test_missing_runs(name, losses, published):
 
 # ---- deviations ----
 
+
 def test_deviations(losses, published):
     same = figures.deviations(losses, published)
     assert list(same.columns) == ["label", "n_keys", "ours", "published", "difference"]
     assert len(same) == 319 and (same["difference"] == 0).all() and same["ours"].isna().any()
 
     table = losses.table.copy()
-    for label, n_keys, loss in (("Linear", 100, 0.25), ("DPFP-1 sum", 40, 7.0), ("Softmax", 40, math.nan),
-                                ("FAVOR+ (64) delta", 200, math.nan)):
+    for label, n_keys, loss in (
+        ("Linear", 100, 0.25),
+        ("DPFP-1 sum", 40, 7.0),
+        ("Softmax", 40, math.nan),
+        ("FAVOR+ (64) delta", 200, math.nan),
+    ):
         table.loc[(table["label"] == label) & (table["n_keys"] == n_keys), "loss"] = loss
     moved = figures.deviations(figures.Losses(table), published)
     assert list(zip(moved["label"], moved["n_keys"]))[:3] == [("Softmax", 40), ("DPFP-1 sum", 40), ("Linear", 100)]
@@ -333,10 +361,13 @@ def test_deviations(losses, published):
 
 # ---- files ----
 
+
 def test_files(folder, tmp_path):
     out = tmp_path / "new" / "figures"
     paths = figures.save(figures.load(folder), out)
-    assert sorted(path.name for path in paths) == sorted(f"{name}.{kind}" for name in EXPECTED for kind in ("png", "svg"))
+    assert sorted(path.name for path in paths) == sorted(
+        f"{name}.{kind}" for name in EXPECTED for kind in ("png", "svg")
+    )
     assert sorted(out.iterdir()) == sorted(paths)
     first = {path: path.read_bytes() for path in paths}
     for path, data in first.items():
@@ -369,13 +400,16 @@ def test_nothing_to_draw(tmp_path):
 @pytest.mark.parametrize("module", ["pandas", "matplotlib"])
 def test_without_the_packages(module, folder, tmp_path):
     """The module can be imported, and the functions say what to install."""
-    program = (f"import sys\nsys.modules[{module!r}] = None\nfrom fwm_py import figures\n"
-               f"try:\n    figures.save(figures.load(sys.argv[1]), sys.argv[2])\nexcept ImportError as error:\n    print(error)")
+    program = (
+        f"import sys\nsys.modules[{module!r}] = None\nfrom fwm_py import figures\n"
+        f"try:\n    figures.save(figures.load(sys.argv[1]), sys.argv[2])\nexcept ImportError as error:\n    print(error)"
+    )
     done = subprocess.run([sys.executable, "-c", program, folder, tmp_path], check=True, capture_output=True, text=True)
     assert done.stdout == f"figures need {module}: pip install 'fwm_py[figures]'\n"
 
 
 # ---- notebooks ----
+
 
 @pytest.mark.parametrize("setting", [1, 2])
 def test_notebook(setting, folder, monkeypatch):
@@ -387,8 +421,9 @@ def test_notebook(setting, folder, monkeypatch):
     nbformat.validate(notebook)
     assert "FWM_PY_LOGS" in next(cell.source for cell in notebook.cells if cell.cell_type == "code")
     monkeypatch.setenv("FWM_PY_LOGS", str(folder))
-    client = nbclient.NotebookClient(notebook, kernel_name="python3", timeout=120,
-                                     resources={"metadata": {"path": str(NOTEBOOKS)}})
+    client = nbclient.NotebookClient(
+        notebook, kernel_name="python3", timeout=120, resources={"metadata": {"path": str(NOTEBOOKS)}}
+    )
     client.execute()
     outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
     assert "319 of the 320 runs" in outputs["load"][0].text and CUT_OFF in outputs["load"][0].text

@@ -55,8 +55,12 @@ def test_initial_parameters(run):
 @every_run
 def test_first_batch(run):
     batch, record = Stream(settings_of(run)).batch(), run["first_batch"]
-    for ours, theirs in ((batch.keys[0], "keys_row0"), (batch.values[0], "values_row0"), (batch.query, "queries"),
-                         (batch.answer, "targets")):
+    for ours, theirs in (
+        (batch.keys[0], "keys_row0"),
+        (batch.values[0], "values_row0"),
+        (batch.query, "queries"),
+        (batch.answer, "targets"),
+    ):
         np.testing.assert_array_equal(ours, record[theirs])
 
 

@@ -50,7 +50,7 @@ def test_every_task_has_its_result(jobs):
 def test_each_call_has_one_thread_and_the_caller_keeps_its_own():
     fwm_py.set_num_threads(2)
     assert [result for _, result in run_all(threads_and_process, [0], jobs=1)] == [(1, os.getpid())]
-    (_, (threads, process)), = run_all(threads_and_process, [0], jobs=2)
+    ((_, (threads, process)),) = run_all(threads_and_process, [0], jobs=2)
     assert threads == 1 and process != os.getpid() and fwm_py.get_num_threads() == 2
 
 
@@ -64,7 +64,9 @@ def test_a_call_that_always_kills_its_process_is_given_up_and_its_neighbours_are
     assert len(list(tmp_path.iterdir())) == ATTEMPTS
 
 
-@pytest.mark.parametrize("jobs, error", [(0, ValueError), (-1, ValueError), ("2", TypeError), (1.0, TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    "jobs, error", [(0, ValueError), (-1, ValueError), ("2", TypeError), (1.0, TypeError), (True, TypeError)]
+)
 def test_jobs_that_are_no_number_of_processes(jobs, error):
     with pytest.raises(error, match=r"^jobs: got .*, expected an integer in 1\.\.4096"):
         next(run_all(square, [1], jobs))

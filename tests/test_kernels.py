@@ -1,10 +1,9 @@
 """The general kernels against the recurrence of oracle_kernels.py, and their gradients against differences."""
 
-import numpy as np
-import pytest
-
 import cases
 import kernel_cases
+import numpy as np
+import pytest
 from kernel_cases import KERNEL_CASES, METHODS, SIZES, SMALL, Sizes, assert_close
 
 every_case = pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
@@ -77,7 +76,8 @@ def single_precision(case, sizes, method, x):
     """Results and gradients in float32, as float64."""
     single = {name: array.astype(np.float32) for name, array in x.items()}
     results = case.forward(single, sizes, method=method) | {
-        "d" + name: gradient for name, gradient in case.backward(single, sizes, method=method).items()}
+        "d" + name: gradient for name, gradient in case.backward(single, sizes, method=method).items()
+    }
     assert all(array.dtype == np.float32 for array in results.values())
     return {name: array.astype(np.float64) for name, array in results.items()}
 
@@ -169,8 +169,12 @@ def test_strengths_at_their_ends(case, strength, method):
 @every_case
 def test_nothing_in(case, empty, method):
     """No sequence gives nothing; no token leaves the state and passes its gradient on."""
-    sizes = {"B": EDGE._replace(B=0), "T": EDGE._replace(B=2, T=0), "both": EDGE._replace(B=0, T=0),
-             "packed": EDGE._replace(T=0, cu_seqlens=(0, 0, 0))}[empty]
+    sizes = {
+        "B": EDGE._replace(B=0),
+        "T": EDGE._replace(B=2, T=0),
+        "both": EDGE._replace(B=0, T=0),
+        "packed": EDGE._replace(T=0, cu_seqlens=(0, 0, 0)),
+    }[empty]
     x = case.inputs(sizes)
     results, gradients = case.forward(x, sizes, method=method), case.backward(x, sizes, method=method)
     assert results["o"].shape == (sizes.B, sizes.T, 2, 5) and results["o"].dtype == np.float64
@@ -287,8 +291,10 @@ def test_so_much_that_little_of_it_is_kept(T, size):
     case = next(case for case in KERNEL_CASES if case.function == "kimi_delta_rule")
     sizes, half = Sizes(1, T, 1, 1, 1, size, size), Sizes(1, T // 2, 1, 1, 1, size, size)
     x = case.inputs(sizes)
-    first, second = ({name: array[:, tokens] for name, array in x.items() if name in (*case.arguments, "do")}
-                     for tokens in (slice(0, T // 2), slice(T // 2, T)))
+    first, second = (
+        {name: array[:, tokens] for name, array in x.items() if name in (*case.arguments, "do")}
+        for tokens in (slice(0, T // 2), slice(T // 2, T))
+    )
     first["initial_state"] = x["initial_state"]
     second["initial_state"], second["dfinal_state"] = case.forward(first, half)["final_state"], x["dfinal_state"]
     late = case.backward(second, half)

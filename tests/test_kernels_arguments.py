@@ -4,13 +4,13 @@ import inspect
 import re
 import threading
 
+import cases
 import numpy as np
 import pytest
+from kernel_calls import CALLS, Call, array_arguments, bits, every_call, every_forward, flat, forms
 
-import cases
 import fwm_py
 from fwm_py import _core, kernels
-from kernel_calls import CALLS, Call, array_arguments, bits, every_call, every_forward, flat, forms
 
 # --- as the table says ---------------------------------------------------------------------------------------------
 
@@ -23,8 +23,10 @@ def test_signatures_follow_the_table(row):
     options |= {"clamp_first"} if row["clamps"] else set()
     for backward, first, own in ((False, [], {"output_final_state", "out"}), (True, ["do"], {"dfinal_state", "out"})):
         call = Call(row, forms(row)[0][0], False, backward)
-        kinds = {kind: [name for name, p in call.parameters.items() if p.kind == kind]
-                 for kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)}
+        kinds = {
+            kind: [name for name, p in call.parameters.items() if p.kind == kind]
+            for kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        }
         assert kinds[inspect.Parameter.POSITIONAL_OR_KEYWORD] == first + call.arrays()
         assert set(kinds[inspect.Parameter.KEYWORD_ONLY]) == options | own
         assert len(call.parameters) == len(first + call.arrays()) + len(options | own)
@@ -151,8 +153,14 @@ def test_cu_seqlens_of_any_integers(call):
     expected, offsets = bits(call(good)), good["cu_seqlens"]
     for dtype in "bBhHiIqQ":
         assert bits(call({**good, "cu_seqlens": offsets.astype(dtype)})) == expected
-    for given in (offsets.tolist(), cases.strided(offsets), cases.swapped_bytes(offsets), cases.read_only(offsets),
-                  cases.backwards(offsets), cases.unaligned(offsets)):
+    for given in (
+        offsets.tolist(),
+        cases.strided(offsets),
+        cases.swapped_bytes(offsets),
+        cases.read_only(offsets),
+        cases.backwards(offsets),
+        cases.unaligned(offsets),
+    ):
         assert bits(call({**good, "cu_seqlens": given})) == expected
 
 
@@ -160,8 +168,10 @@ def test_cu_seqlens_of_any_integers(call):
 def test_many_packed_sequences(call):
     """As many as do not fit into the room that a call has anyway: one token each, as rows of one token are."""
     rows = call.good(B=50, T=1)
-    packed = {name: value.reshape(1, 50, *value.shape[2:]) if name in (*call.arrays(), "do") else value
-              for name, value in rows.items()}
+    packed = {
+        name: value.reshape(1, 50, *value.shape[2:]) if name in (*call.arrays(), "do") else value
+        for name, value in rows.items()
+    }
     result = flat(call({**packed, "cu_seqlens": np.arange(51)}))
     assert [a.tobytes() for a in result] == [a.tobytes() for a in flat(call(rows))]
 
@@ -206,9 +216,16 @@ def test_backward_of_nothing(call, sizes):
 @every_call
 def test_no_sequences_at_all(call):
     good = call.good(B=1, T=0)
-    nothing = [tuple(a[:0] for a in state) if call.normalize else state[:0]
-               for state in (good["initial_state"], good.get("dfinal_state", good["initial_state"]))]
-    given = {**good, "cu_seqlens": [0], "initial_state": nothing[0], **({"dfinal_state": nothing[1]} if call.backward else {})}
+    nothing = [
+        tuple(a[:0] for a in state) if call.normalize else state[:0]
+        for state in (good["initial_state"], good.get("dfinal_state", good["initial_state"]))
+    ]
+    given = {
+        **good,
+        "cu_seqlens": [0],
+        "initial_state": nothing[0],
+        **({"dfinal_state": nothing[1]} if call.backward else {}),
+    }
     assert all(a.size == 0 for a in flat(call(given)))
 
 
@@ -218,7 +235,8 @@ def test_gradients_are_named_as_the_inputs(call):
     gradients = call(good)
     assert gradients._fields == (*("d" + name for name in call.arrays()), "dinitial_state")
     assert [a.shape for a in flat(gradients)] == [good[name].shape for name in call.arrays()] + [
-        a.shape for a in flat(good["initial_state"])]
+        a.shape for a in flat(good["initial_state"])
+    ]
     assert all(a.dtype == np.float64 and a.flags.c_contiguous and a.flags.owndata for a in flat(gradients))
 
 

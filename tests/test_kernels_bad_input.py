@@ -4,23 +4,31 @@ Everything follows from the rows of `_core.KERNELS` and the signatures of fwm_py
 comes. Every other argument of a call is good.
 """
 
+import cases
 import numpy as np
 import pytest
-
-import cases
 from kernel_calls import array_arguments, bits, every_call, every_forward, flat
 from test_bad_input import assert_refused, bad_array, bad_shapes
 
 # --- what may be given instead -------------------------------------------------------------------------------------
 
-NUMBERS = [*((given, TypeError) for given in ("1", [1.0], 1j, object(), np.ones(2))),
-           *((given, ValueError) for given in (float("nan"), float("inf"), -float("inf"), np.float64("nan"), 10**400))]
+NUMBERS = [
+    *((given, TypeError) for given in ("1", [1.0], 1j, object(), np.ones(2))),
+    *((given, ValueError) for given in (float("nan"), float("inf"), -float("inf"), np.float64("nan"), 10**400)),
+]
 FLAGS = [(given, TypeError) for given in (None, 0, 1, "True", 1.0, [], np.True_)]
-WORDS = [*((given, TypeError) for given in (1, True, b"l2", ["l2"])),
-         *((given, ValueError) for given in ("", "L2", "l2 ", "l2\0", "chunk", "é", "\udc80", "x" * 1000))]
+WORDS = [
+    *((given, TypeError) for given in (1, True, b"l2", ["l2"])),
+    *((given, ValueError) for given in ("", "L2", "l2 ", "l2\0", "chunk", "é", "\udc80", "x" * 1000)),
+]
 OPTIONS = {
-    "scale": NUMBERS, "eps": [(None, TypeError), *NUMBERS], "normalize": FLAGS, "clamp_first": FLAGS,
-    "output_final_state": FLAGS, "qk_norm": WORDS, "method": [(None, TypeError), *WORDS],
+    "scale": NUMBERS,
+    "eps": [(None, TypeError), *NUMBERS],
+    "normalize": FLAGS,
+    "clamp_first": FLAGS,
+    "output_final_state": FLAGS,
+    "qk_norm": WORDS,
+    "method": [(None, TypeError), *WORDS],
 }
 
 # The axes that this array alone gives the size of: another array would be blamed.
@@ -65,8 +73,15 @@ def test_bad_pairs(call):
     for name in {"initial_state", "dfinal_state"} & good.keys():
         if call.normalize:
             S, z = good[name]
-            for given, exception in ((S, TypeError), ([S, z], TypeError), ((S,), ValueError), ((S, z, z), ValueError),
-                                     ((), ValueError), ((S, None), TypeError), ((z, S), ValueError)):
+            for given, exception in (
+                (S, TypeError),
+                ([S, z], TypeError),
+                ((S,), ValueError),
+                ((S, z, z), ValueError),
+                ((), ValueError),
+                ((S, None), TypeError),
+                ((z, S), ValueError),
+            ):
                 assert_refused(lambda: call({**good, name: given}), name, exception)
         else:
             assert_refused(lambda: call({**good, name: (good[name],)}), name, ValueError)  # an array of one axis more
@@ -106,12 +121,34 @@ def test_bad_cu_seqlens(call):
     good = call.good(packed=True)  # [0, 4, 4, 6]
     call(good)
     offsets = good["cu_seqlens"]
-    for given in (offsets.astype(float), offsets.astype(bool), offsets.astype(object), "text", offsets.astype("m8[s]"),
-                  [0.0, 6.0], []):
+    for given in (
+        offsets.astype(float),
+        offsets.astype(bool),
+        offsets.astype(object),
+        "text",
+        offsets.astype("m8[s]"),
+        [0.0, 6.0],
+        [],
+    ):
         assert_refused(lambda: call({**good, "cu_seqlens": given}), "cu_seqlens", TypeError)
-    for given in ([0, 4, 2, 6], [1, 4, 4, 6], [0, 4, 4, 5], [0, 4, 4, 7], [0, 9, 4, 6], [-1, 0, 4, 6], [0, -2, 4, 6],
-                  [0], [6], 6, [[0, 4, 4, 6]], [[0], [4, 6]], np.zeros(0, int), np.array([0, 4, 2**64 - 1, 6], np.uint64),
-                  np.array([2**63, 4, 4, 6], np.uint64), [-(2**63), 4, 4, 6]):
+    for given in (
+        [0, 4, 2, 6],
+        [1, 4, 4, 6],
+        [0, 4, 4, 5],
+        [0, 4, 4, 7],
+        [0, 9, 4, 6],
+        [-1, 0, 4, 6],
+        [0, -2, 4, 6],
+        [0],
+        [6],
+        6,
+        [[0, 4, 4, 6]],
+        [[0], [4, 6]],
+        np.zeros(0, int),
+        np.array([0, 4, 2**64 - 1, 6], np.uint64),
+        np.array([2**63, 4, 4, 6], np.uint64),
+        [-(2**63), 4, 4, 6],
+    ):
         assert_refused(lambda: call({**good, "cu_seqlens": given}), "cu_seqlens", ValueError)
     assert_refused(lambda: call({**good, "cu_seqlens": [0, 4, 6]}), "initial_state", ValueError)
     two_rows = call.good(B=2, T=3)
@@ -122,11 +159,23 @@ def test_bad_cu_seqlens(call):
 def test_results_beyond_all_memory(call):
     for sizes in ({"B": 2**40}, {"T": 2**41}, {"K": 2**45, "T": 0}, {"V": 2**58, "T": 0}, {"HV": 2**50, "T": 0}):
         good = call.good(B=1, T=1, HQ=1, H=1, HV=1, K=1, V=1)
-        letters = {"q": "BTHK", "k": "BTHK", "v": "BTGV", "g": "BTGK"[: 3 if call.gate == "scalar" else 4], "beta": "BTG",
-                   "b": "BTGK", "w": "BTGV", "do": "BTGV"}
+        letters = {
+            "q": "BTHK",
+            "k": "BTHK",
+            "v": "BTGV",
+            "g": "BTGK"[: 3 if call.gate == "scalar" else 4],
+            "beta": "BTG",
+            "b": "BTGK",
+            "w": "BTGV",
+            "do": "BTGV",
+        }
         large = {"B": 1, "T": 1, "H": 1, "G": sizes.get("HV", 1), "K": 1, "V": 1, **sizes}
-        arguments = {name: np.broadcast_to(value.ravel()[0], [large[letter] for letter in letters[name]])
-                     if name in letters else value for name, value in good.items()}
+        arguments = {
+            name: np.broadcast_to(value.ravel()[0], [large[letter] for letter in letters[name]])
+            if name in letters
+            else value
+            for name, value in good.items()
+        }
         arguments["initial_state"] = None
         if call.backward:
             arguments["dfinal_state"] = None
@@ -175,7 +224,7 @@ def test_bad_out(call):
 def overlapping(a, b, offset):
     """Copies of two arrays in one memory: b begins `offset` numbers behind a's end."""
     memory = np.zeros(a.size + b.size + abs(offset), a.dtype)
-    first, second = memory[: a.size].reshape(a.shape), memory[a.size + offset:][: b.size].reshape(b.shape)
+    first, second = memory[: a.size].reshape(a.shape), memory[a.size + offset :][: b.size].reshape(b.shape)
     first[...] = a
     return first, second
 
@@ -193,11 +242,14 @@ def test_out_shares_no_memory(call):
             assert over.tobytes() == array.tobytes()
     arrays = list(out_arrays(call, out))
     for i, (a, _) in enumerate(arrays):
-        for b, _ in arrays[i + 1:]:
+        for b, _ in arrays[i + 1 :]:
             first, second = overlapping(a, b, -1)
             shared = [first if x is a else second if x is b else x for x, _ in arrays]
-            assert_refused(lambda: call({**good, "out": (shared[0], tuple(shared[1:]) if call.normalize else shared[1])}),
-                           "out", ValueError)
+            assert_refused(
+                lambda: call({**good, "out": (shared[0], tuple(shared[1:]) if call.normalize else shared[1])}),
+                "out",
+                ValueError,
+            )
 
 
 @every_forward
@@ -208,10 +260,10 @@ def test_out_in_the_gaps_of_a_strided_input(call):
     memory[:, : q[0].size] = q.reshape(2, -1)
     strided = memory[:, : q[0].size].reshape(q.shape)
     assert np.shares_memory(strided, memory)
-    gap = memory.ravel()[100: 100 + o.size].reshape(o.shape)
+    gap = memory.ravel()[100 : 100 + o.size].reshape(o.shape)
     result, _ = call({**good, "q": strided, "out": gap})
     assert result is gap and bits(result) == bits(call(good)[0])
-    touching = memory.ravel()[201 - o.size: 201].reshape(o.shape)
+    touching = memory.ravel()[201 - o.size : 201].reshape(o.shape)
     assert_refused(lambda: call({**good, "q": strided, "out": touching}), "out", ValueError)
 
 

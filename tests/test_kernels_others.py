@@ -7,21 +7,24 @@ They and the others compute in float32, so tolerances are float32's.
 import importlib.metadata
 import importlib.util
 
-import numpy as np
-import pytest
-
 import cases
+import numpy as np
 import oracle
-from fwm_py import kernels, readouts
+import pytest
 from kernel_cases import KERNEL_CASES, METHODS, Sizes, assert_close
+
+from fwm_py import kernels, readouts
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def plain(function, gate="", **options):
     """The case of a function, with these options."""
-    return next(case for case in KERNEL_CASES
-                if case.function == function and case.gate in (gate, gate or case.gate) and dict(case.options) == options)
+    return next(
+        case
+        for case in KERNEL_CASES
+        if case.function == function and case.gate in (gate, gate or case.gate) and dict(case.options) == options
+    )
 
 
 # --- fla-core ------------------------------------------------------------------------------------------------------
@@ -49,9 +52,11 @@ def fla():
 
 def heads_first(function):
     """Of a function of arrays (B, H, T, ..) one of arrays (B, T, H, ..)."""
+
     def of_tokens_first(*tensors, **other):
         o, state = function(*(tensor.transpose(1, 2) for tensor in tensors), **other)
         return o.transpose(1, 2), state
+
     return of_tokens_first
 
 
@@ -92,7 +97,9 @@ def test_fla(fla, case, rule, name, adapt, arguments, method):
     x, function = case.inputs(sizes), fla(rule, name)
     results, gradients = of_torch(adapt(function) if adapt else function, x, arguments.split())
     assert_close(case.forward(x, sizes, method=method), results, 1e-5)
-    assert_close(case.backward(x, sizes, method=method), {name: gradients[name] for name in case.differentiable(x)}, 1e-5)
+    assert_close(
+        case.backward(x, sizes, method=method), {name: gradients[name] for name in case.differentiable(x)}, 1e-5
+    )
 
 
 @every_method
@@ -106,13 +113,20 @@ def test_fla_normalised(fla, method):
     names = ("q", "k", "v", "initial_state", "initial_sum")
     q, k, v, state, z = (tensors[name].requires_grad_() for name in names)
     o, (final, final_z) = fla("linear_attn", "naive_recurrent_linear_attn")(
-        q, k, v, scale=1.0, initial_state=(state, z[:, None]), output_final_state=True, normalize=True)
-    value = sum((tensors[name] * result).sum() for name, result in
-                (("do", o), ("dfinal_state", final), ("dfinal_sum", final_z[:, 0])))
+        q, k, v, scale=1.0, initial_state=(state, z[:, None]), output_final_state=True, normalize=True
+    )
+    value = sum(
+        (tensors[name] * result).sum()
+        for name, result in (("do", o), ("dfinal_state", final), ("dfinal_sum", final_z[:, 0]))
+    )
     gradients = torch.autograd.grad(value, (q, k, v, state, z))
     results = {"o": o, "final_state": final, "final_sum": final_z[:, 0]}
-    assert_close(case.forward(x, sizes, method=method, eps=1e-10), {n: a.detach().numpy() for n, a in results.items()}, 1e-5)
-    assert_close(case.backward(x, sizes, method=method, eps=1e-10), {n: a.numpy() for n, a in zip(names, gradients)}, 1e-5)
+    assert_close(
+        case.forward(x, sizes, method=method, eps=1e-10), {n: a.detach().numpy() for n, a in results.items()}, 1e-5
+    )
+    assert_close(
+        case.backward(x, sizes, method=method, eps=1e-10), {n: a.numpy() for n, a in zip(names, gradients)}, 1e-5
+    )
 
 
 # --- ONNX's operator -----------------------------------------------------------------------------------------------
@@ -137,11 +151,21 @@ def onnx_call(case, rule, sizes, x, domain):
     order = [name if name in arrays else "" for name in ONNX_INPUTS.values()]
     while not order[-1]:
         order.pop()
-    node = helper.make_node("LinearAttention", order, ["output", "present_state"], domain=domain, update_rule=rule,
-                            q_num_heads=sizes.HQ, kv_num_heads=sizes.HV)
+    node = helper.make_node(
+        "LinearAttention",
+        order,
+        ["output", "present_state"],
+        domain=domain,
+        update_rule=rule,
+        q_num_heads=sizes.HQ,
+        kv_num_heads=sizes.HV,
+    )
     graph = helper.make_graph(
-        [node], "one_operator", [helper.make_tensor_value_info(name, TensorProto.FLOAT, a.shape) for name, a in arrays.items()],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.output])
+        [node],
+        "one_operator",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, a.shape) for name, a in arrays.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.output],
+    )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(domain, 1)] if domain else [helper.make_opsetid("", 27)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10), arrays
 
@@ -166,8 +190,9 @@ def test_the_reference_of_onnx(case, rule, sizes, method):
 
 
 @every_method
-@pytest.mark.parametrize("sizes", [Sizes(2, 37, 2, 2, 2, 16, 16), Sizes(2, 37, 2, 2, 6, 17, 12), Sizes(1, 80, 1, 4, 1, 32, 48)],
-                         ids=str)
+@pytest.mark.parametrize(
+    "sizes", [Sizes(2, 37, 2, 2, 2, 16, 16), Sizes(2, 37, 2, 2, 6, 17, 12), Sizes(1, 80, 1, 4, 1, 32, 48)], ids=str
+)
 @every_onnx_rule
 def test_the_kernel_of_onnxruntime(case, rule, sizes, method):
     pytest.importorskip("onnx", reason="onnx is not installed")
@@ -208,7 +233,9 @@ def test_the_sum_rule_of_the_experiments(method):
     np.testing.assert_allclose(o[:, -1, 0], readouts.sum_rule(inputs.keys, inputs.values, inputs.query, 5), rtol=1e-11)
     gradients = kernels.linear_attention_backward(do, q, k, v, normalize=True, method=method)
     expected = readouts.sum_rule_backward(dy, inputs.keys, inputs.values, inputs.query, 5)
-    assert_close({"k": gradients.dk[:, :, 0], "q": gradients.dq[:, -1, 0]}, {"k": expected.dkeys, "q": expected.dquery}, 1e-10)
+    assert_close(
+        {"k": gradients.dk[:, :, 0], "q": gradients.dq[:, -1, 0]}, {"k": expected.dkeys, "q": expected.dquery}, 1e-10
+    )
 
 
 @every_method

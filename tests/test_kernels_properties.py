@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
 from kernel_cases import KERNEL_CASES, METHODS, Sizes, assert_close
 
 every_case = pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
@@ -74,8 +73,11 @@ def test_a_sequence_in_two_parts(case, sizes, seed, method, share):
 
 @every_case
 @quick(8)
-@given(**(calls | {"sizes": sizes_of_a_call(B=st.just(1))}), cuts=st.lists(st.floats(0, 1), max_size=5),
-       with_states=st.booleans())
+@given(
+    **(calls | {"sizes": sizes_of_a_call(B=st.just(1))}),
+    cuts=st.lists(st.floats(0, 1), max_size=5),
+    with_states=st.booleans(),
+)
 def test_packed_sequences(case, sizes, seed, method, cuts, with_states):
     """Sequences in one row, empty ones too, give what they give apart."""
     cu_seqlens = (0, *sorted(round(cut * sizes.T) for cut in cuts), sizes.T)
@@ -224,13 +226,20 @@ def test_the_transposed_map(case, sizes, seed, method):
     size = sum(np.linalg.norm(results[name]) * np.linalg.norm(x["d" + name]) for name in ("o", "final_state"))
     assert abs(there - back) <= 1e-11 * size
     doubled = case.forward(x | {"v": 2 * x["v"], "initial_state": 2 * x["initial_state"]}, sizes, method=method)
-    assert_close({n: doubled[n] for n in ("o", "final_state")}, {n: 2 * results[n] for n in ("o", "final_state")}, 1e-12)
+    assert_close(
+        {n: doubled[n] for n in ("o", "final_state")}, {n: 2 * results[n] for n in ("o", "final_state")}, 1e-12
+    )
 
 
 @every_case
 @quick(8)
-@given(sizes=sizes_of_a_call(T=st.integers(1, 150)), seed=calls["seed"], g=st.sampled_from([(1e-4, 20), (0.01, 1), (5, 2000)]),
-       repeat_keys=st.booleans(), dtype=st.sampled_from([np.float32, np.float64]))
+@given(
+    sizes=sizes_of_a_call(T=st.integers(1, 150)),
+    seed=calls["seed"],
+    g=st.sampled_from([(1e-4, 20), (0.01, 1), (5, 2000)]),
+    repeat_keys=st.booleans(),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
 def test_both_methods_agree(case, sizes, seed, g, repeat_keys, dtype):
     if case.options:
         assume(sizes.K > 1)  # the gradient of a normalised number cancels
@@ -240,8 +249,11 @@ def test_both_methods_agree(case, sizes, seed, g, repeat_keys, dtype):
 
 
 WRONG = {
-    "q": lambda x: x["q"][:, 0], "k": lambda x: x["k"].astype(np.float32), "v": lambda x: x["v"][:, :-1],
-    "do": lambda x: x["do"][..., :-1], "initial_state": lambda x: x["initial_state"][..., :-1],
+    "q": lambda x: x["q"][:, 0],
+    "k": lambda x: x["k"].astype(np.float32),
+    "v": lambda x: x["v"][:, :-1],
+    "do": lambda x: x["do"][..., :-1],
+    "initial_state": lambda x: x["initial_state"][..., :-1],
 }
 
 

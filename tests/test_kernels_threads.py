@@ -5,9 +5,9 @@ import threading
 
 import numpy as np
 import pytest
+from kernel_cases import KERNEL_CASES, METHODS, Sizes, run_python
 
 import fwm_py
-from kernel_cases import KERNEL_CASES, METHODS, Sizes, run_python
 
 THREADS = (1, 2, 3, 5)
 every_case = pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
@@ -43,7 +43,11 @@ def test_calls_side_by_side(n_threads):
     """Python threads that call at the same time get what each gets alone."""
     sizes = Sizes(2, 100, 1, 2, 1, 20, 40)
     fwm_py.set_num_threads(n_threads)
-    work = [(case, case.inputs(sizes, seed, np.float32), method) for seed, case in enumerate(KERNEL_CASES) for method in METHODS]
+    work = [
+        (case, case.inputs(sizes, seed, np.float32), method)
+        for seed, case in enumerate(KERNEL_CASES)
+        for method in METHODS
+    ]
     alone = [bits(case, x, sizes, method) for case, x, method in work]
     together, start = [None] * len(work), threading.Barrier(4)
 

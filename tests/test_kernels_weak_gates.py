@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from kernel_cases import KERNEL_CASES, METHODS, Sizes
 
 from fwm_py import gated_linear_attention
-from kernel_cases import KERNEL_CASES, METHODS, Sizes
 
 GATED = [case for case in KERNEL_CASES if case.gate and not case.options]
 SIZES = Sizes(1, 8192, 1, 1, 1, 64, 64)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from kernel_cases import KERNEL_CASES, METHODS, Sizes, assert_close
 
 CASES = [case for case in KERNEL_CASES if case.option("qk_norm") == "sum"]

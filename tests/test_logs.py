@@ -38,18 +38,24 @@ NAMES = [
     (Settings(update_rule="ours", attn_arg=7), "d64_softmax_cat_AssocSeq20N20R0.csv"),
     (Settings(attn_name="linear", attn_arg=7), "d64_linear_sum_AssocSeq20N20R0.csv"),
     (Settings(attn_name="tanh", update_rule="fwm", replace=True), "d64_tanh_fwm_AssocSeq40N20R1.csv"),
-    (Settings(attn_name="favor", attn_arg=128, update_rule="ours", hidden_size=8),
-     "d8_favor128_ours_AssocSeq20N20R0.csv"),
-    (Settings(seed=2, lr=0.0003, batch_size=64, favor_generator="mt19937", attn_name="favor", attn_arg=64),
-     "d64_favor64_sum_AssocSeq20N20R0_seed2_lr0.0003_B64_mt19937.csv"),
+    (
+        Settings(attn_name="favor", attn_arg=128, update_rule="ours", hidden_size=8),
+        "d8_favor128_ours_AssocSeq20N20R0.csv",
+    ),
+    (
+        Settings(seed=2, lr=0.0003, batch_size=64, favor_generator="mt19937", attn_name="favor", attn_arg=64),
+        "d64_favor64_sum_AssocSeq20N20R0_seed2_lr0.0003_B64_mt19937.csv",
+    ),
     (Settings(seed=0), "d64_softmax_cat_AssocSeq20N20R0_seed0.csv"),
     (Settings(lr=1e-5), "d64_softmax_cat_AssocSeq20N20R0_lr1e-05.csv"),
     (Settings(batch_size=1), "d64_softmax_cat_AssocSeq20N20R0_B1.csv"),
     (Settings(favor_generator="mt19937"), "d64_softmax_cat_AssocSeq20N20R0_mt19937.csv"),
     (Settings(seed=1, lr=1e-3, batch_size=32, max_steps=300), "d64_softmax_cat_AssocSeq20N20R0.csv"),
     (Settings(attn_name="tanh", update_rule="fwm", lr=1e-4, batch_size=128), "d64_tanh_fwm_AssocSeq20N20R0.csv"),
-    (Settings(attn_name="tanh", update_rule="fwm", lr=1e-3, batch_size=32),
-     "d64_tanh_fwm_AssocSeq20N20R0_lr0.001_B32.csv"),
+    (
+        Settings(attn_name="tanh", update_rule="fwm", lr=1e-3, batch_size=32),
+        "d64_tanh_fwm_AssocSeq20N20R0_lr0.001_B32.csv",
+    ),
 ]
 
 
@@ -105,19 +111,22 @@ def test_reading_gives_back_what_was_written(tmp_path_factory, losses):
     np.testing.assert_equal(read_log(path), rows)
 
 
-@pytest.mark.parametrize("data, message", [
-    (b"", "line 1: got '', expected 'step,eval-loss' and CR LF"),
-    (b"step,eval-loss", "line 1: got 'step,eval-loss', expected 'step,eval-loss' and CR LF"),
-    (b"step,eval-loss\n100,0.5\n", "line 1: got"),
-    (b"step,loss\r\n100,0.5\r\n", "line 1: got 'step,loss'"),
-    (b"\x89PNG\r\n\x1a\n", "line 1: got"),
-    (b"step,eval-loss\r\n100,0.5", "line 2: got '100,0.5', expected a row that ends in CR LF"),
-    (b"step,eval-loss\r\n100,0.5\r", "line 2: got"),
-    (b"step,eval-loss\r\n100;0.5\r\n", "line 2: got '100;0.5', expected '<step>,<loss>'"),
-    (b"step,eval-loss\r\n100,0.5,1\r\n", "line 2: got"),
-    (b"step,eval-loss\r\n\r\n", "line 2: got ''"),
-    (b"step,eval-loss\r\n100,0.5\r\n100,0.4\r\n", "line 3: got '100,0.4', expected a step above 100"),
-])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"", "line 1: got '', expected 'step,eval-loss' and CR LF"),
+        (b"step,eval-loss", "line 1: got 'step,eval-loss', expected 'step,eval-loss' and CR LF"),
+        (b"step,eval-loss\n100,0.5\n", "line 1: got"),
+        (b"step,loss\r\n100,0.5\r\n", "line 1: got 'step,loss'"),
+        (b"\x89PNG\r\n\x1a\n", "line 1: got"),
+        (b"step,eval-loss\r\n100,0.5", "line 2: got '100,0.5', expected a row that ends in CR LF"),
+        (b"step,eval-loss\r\n100,0.5\r", "line 2: got"),
+        (b"step,eval-loss\r\n100;0.5\r\n", "line 2: got '100;0.5', expected '<step>,<loss>'"),
+        (b"step,eval-loss\r\n100,0.5,1\r\n", "line 2: got"),
+        (b"step,eval-loss\r\n\r\n", "line 2: got ''"),
+        (b"step,eval-loss\r\n100,0.5\r\n100,0.4\r\n", "line 3: got '100,0.4', expected a step above 100"),
+    ],
+)
 def test_reading_refuses(tmp_path, data, message):
     path = tmp_path / "log.csv"
     path.write_bytes(data)

@@ -3,11 +3,11 @@
 import copy
 import math
 
+import cases
 import numpy as np
+import oracle
 import pytest
 
-import cases
-import oracle
 from fwm_py.feature_maps import draw_omega
 from fwm_py.random import Philox
 from fwm_py.retrieval import Batch, Model, Settings, Stream, train
@@ -152,8 +152,9 @@ def test_gradient_of_the_equation(case, n_keys, d, replace):
     settings, model, batch, omega = make(case, n_keys=n_keys, hidden_size=d, replace=replace, batch_size=3)
     parameters, arguments = dict(model.parameters), case.oracle_arguments(settings)
     batch0, trained = cases.zero_based(batch, n_keys), oracle.trained_names(settings.rule)
-    slopes = oracle.gradient(lambda a: oracle.loss({**parameters, **a}, *arguments, batch0),
-                             {name: parameters[name] for name in trained})
+    slopes = oracle.gradient(
+        lambda a: oracle.loss({**parameters, **a}, *arguments, batch0), {name: parameters[name] for name in trained}
+    )
     _, gradients = model.loss_and_gradients(batch, omega)
     scale = max(np.abs(slope).max() for slope in slopes.values())
     for name, slope in slopes.items():
@@ -306,7 +307,9 @@ def model_that_evaluates_to(settings, stream, wanted):
     for array in model.parameters.values():
         array[...] = 0
     N = settings.n_keys
-    model.parameters["W_k.weight"][:, N:] = model.parameters["W_q.weight"][...] = np.eye(settings.hidden_size, int(2 * N * 1.1))
+    model.parameters["W_k.weight"][:, N:] = model.parameters["W_q.weight"][...] = np.eye(
+        settings.hidden_size, int(2 * N * 1.1)
+    )
     keys = np.zeros(model.parameters["embeddingK.weight"].shape)
     keys[:N, :N] = np.diag(1 + 0.01 * np.arange(N))
     low, high = 1.0, 20.0
@@ -320,11 +323,14 @@ def model_that_evaluates_to(settings, stream, wanted):
     raise AssertionError("no length gives this loss")
 
 
-@pytest.mark.parametrize("loss, rows", [
-    (np.nextafter(EXACTLY_GOOD_ENOUGH, np.float32(0)), 1),
-    (EXACTLY_GOOD_ENOUGH, 1),
-    (np.nextafter(EXACTLY_GOOD_ENOUGH, np.float32(1)), 3),
-])
+@pytest.mark.parametrize(
+    "loss, rows",
+    [
+        (np.nextafter(EXACTLY_GOOD_ENOUGH, np.float32(0)), 1),
+        (EXACTLY_GOOD_ENOUGH, 1),
+        (np.nextafter(EXACTLY_GOOD_ENOUGH, np.float32(1)), 3),
+    ],
+)
 def test_a_loss_of_exactly_a_thousandth_ends_a_run(loss, rows):
     """With steps too small to move a number, every evaluation is of the model that was given."""
     settings = Settings(n_keys=7, hidden_size=16, batch_size=4, lr=1e-300, max_steps=300)
@@ -364,8 +370,7 @@ def test_max_steps(max_steps, n_rows):
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 def test_evaluation(case, n_keys, replace, batch_size):
     """Chunks of the queries, whatever their size, weigh the same; the stream goes on behind the evaluation."""
-    settings, model, _, _ = make(
-        case, np.float64, n_keys=n_keys, hidden_size=8, replace=replace, batch_size=batch_size)
+    settings, model, _, _ = make(case, np.float64, n_keys=n_keys, hidden_size=8, replace=replace, batch_size=batch_size)
     ours, theirs = Stream(settings), oracle.Stream(settings.seed, n_keys, batch_size, replace)
     arguments = case.oracle_arguments(settings)
     expected = oracle.evaluate(theirs, lambda batch: oracle.loss(model.parameters, *arguments, batch))
@@ -392,8 +397,12 @@ def test_evaluation_sums_more_than_128_chunks_in_halves():
     for seed in range(8):
         settings = Settings(n_keys=40, attn_name="linear", hidden_size=8, batch_size=1, seed=seed)
         model, chunks = Model(settings, np.float64), []
-        oracle.evaluate(oracle.Stream(seed, 40, 1, False), lambda batch: chunks.append(model.loss(
-            Batch(batch[0], batch[1] + 40, batch[2], batch[3] + 40))) or chunks[-1])
+        oracle.evaluate(
+            oracle.Stream(seed, 40, 1, False),
+            lambda batch: (
+                chunks.append(model.loss(Batch(batch[0], batch[1] + 40, batch[2], batch[3] + 40))) or chunks[-1]
+            ),
+        )
         chunks = np.array(chunks, np.float32)
         assert len(chunks) == 800
         assert model.evaluate(Stream(settings)) == np.mean(chunks) == oracle.pairwise_mean(chunks)

@@ -37,11 +37,19 @@ def rewrite(path, change):
 def set_header(**changes):
     def change(arrays):
         arrays["fwm_py"] = np.array(json.dumps(json.loads(str(arrays["fwm_py"])) | changes))
+
     return change
 
 
-@pytest.mark.parametrize("settings", [Settings(n_keys=n_keys, hidden_size=3, batch_size=1, attn_name=name, attn_arg=2)
-                                      for n_keys in (2, 5, 33) for name in ATTN_NAMES], ids=repr)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(n_keys=n_keys, hidden_size=3, batch_size=1, attn_name=name, attn_arg=2)
+        for n_keys in (2, 5, 33)
+        for name in ATTN_NAMES
+    ],
+    ids=repr,
+)
 def test_shapes_are_those_of_a_model(settings):
     shapes = {name: parameter.shape for name, parameter in Model(settings).parameters.items()}
     assert parameter_shapes(settings) == shapes and list(parameter_shapes(settings)) == list(shapes)
@@ -64,31 +72,37 @@ def test_a_loaded_model_is_the_saved_one(tmp_path, dtype):
     assert loaded.loss(batch) == model.loss(batch)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda arrays: arrays.pop("fwm_py"), "not a model file of fwm_py"),
-    (lambda arrays: arrays.update(fwm_py=np.array("{")), "not a model file of fwm_py"),
-    (lambda arrays: arrays.update(fwm_py=np.array("[1]")), "not a model file of fwm_py"),
-    (set_header(version=2), "got version 2, expected 1"),
-    (set_header(version=1.0), "got version 1.0, expected 1"),
-    (set_header(version=True), "got version True, expected 1"),
-    (set_header(version="1"), "got version '1', expected 1"),
-    (set_header(settings=[]), "not a model file of fwm_py"),
-    (lambda arrays: arrays.update(fwm_py=np.array("[" * 10_000)), "not a model file of fwm_py"),
-    (lambda arrays: arrays.update(fwm_py=np.array("1" * 10_000)), "not a model file of fwm_py"),
-    (lambda arrays: arrays.update(fwm_py=np.array(" " * 2**20)), "not a model file of fwm_py"),
-    (lambda arrays: arrays.update(fwm_py=np.zeros(3)), "not a model file of fwm_py"),
-    (lambda arrays: arrays.update({"W_q.bias": arrays["W_q.bias"].byteswap().view(">f4")}), "W_q.bias: got >f4"),
-    (set_header(settings={"n_keys": 1}), "n_keys: got 1, expected an integer in 2..2000"),
-    (set_header(settings={"keys": 5}), "keys"),
-    (set_header(settings=dataclasses.asdict(SMALL) | {"hidden_size": 7}), "got float32 (6"),
-    (set_header(settings=dataclasses.asdict(SMALL) | {"attn_name": "softmax"}), "got the parameters embeddingV.weight"),
-    (lambda arrays: arrays.pop("W_q.bias"), "W_q.bias"),
-    (lambda arrays: arrays.update(extra=np.zeros(1)), "extra"),
-    (lambda arrays: arrays.update({"W_q.bias": np.zeros(5, np.float32)}), "W_q.bias: got float32 (5,)"),
-    (lambda arrays: arrays.update({"W_q.bias": np.zeros(6, np.int64)}), "W_q.bias: got int64 (6,)"),
-    (lambda arrays: arrays.update({"W_k.weight": arrays["W_k.weight"].astype(np.float16)}), "or float64"),
-    (lambda arrays: arrays.update({"W_q.bias": np.array([None])}), "not a model file of fwm_py"),  # pickled
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda arrays: arrays.pop("fwm_py"), "not a model file of fwm_py"),
+        (lambda arrays: arrays.update(fwm_py=np.array("{")), "not a model file of fwm_py"),
+        (lambda arrays: arrays.update(fwm_py=np.array("[1]")), "not a model file of fwm_py"),
+        (set_header(version=2), "got version 2, expected 1"),
+        (set_header(version=1.0), "got version 1.0, expected 1"),
+        (set_header(version=True), "got version True, expected 1"),
+        (set_header(version="1"), "got version '1', expected 1"),
+        (set_header(settings=[]), "not a model file of fwm_py"),
+        (lambda arrays: arrays.update(fwm_py=np.array("[" * 10_000)), "not a model file of fwm_py"),
+        (lambda arrays: arrays.update(fwm_py=np.array("1" * 10_000)), "not a model file of fwm_py"),
+        (lambda arrays: arrays.update(fwm_py=np.array(" " * 2**20)), "not a model file of fwm_py"),
+        (lambda arrays: arrays.update(fwm_py=np.zeros(3)), "not a model file of fwm_py"),
+        (lambda arrays: arrays.update({"W_q.bias": arrays["W_q.bias"].byteswap().view(">f4")}), "W_q.bias: got >f4"),
+        (set_header(settings={"n_keys": 1}), "n_keys: got 1, expected an integer in 2..2000"),
+        (set_header(settings={"keys": 5}), "keys"),
+        (set_header(settings=dataclasses.asdict(SMALL) | {"hidden_size": 7}), "got float32 (6"),
+        (
+            set_header(settings=dataclasses.asdict(SMALL) | {"attn_name": "softmax"}),
+            "got the parameters embeddingV.weight",
+        ),
+        (lambda arrays: arrays.pop("W_q.bias"), "W_q.bias"),
+        (lambda arrays: arrays.update(extra=np.zeros(1)), "extra"),
+        (lambda arrays: arrays.update({"W_q.bias": np.zeros(5, np.float32)}), "W_q.bias: got float32 (5,)"),
+        (lambda arrays: arrays.update({"W_q.bias": np.zeros(6, np.int64)}), "W_q.bias: got int64 (6,)"),
+        (lambda arrays: arrays.update({"W_k.weight": arrays["W_k.weight"].astype(np.float16)}), "or float64"),
+        (lambda arrays: arrays.update({"W_q.bias": np.array([None])}), "not a model file of fwm_py"),  # pickled
+    ],
+)
 def test_files_that_are_refused(saved, change, message):
     rewrite(saved, change)
     with pytest.raises(ValueError) as error:
@@ -106,7 +120,7 @@ def test_foreign_files_are_refused(tmp_path, data):
 
 def test_half_a_file_is_refused(saved):
     data = saved.read_bytes()
-    saved.write_bytes(data[:len(data) // 2])
+    saved.write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="not a model file of fwm_py"):
         Model.load(saved)
 
@@ -131,10 +145,19 @@ def test_a_given_model_is_trained_in_place_as_a_new_one_is():
     assert not np.array_equal(model.parameters["W_k.weight"], Model(settings).parameters["W_k.weight"])
 
 
-@pytest.mark.parametrize("change", [
-    {"n_keys": 6}, {"hidden_size": 5}, {"batch_size": 5}, {"replace": True}, {"update_rule": "fwm"},
-    {"attn_name": "linear"}, {"attn_name": "softmax"}, {"attn_arg": 1},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_keys": 6},
+        {"hidden_size": 5},
+        {"batch_size": 5},
+        {"replace": True},
+        {"update_rule": "fwm"},
+        {"attn_name": "linear"},
+        {"attn_name": "softmax"},
+        {"attn_arg": 1},
+    ],
+)
 def test_a_model_that_does_not_fit_is_refused(change):
     with pytest.raises(ValueError, match="^model: got one with "):
         train(SMALL, model=Model(dataclasses.replace(SMALL, **change)))
@@ -157,15 +180,15 @@ def damage(data, random):
     """A few bytes changed, taken out, put in, or a piece of the file somewhere else."""
     kind, at, length = random.randrange(5), random.randrange(len(data)), random.choice([1, 1, 2, 4, 30])
     if kind == 0:
-        return data[:at] + random.randbytes(length) + data[at + length:]
+        return data[:at] + random.randbytes(length) + data[at + length :]
     if kind == 1:
-        return data[:at] + data[at + length:]
+        return data[:at] + data[at + length :]
     if kind == 2:
         return data[:at] + random.randbytes(length) + data[at:]
     if kind == 3:
-        return data[:at] + bytes([data[at] ^ 1 << random.randrange(8)]) + data[at + 1:]
+        return data[:at] + bytes([data[at] ^ 1 << random.randrange(8)]) + data[at + 1 :]
     other = random.randrange(len(data))
-    return data[:other] + data[at:at + length] + data[other + length:]
+    return data[:other] + data[at : at + length] + data[other + length :]
 
 
 def load_or_refuse(path, parameters):
@@ -216,14 +239,23 @@ def npy(header, data=b""):
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
 
 
-@pytest.mark.parametrize("member", [
-    npy("{'descr': '<f4', 'fortran_order': False, 'shape': (268435456,)}", bytes(2**26)),  # inflates to much, and says more
-    npy("{'descr': '<f4', 'fortran_order': False, 'shape': (6,)}", bytes(2**26)),
-    npy("{'descr': '<f4', 'fortran_order': False, 'shape': (6,)}", bytes(23)),
-    npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-6,)}", bytes(24)),
-    npy("{'descr': '<U4', 'fortran_order': False, 'shape': (6,)}", bytes(96)),
-    npy("(" * 100), npy("-" * 110 + "1"), npy("{'descr': '|O', 'fortran_order': False, 'shape': ()}"), b"", b"\x93NUMPY\x03\x00",
-])
+@pytest.mark.parametrize(
+    "member",
+    [
+        npy(
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (268435456,)}", bytes(2**26)
+        ),  # inflates to much, and says more
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (6,)}", bytes(2**26)),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (6,)}", bytes(23)),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-6,)}", bytes(24)),
+        npy("{'descr': '<U4', 'fortran_order': False, 'shape': (6,)}", bytes(96)),
+        npy("(" * 100),
+        npy("-" * 110 + "1"),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': ()}"),
+        b"",
+        b"\x93NUMPY\x03\x00",
+    ],
+)
 def test_numbers_are_not_inflated_before_their_header_is_looked_at(saved, member):
     forge(saved, lambda members: members.update({"W_q.bias.npy": member}))
     tracemalloc.start()
@@ -243,6 +275,7 @@ def test_large_settings_with_small_arrays_make_no_large_model(saved, monkeypatch
 
 
 # ---- saving ----
+
 
 def test_a_save_that_fails_leaves_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()

@@ -3,14 +3,14 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import cases
 import numpy as np
 import pytest
-
-import cases
-import fwm_py
-from fwm_py.norm import RmsNormGradients, rms_norm, rms_norm_backward
 from test_bad_input import assert_refused, bad_array, bad_shapes
 from test_kernels_bad_input import overlapping
+
+import fwm_py
+from fwm_py.norm import RmsNormGradients, rms_norm, rms_norm_backward
 
 # --- the equation --------------------------------------------------------------------------------------------------
 
@@ -25,7 +25,9 @@ def oracle(x, weight, gate=None, *, activation="silu", eps=1e-6):
     for row in np.ndindex(x.shape[:-1]):
         rms = np.sqrt(sum(number * number for number in x[row]) / len(weight) + eps)
         for i in range(len(weight)):
-            y[row][i] = weight[i] * x[row][i] / rms * (1 if gate is None else gate_and_slope(gate[row][i], activation)[0])
+            y[row][i] = (
+                weight[i] * x[row][i] / rms * (1 if gate is None else gate_and_slope(gate[row][i], activation)[0])
+            )
     return y
 
 
@@ -34,7 +36,10 @@ def oracle_backward(dy, x, weight, gate=None, *, activation="silu", eps=1e-6):
     D = len(weight)
     dx, dweight, dgate = np.empty(x.shape), np.zeros(D), None if gate is None else np.empty(x.shape)
     for row in np.ndindex(x.shape[:-1]):
-        r, (a, slope) = 1 / np.sqrt((x[row] ** 2).mean() + eps), (1, 0) if gate is None else gate_and_slope(gate[row], activation)
+        r, (a, slope) = (
+            1 / np.sqrt((x[row] ** 2).mean() + eps),
+            (1, 0) if gate is None else gate_and_slope(gate[row], activation),
+        )
         dweight += dy[row] * r * x[row] * a
         dx[row] = (r * np.eye(D) - r**3 * np.outer(x[row], x[row]) / D) @ (dy[row] * weight * a)
         if gate is not None:
@@ -59,7 +64,11 @@ def backward(arrays, **options):
 
 def gated(arrays, activation):
     """The arrays and the activation of a form: without a gate for None."""
-    return (arrays, {"activation": activation}) if activation else ({name: array for name, array in arrays.items() if name != "gate"}, {})
+    return (
+        (arrays, {"activation": activation})
+        if activation
+        else ({name: array for name, array in arrays.items() if name != "gate"}, {})
+    )
 
 
 def everything(arrays, **options):
@@ -83,7 +92,15 @@ every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 # --- what is computed ----------------------------------------------------------------------------------------------
 
 # Vectors' widths, and blocks of 16384 numbers crossed (256 rows of 64) and of 16 rows.
-SHAPES = [*((2, D) for D in (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65)), (5,), (0, 5), (2, 0, 3), (257, 64), (3, 2, 130, 48), (17, 1500)]
+SHAPES = [
+    *((2, D) for D in (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65)),
+    (5,),
+    (0, 5),
+    (2, 0, 3),
+    (257, 64),
+    (3, 2, 130, 48),
+    (17, 1500),
+]
 
 
 @every_form
@@ -108,7 +125,9 @@ def test_gradient_by_central_differences(shape, form):
     arrays, options = gated(inputs(shape), form)
     gradients = backward(arrays, eps=0.1, **options)._asdict()
     for name in arrays.keys() - {"dy"}:
-        reference = cases.central_differences(lambda: (arrays["dy"] * forward(arrays, eps=0.1, **options)).sum(), arrays[name])
+        reference = cases.central_differences(
+            lambda: (arrays["dy"] * forward(arrays, eps=0.1, **options)).sum(), arrays[name]
+        )
         cases.assert_gradient(gradients["d" + name], reference, name=name)
 
 
@@ -119,7 +138,9 @@ def test_rows_longer_than_a_block():
     gradients = backward(arrays)
     for name, gradient in gradients._asdict().items():
         name = name[1:]
-        losses = [(arrays["dy"] * forward(arrays | {name: arrays[name] + h * change[name]})).sum() for h in (1e-4, -1e-4)]
+        losses = [
+            (arrays["dy"] * forward(arrays | {name: arrays[name] + h * change[name]})).sum() for h in (1e-4, -1e-4)
+        ]
         assert (gradient * change[name]).sum() == pytest.approx((losses[0] - losses[1]) / 2e-4, rel=1e-6)
 
 
@@ -160,7 +181,11 @@ def test_rows_of_zeros():
 
 def test_swish_is_silu_and_the_default():
     arrays = inputs()
-    assert bits(everything(arrays, activation="swish")) == bits(everything(arrays)) == bits(everything(arrays, activation="silu"))
+    assert (
+        bits(everything(arrays, activation="swish"))
+        == bits(everything(arrays))
+        == bits(everything(arrays, activation="silu"))
+    )
     assert bits(everything(arrays, activation="sigmoid")) != bits(everything(arrays))
     assert bits(everything(arrays, eps=1e-6)) == bits(everything(arrays)) != bits(everything(arrays, eps=1e-5))
 
@@ -182,7 +207,10 @@ def test_torch(form):
 
 
 @every_dtype
-@pytest.mark.parametrize("form, name", [(form, name) for form in ("silu", "sigmoid", None) for name in ("x", "gate", "dy") if form or name != "gate"])
+@pytest.mark.parametrize(
+    "form, name",
+    [(form, name) for form in ("silu", "sigmoid", None) for name in ("x", "gate", "dy") if form or name != "gate"],
+)
 def test_nan_stays_in_its_row(form, name, dtype):
     arrays, options = gated(inputs((700, 33), dtype), form)
     before = everything(arrays, **options)
@@ -194,7 +222,9 @@ def test_nan_stays_in_its_row(form, name, dtype):
     assert {tuple(at) for at in np.argwhere(np.isnan(dx))} == {(300, i) for i in range(33)}
     assert set(np.flatnonzero(np.isnan(dweight))) == (set(range(33)) if name == "x" else {7})
     for gradient in dgate:
-        assert {tuple(at) for at in np.argwhere(np.isnan(gradient))} == {(300, i) for i in (range(33) if name == "x" else [7])}
+        assert {tuple(at) for at in np.argwhere(np.isnan(gradient))} == {
+            (300, i) for i in (range(33) if name == "x" else [7])
+        }
     for got, expected in zip((y, dx, *dgate), (*before[:2], *before[3:]), strict=True):
         np.testing.assert_array_equal(np.delete(got, 300, axis=0), np.delete(expected, 300, axis=0))
 
@@ -278,18 +308,27 @@ def test_bad_arrays(name):
 
 def test_sizes():
     refused({name: array[..., :0] for name, array in GOOD.items()}, "x", ValueError)
-    with pytest.raises(ValueError, match=r"^gate: got shape \(2, 3, 4\), expected \(\.\.\., D\), as x has, here \(2, 3, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"^gate: got shape \(2, 3, 4\), expected \(\.\.\., D\), as x has, here \(2, 3, 5\)"
+    ):
         forward(GOOD | {"gate": GOOD["gate"][..., :4]})
     with pytest.raises(TypeError, match=r"^weight: got float64, expected float32, as x has"):
         rms_norm(GOOD["x"].astype(np.float32), GOOD["weight"])
 
 
-@pytest.mark.parametrize("name, given, exception", [
-    *(("activation", given, TypeError) for given in (None, 1, True, b"silu", ["silu"], np.float64(1))),
-    *(("activation", given, ValueError) for given in ("", "SiLU", "silu ", "relu", "silu\0", "é", "\udc80", "x" * 1000)),
-    *(("eps", given, TypeError) for given in (None, "1", [1.0], 1j, object())),
-    *(("eps", given, ValueError) for given in (-1e-6, np.nan, np.inf, -np.inf, 10**400)),
-], ids=ascii)
+@pytest.mark.parametrize(
+    "name, given, exception",
+    [
+        *(("activation", given, TypeError) for given in (None, 1, True, b"silu", ["silu"], np.float64(1))),
+        *(
+            ("activation", given, ValueError)
+            for given in ("", "SiLU", "silu ", "relu", "silu\0", "é", "\udc80", "x" * 1000)
+        ),
+        *(("eps", given, TypeError) for given in (None, "1", [1.0], 1j, object())),
+        *(("eps", given, ValueError) for given in (-1e-6, np.nan, np.inf, -np.inf, 10**400)),
+    ],
+    ids=ascii,
+)
 def test_bad_options(name, given, exception):
     assert_refused(lambda: forward(GOOD, **{name: given}), name, exception)
     assert_refused(lambda: backward(GOOD, **{name: given}), name, exception)
@@ -329,7 +368,11 @@ def test_results_beyond_all_memory():
 
 def test_missing_and_unknown_arguments():
     x, weight, gate = GOOD["x"], GOOD["weight"], GOOD["gate"]
-    for call in (lambda: rms_norm(x), lambda: rms_norm(x, weight, gate, "silu"),
-                 lambda: rms_norm_backward(x, x, weight, gate, surprise=1), lambda: fwm_py._core.norm_forward(x, weight, gate)):
+    for call in (
+        lambda: rms_norm(x),
+        lambda: rms_norm(x, weight, gate, "silu"),
+        lambda: rms_norm_backward(x, x, weight, gate, surprise=1),
+        lambda: fwm_py._core.norm_forward(x, weight, gate),
+    ):
         with pytest.raises(TypeError):
             call()

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from kernel_calls import CALLS, flat
 
 import fwm_py
-from kernel_calls import CALLS, flat
 
 
 def random_arrays(**shapes):
@@ -18,10 +18,15 @@ CONVOLUTION = random_arrays(x=(2, 7, 5), weight=(5, 3), bias=(5,), initial_state
 NORM = random_arrays(x=(2, 7, 5), weight=(5,), gate=(2, 7, 5))
 FUNCTIONS = {
     "softmax_attention": (fwm_py.softmax_attention, SOFTMAX),
-    "softmax_attention_backward": (fwm_py.softmax_attention_backward, random_arrays(do=(2, 7, 4, 3)) | SOFTMAX | OF_SOFTMAX),
+    "softmax_attention_backward": (
+        fwm_py.softmax_attention_backward,
+        random_arrays(do=(2, 7, 4, 3)) | SOFTMAX | OF_SOFTMAX,
+    ),
     "causal_conv1d": (fwm_py.causal_conv1d, CONVOLUTION),
-    "causal_conv1d_backward": (fwm_py.causal_conv1d_backward,
-                               random_arrays(dy=(2, 7, 5)) | CONVOLUTION | random_arrays(dfinal_state=(2, 2, 5))),
+    "causal_conv1d_backward": (
+        fwm_py.causal_conv1d_backward,
+        random_arrays(dy=(2, 7, 5)) | CONVOLUTION | random_arrays(dfinal_state=(2, 2, 5)),
+    ),
     "rms_norm": (fwm_py.rms_norm, NORM),
     "rms_norm_backward": (fwm_py.rms_norm_backward, random_arrays(dy=(2, 7, 5)) | NORM),
 } | {f"{call}": (call.function, call.good(K=3, V=5, T=20)) for call in CALLS}
@@ -59,8 +64,14 @@ def floats(arguments):
             yield name, value, lambda given, name=name: {**arguments, name: given}
         elif isinstance(value, tuple):
             for i, part in enumerate(value):
-                yield name, part, lambda given, name=name, value=value, i=i: {
-                    **arguments, name: value[:i] + (given,) + value[i + 1 :]}
+                yield (
+                    name,
+                    part,
+                    lambda given, name=name, value=value, i=i: {
+                        **arguments,
+                        name: value[:i] + (given,) + value[i + 1 :],
+                    },
+                )
 
 
 def with_one(result, index, array):
@@ -89,6 +100,8 @@ def test_out_on_the_memory_of_an_input(function, arguments, make):
             out = with_one(result, index, memory[: part.size])
             if name == "initial_state" and "backward" not in function.__name__ and index > 0:
                 continue  # the state may be written in place
-            with pytest.raises(ValueError, match=rf"^out(\[\d\])*: got memory of {name}(\[\d\])?, expected memory of its own"):
+            with pytest.raises(
+                ValueError, match=rf"^out(\[\d\])*: got memory of {name}(\[\d\])?, expected memory of its own"
+            ):
                 function(**(put(given) | {"out": out}))
             assert memory.tobytes() == before

@@ -43,7 +43,9 @@ def label(command):
 
 def settings_of(command, n_keys, **other):
     attn_name, attn_arg, update_rule, replace = command
-    return Settings(n_keys=n_keys, attn_name=attn_name, attn_arg=attn_arg, update_rule=update_rule, replace=replace, **other)
+    return Settings(
+        n_keys=n_keys, attn_name=attn_name, attn_arg=attn_arg, update_rule=update_rule, replace=replace, **other
+    )
 
 
 def difference(command, n_keys):
@@ -107,7 +109,9 @@ def test_first_rows_of_all_runs(capsys):
             if not x <= WITHIN:
                 low, high = twin_band(command, n_keys)
                 published = float(rows[n_keys]["first_loss"])
-                parted.append(f"{label(command)} N={n_keys}: parts by {x:.2g}; published {published}, twins {low}..{high}")
+                parted.append(
+                    f"{label(command)} N={n_keys}: parts by {x:.2g}; published {published}, twins {low}..{high}"
+                )
                 if not low <= published <= high:
                     beyond.append(parted[-1])
         with capsys.disabled():

@@ -20,15 +20,17 @@ NORMAL_SIZES = (0, 1, 2, 3, 15, 16, 17, 31, 32, 40, 600, 623, 1000, 4096)
 def records(name):
     """The records of a draw as pytest parameters, named by their arguments."""
     skipped = ("values", "first", "last", "sha256")
-    return [pytest.param(record, id="-".join(str(v) for k, v in record.items() if k not in skipped))
-            for record in VECTORS[name]]
+    return [
+        pytest.param(record, id="-".join(str(v) for k, v in record.items() if k not in skipped))
+        for record in VECTORS[name]
+    ]
 
 
 def assert_recorded(draw, record, dtype):
     assert draw.dtype == dtype and draw.shape == (record["n"],)
     bits = draw.view(np.uint32).tolist()
-    assert bits[:len(record["first"])] == record["first"]
-    assert bits[len(bits) - len(record["last"]):] == record["last"]
+    assert bits[: len(record["first"])] == record["first"]
+    assert bits[len(bits) - len(record["last"]) :] == record["last"]
     assert hashlib.sha256(draw.astype(draw.dtype.newbyteorder("<")).tobytes()).hexdigest() == record["sha256"]
 
 
@@ -87,7 +89,7 @@ def test_recorded_bounded(record):
 def test_words_are_numpys(seed):
     expected = np.random.RandomState(seed).randint(0, 2**32, size=2000, dtype=np.uint32)
     generator = MT19937(seed)
-    draws = [generator.uint32(n) for n in (0, 1, 622, 1, 1, 1375)]      # across the 624 words of a state
+    draws = [generator.uint32(n) for n in (0, 1, 622, 1, 1, 1375)]  # across the 624 words of a state
     np.testing.assert_array_equal(np.concatenate(draws), expected)
 
 
@@ -169,8 +171,11 @@ def philox4x32_10(counter, key):
 KNOWN_ANSWERS = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0),
-     (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
 ]
 
 
@@ -259,8 +264,9 @@ BAD_ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("method, arguments, error, message", BAD_ARGUMENTS,
-                         ids=[f"{row[0].__name__}{row[1]}"[:40] for row in BAD_ARGUMENTS])
+@pytest.mark.parametrize(
+    "method, arguments, error, message", BAD_ARGUMENTS, ids=[f"{row[0].__name__}{row[1]}"[:40] for row in BAD_ARGUMENTS]
+)
 def test_bad_arguments(method, arguments, error, message):
     """They raise, and draw nothing."""
     make = Philox if method is Philox.normal else MT19937

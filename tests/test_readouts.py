@@ -1,15 +1,25 @@
 """The rules with one query a sequence, against the equations of oracle.py that keep the whole memory."""
 
-import numpy as np
-import pytest
-
 import cases
+import numpy as np
 import oracle
+import pytest
 
 # (B, L, p, N): one token, widths around the vectors', lengths around the chunks', few values, many values.
 SIZES = [
-    (1, 1, 1, 2), (2, 1, 16, 3), (3, 2, 3, 2), (2, 5, 15, 4), (1, 15, 17, 6), (2, 16, 16, 5), (3, 17, 31, 5),
-    (2, 33, 8, 40), (1, 40, 33, 3), (2, 50, 40, 50), (5, 20, 128, 20), (1, 100, 65, 30), (2, 64, 64, 1),
+    (1, 1, 1, 2),
+    (2, 1, 16, 3),
+    (3, 2, 3, 2),
+    (2, 5, 15, 4),
+    (1, 15, 17, 6),
+    (2, 16, 16, 5),
+    (3, 17, 31, 5),
+    (2, 33, 8, 40),
+    (1, 40, 33, 3),
+    (2, 50, 40, 50),
+    (5, 20, 128, 20),
+    (1, 100, 65, 30),
+    (2, 64, 64, 1),
 ]
 SMALL = [(1, 2, 4, 3), (2, 3, 5, 3), (2, 6, 8, 4), (1, 20, 3, 6), (2, 40, 8, 5)]
 
@@ -58,14 +68,17 @@ def test_what_has_faded_from_the_memory_of_fwm(case):
     """|W| grows about fourfold a token: old rows are dropped, and the gradient of old tokens ends as exact zeros."""
     inputs = cases.rule_inputs(2, 200, 24, 90)
     inputs = inputs._replace(keys=3 * inputs.keys)
-    single = inputs._replace(keys=inputs.keys.astype(np.float32), beta=inputs.beta.astype(np.float32),
-                             query=inputs.query.astype(np.float32))
+    single = inputs._replace(
+        keys=inputs.keys.astype(np.float32), beta=inputs.beta.astype(np.float32), query=inputs.query.astype(np.float32)
+    )
     y, y_single = case.forward(inputs), case.forward(single)
     np.testing.assert_allclose(y, case.oracle(inputs), rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(y_single, y, rtol=1e-4, atol=1e-4)
     dy = np.random.default_rng(5).standard_normal(y.shape)
     gradients, of_single = case.backward(dy, inputs), case.backward(dy.astype(np.float32), single)
-    direction = {name: np.random.default_rng(6).standard_normal(getattr(inputs, name).shape) for name in case.differentiable()}
+    direction = {
+        name: np.random.default_rng(6).standard_normal(getattr(inputs, name).shape) for name in case.differentiable()
+    }
     along = sum((gradients[name] * direction[name]).sum() for name in direction)
     assert abs(along / slope_along(case, inputs, dy, direction) - 1) <= 1e-8
     for name, exact in gradients.items():
@@ -186,8 +199,25 @@ def test_any_array_gives_the_same_bits(case, dtype, make):
         assert gradient.tobytes() == expected[name].tobytes(), name
 
 
-@pytest.mark.parametrize("integers", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64,
-                                      np.intp, np.longlong, ">i2", "<u4", ">i8"], ids=str)
+@pytest.mark.parametrize(
+    "integers",
+    [
+        np.int8,
+        np.uint8,
+        np.int16,
+        np.uint16,
+        np.int32,
+        np.uint32,
+        np.int64,
+        np.uint64,
+        np.intp,
+        np.longlong,
+        ">i2",
+        "<u4",
+        ">i8",
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("case", cases.RULE_CASES, ids=str)
 def test_values_of_any_integer_type(case, integers):
     inputs = cases.rule_inputs(3, 6, 7, 4)
@@ -223,8 +253,11 @@ def test_nan_stays_in_its_sequence(case, name):
     assert np.isnan(y[1]).any()
 
 
-@pytest.mark.parametrize("dtype, powers", [(np.float32, (-13, -18, -22, -26, -31)), (np.float64, (-13, -80, -150, -170, -250))],
-                         ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype, powers",
+    [(np.float32, (-13, -18, -22, -26, -31)), (np.float64, (-13, -80, -150, -170, -250))],
+    ids=["float32", "float64"],
+)
 @pytest.mark.parametrize("L", [7, 18])
 def test_small_totals_of_the_delta_rule(L, dtype, powers):
     """Keys whose features are as small as FAVOR+ makes them: 1 / total, the product of two keys and the square of a total all
@@ -248,7 +281,6 @@ def test_small_totals_of_the_delta_rule(L, dtype, powers):
         gradients["keys"] = gradients["keys"].astype(np.float64) * factors[..., None]
         for name, slope in slopes.items():
             cases.assert_gradient(gradients[name], slope, 10 * tolerance, name)
-
 
 
 def spoiled(inputs, name, token, bad):

@@ -17,8 +17,9 @@ LEFT_OUT = {".gitattributes", ".gitignore", ".ci/run"}  # these serve the reposi
 def tracked():
     if not (ROOT / ".git").exists() or not shutil.which("git"):
         pytest.skip("no clone")
-    listed = subprocess.run(["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"], cwd=ROOT, capture_output=True,
-                            check=True)
+    listed = subprocess.run(
+        ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
+    )
     return [name for name in os.fsdecode(listed.stdout).split("\0") if name and (ROOT / name).exists()]
 
 
@@ -40,7 +41,7 @@ def setuptools(tree, *command):
 
 def test_it_holds_what_is_tracked(tracked, tree):
     setuptools(tree, "sdist")
-    archive, = (tree / "dist").iterdir()
+    (archive,) = (tree / "dist").iterdir()
     with tarfile.open(archive) as members:
         paths = [PurePosixPath(member.name) for member in members if member.isfile()]
     held = {str(path.relative_to(path.parts[0])) for path in paths}

@@ -12,23 +12,38 @@ HUGE = 10**5000
 
 # field, value, error, message
 REFUSED = [
-    *[(name, value, TypeError, f"expected an integer in {low}..{high}")
-      for name, (low, high) in LIMITS.items() for value in (True, np.True_, 20.0, "20", [20], np.arange(3))],
-    *[(name, None, TypeError, f"got None, expected an integer in {low}..{high}")
-      for name, (low, high) in LIMITS.items() if name != "batch_size"],
-    *[(name, value, ValueError, f"got {value}, expected an integer in {low}..{high}")
-      for name, (low, high) in LIMITS.items() for value in (low - 1, high + 1, -(10**30))],
+    *[
+        (name, value, TypeError, f"expected an integer in {low}..{high}")
+        for name, (low, high) in LIMITS.items()
+        for value in (True, np.True_, 20.0, "20", [20], np.arange(3))
+    ],
+    *[
+        (name, None, TypeError, f"got None, expected an integer in {low}..{high}")
+        for name, (low, high) in LIMITS.items()
+        if name != "batch_size"
+    ],
+    *[
+        (name, value, ValueError, f"got {value}, expected an integer in {low}..{high}")
+        for name, (low, high) in LIMITS.items()
+        for value in (low - 1, high + 1, -(10**30))
+    ],
     *[(name, HUGE, ValueError, f"got an integer of {HUGE.bit_length()} bits") for name in LIMITS],
     *[("lr", value, TypeError, "expected a finite number above 0") for value in ("0.1", True, [1.0], 1j)],
-    *[("lr", value, ValueError, f"got {value}, expected a finite number above 0")
-      for value in (0, 0.0, -1e-3, float("nan"), float("inf"), -float("inf"))],
+    *[
+        ("lr", value, ValueError, f"got {value}, expected a finite number above 0")
+        for value in (0, 0.0, -1e-3, float("nan"), float("inf"), -float("inf"))
+    ],
     ("lr", HUGE, ValueError, "expected a finite number above 0"),
     *[("replace", value, TypeError, f"got {value!r}, expected True or False") for value in (1, 0, None, "no")],
     *[("attn_name", value, TypeError, "expected linear, tanh, dpfp, favor or softmax") for value in (None, 3, b"tanh")],
-    *[("attn_name", value, ValueError, f"got {value!r}, expected linear, tanh, dpfp, favor or softmax")
-      for value in ("", "elu1", "DPFP", "dpfp\nx", "sum")],
-    *[("update_rule", value, ValueError, f"got {value!r}, expected sum, fwm or ours")
-      for value in ("", "delta", "softmax")],
+    *[
+        ("attn_name", value, ValueError, f"got {value!r}, expected linear, tanh, dpfp, favor or softmax")
+        for value in ("", "elu1", "DPFP", "dpfp\nx", "sum")
+    ],
+    *[
+        ("update_rule", value, ValueError, f"got {value!r}, expected sum, fwm or ours")
+        for value in ("", "delta", "softmax")
+    ],
     ("update_rule", None, TypeError, "got None, expected sum, fwm or ours"),
     ("favor_generator", "torch", ValueError, "got 'torch', expected philox or mt19937"),
     ("favor_generator", None, TypeError, "got None, expected philox or mt19937"),
@@ -36,8 +51,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("name, value, error, message", REFUSED,
-                         ids=[f"{row[0]}-{i}" for i, row in enumerate(REFUSED)])
+@pytest.mark.parametrize("name, value, error, message", REFUSED, ids=[f"{row[0]}-{i}" for i, row in enumerate(REFUSED)])
 def test_refused(name, value, error, message):
     with pytest.raises(error) as raised:
         Settings(**{name: value})
@@ -83,8 +97,18 @@ def test_step_sizes(value):
 def test_published_defaults():
     settings = Settings()
     assert dataclasses.asdict(settings) == {
-        "n_keys": 20, "attn_name": "softmax", "attn_arg": 0, "update_rule": "sum", "replace": False, "seed": 1,
-        "hidden_size": 64, "batch_size": None, "lr": None, "max_steps": 100_000, "favor_generator": "philox"}
+        "n_keys": 20,
+        "attn_name": "softmax",
+        "attn_arg": 0,
+        "update_rule": "sum",
+        "replace": False,
+        "seed": 1,
+        "hidden_size": 64,
+        "batch_size": None,
+        "lr": None,
+        "max_steps": 100_000,
+        "favor_generator": "philox",
+    }
     assert (settings.resolved_lr, settings.resolved_batch_size, settings.seq_len) == (1e-3, 32, 20)
     assert Settings(replace=True).seq_len == 40
 

@@ -4,13 +4,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import cases
 import numpy as np
 import pytest
+from test_bad_input import assert_refused
 
-import cases
 import fwm_py
 from fwm_py.attention import SoftmaxGradients, softmax_attention, softmax_attention_backward
-from test_bad_input import assert_refused
 
 # --- the equations -------------------------------------------------------------------------------------------------
 
@@ -38,8 +38,10 @@ def oracle_backward(do, q, k, v, causal=True, scale=None):
     dp = np.einsum("bthv,bshv->bhts", do, np.repeat(v, HQ // H, axis=2))
     ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) * (K**-0.5 if scale is None else scale)
     dk, dv = np.einsum("bhts,bthk->bshk", ds, q), np.einsum("bhts,bthv->bshv", p, do)
-    return SoftmaxGradients(np.einsum("bhts,bshk->bthk", ds, np.repeat(k, HQ // H, axis=2)),
-                            *(x.reshape(B, S, H, HQ // H, -1).sum(axis=3) for x in (dk, dv)))
+    return SoftmaxGradients(
+        np.einsum("bhts,bshk->bthk", ds, np.repeat(k, HQ // H, axis=2)),
+        *(x.reshape(B, S, H, HQ // H, -1).sum(axis=3) for x in (dk, dv)),
+    )
 
 
 def inputs(B, T, S, HQ, H, K, V, dtype=np.float64, seed=0):
@@ -58,12 +60,30 @@ def assert_close(got, expected, tolerance):
 
 # (B, T, S, HQ, H, K, V): vectors' widths and tiles' edges crossed by one, grouped heads, a cache, several blocks.
 SIZES = [
-    (1, 1, 1, 1, 1, 1, 1), (2, 2, 2, 1, 1, 3, 2), (1, 15, 15, 2, 2, 16, 15), (2, 16, 16, 2, 1, 17, 33),
-    (1, 17, 17, 3, 3, 40, 8), (1, 31, 31, 1, 1, 4, 5), (1, 32, 32, 1, 1, 4, 5), (1, 33, 33, 1, 1, 4, 5),
-    (1, 63, 63, 2, 2, 8, 8), (1, 64, 64, 2, 2, 8, 8), (2, 65, 65, 2, 2, 8, 8), (1, 127, 127, 2, 1, 24, 20),
-    (1, 129, 129, 2, 1, 24, 20), (1, 20, 20, 16, 2, 8, 8), (2, 37, 37, 8, 1, 5, 9), (1, 1, 200, 4, 2, 16, 16),
-    (2, 1, 1300, 3, 3, 20, 33), (3, 1, 65, 8, 1, 64, 64), (1, 3, 70, 2, 2, 16, 16), (1, 65, 129, 3, 1, 10, 7),
-    (1, 100, 333, 2, 2, 16, 24), (1, 255, 257, 1, 1, 16, 16), (1, 300, 300, 1, 1, 64, 64), (1, 600, 650, 1, 1, 7, 7),
+    (1, 1, 1, 1, 1, 1, 1),
+    (2, 2, 2, 1, 1, 3, 2),
+    (1, 15, 15, 2, 2, 16, 15),
+    (2, 16, 16, 2, 1, 17, 33),
+    (1, 17, 17, 3, 3, 40, 8),
+    (1, 31, 31, 1, 1, 4, 5),
+    (1, 32, 32, 1, 1, 4, 5),
+    (1, 33, 33, 1, 1, 4, 5),
+    (1, 63, 63, 2, 2, 8, 8),
+    (1, 64, 64, 2, 2, 8, 8),
+    (2, 65, 65, 2, 2, 8, 8),
+    (1, 127, 127, 2, 1, 24, 20),
+    (1, 129, 129, 2, 1, 24, 20),
+    (1, 20, 20, 16, 2, 8, 8),
+    (2, 37, 37, 8, 1, 5, 9),
+    (1, 1, 200, 4, 2, 16, 16),
+    (2, 1, 1300, 3, 3, 20, 33),
+    (3, 1, 65, 8, 1, 64, 64),
+    (1, 3, 70, 2, 2, 16, 16),
+    (1, 65, 129, 3, 1, 10, 7),
+    (1, 100, 333, 2, 2, 16, 24),
+    (1, 255, 257, 1, 1, 16, 16),
+    (1, 300, 300, 1, 1, 64, 64),
+    (1, 600, 650, 1, 1, 7, 7),
 ]
 OTHER_SIZES = [(1, 70, 50, 2, 2, 8, 8), (2, 300, 1, 4, 2, 8, 8), (1, 5, 300, 4, 1, 17, 3)]  # not causal only
 ANY = [(size, True) for size in SIZES] + [(size, False) for size in SIZES[::4] + OTHER_SIZES]
@@ -91,10 +111,16 @@ def test_scale(scale):
         assert_close(got, expected, 1e-11)
 
 
-@pytest.mark.parametrize("size, causal", [
-    ((1, 5, 5, 1, 1, 3, 2), True), ((2, 7, 9, 4, 2, 3, 4), True), ((1, 6, 4, 2, 1, 4, 3), False),
-    ((1, 34, 40, 2, 2, 2, 2), True),
-], ids=str)
+@pytest.mark.parametrize(
+    "size, causal",
+    [
+        ((1, 5, 5, 1, 1, 3, 2), True),
+        ((2, 7, 9, 4, 2, 3, 4), True),
+        ((1, 6, 4, 2, 1, 4, 3), False),
+        ((1, 34, 40, 2, 2, 2, 2), True),
+    ],
+    ids=str,
+)
 def test_gradient_by_central_differences(size, causal):
     do, *qkv = inputs(*size)
     gradients = softmax_attention_backward(do, *qkv, causal=causal)
@@ -240,14 +266,28 @@ def test_infinitely_low_scores_vanish():
 
 def everything(do, q, k, v, **options):
     o, lse = softmax_attention(q, k, v, return_lse=True, **options)
-    return [a.tobytes() for a in (o, lse, *softmax_attention_backward(do, q, k, v, **options),
-                                  *softmax_attention_backward(do, q, k, v, o=o, lse=lse, **options))]
+    return [
+        a.tobytes()
+        for a in (
+            o,
+            lse,
+            *softmax_attention_backward(do, q, k, v, **options),
+            *softmax_attention_backward(do, q, k, v, o=o, lse=lse, **options),
+        )
+    ]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("size", [
-    (1, 1100, 1200, 1, 1, 16, 16), (2, 300, 300, 6, 2, 20, 24), (1, 600, 600, 20, 20, 8, 8), (2, 1, 2500, 4, 2, 16, 16),
-], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [
+        (1, 1100, 1200, 1, 1, 16, 16),
+        (2, 300, 300, 6, 2, 20, 24),
+        (1, 600, 600, 20, 20, 8, 8),
+        (2, 1, 2500, 4, 2, 16, 16),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_same_bits_for_every_number_of_threads(size, causal, dtype):
     arrays, results = inputs(*size, dtype), []
@@ -323,9 +363,9 @@ def test_out(dtype):
     assert o is out and lse.shape == (2, 30, 4)
 
 
-@pytest.mark.parametrize("B, T, S, causal", [
-    (0, 5, 5, True), (2, 0, 5, True), (2, 0, 0, True), (2, 0, 0, False), (0, 3, 0, False),
-])
+@pytest.mark.parametrize(
+    "B, T, S, causal", [(0, 5, 5, True), (2, 0, 5, True), (2, 0, 0, True), (2, 0, 0, False), (0, 3, 0, False)]
+)
 def test_empty(B, T, S, causal):
     do, *qkv = inputs(B, T, S, 4, 2, 3, 5)
     if (B, S) == (0, 0):  # no sequence, but one without keys all the same
@@ -360,8 +400,12 @@ def bad_arguments():
                 yield name, {name: np.concatenate([good, good], axis=axis)}, ValueError
     q, k, v = (GOOD[name] for name in "qkv")
     for name, given in (
-        ("q", {"q": q[:, :, :3]}), ("q", {"q": q[:, :, :0]}), ("q", {"q": q[..., :0], "k": k[..., :0]}),
-        ("k", {"k": k[:, :, :0], "v": v[:, :, :0]}), ("v", {"v": v[..., :0]}), ("k", {"k": k[:, :2], "v": v[:, :2]}),
+        ("q", {"q": q[:, :, :3]}),
+        ("q", {"q": q[:, :, :0]}),
+        ("q", {"q": q[..., :0], "k": k[..., :0]}),
+        ("k", {"k": k[:, :, :0], "v": v[:, :, :0]}),
+        ("v", {"v": v[..., :0]}),
+        ("k", {"k": k[:, :2], "v": v[:, :2]}),
         ("k", {"k": k[:, :0], "v": v[:, :0], "causal": False}),
     ):
         yield name, given, ValueError
@@ -393,11 +437,22 @@ def test_scales_beyond_float32():
 def bad_outs():
     good = GOOD["o"]
     swapped = cases.swapped_bytes(good)
-    yield from ((given, TypeError) for given in (
-        "text", 1, good.tolist(), good.astype(np.float32), good.astype(int), swapped))
-    yield from ((given, ValueError) for given in (good[0], good[..., :-1].copy(), good[None], cases.strided(good),
-                                                  cases.backwards(good), cases.read_only(good), cases.unaligned(good),
-                                                  cases.column_major(good)))
+    yield from (
+        (given, TypeError) for given in ("text", 1, good.tolist(), good.astype(np.float32), good.astype(int), swapped)
+    )
+    yield from (
+        (given, ValueError)
+        for given in (
+            good[0],
+            good[..., :-1].copy(),
+            good[None],
+            cases.strided(good),
+            cases.backwards(good),
+            cases.read_only(good),
+            cases.unaligned(good),
+            cases.column_major(good),
+        )
+    )
 
 
 @pytest.mark.parametrize("out, exception", list(bad_outs()))

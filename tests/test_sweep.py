@@ -86,6 +86,7 @@ def undisturbed(tmp_path_factory):
 
 # ---- which runs ----
 
+
 def test_all_runs_are_the_published_ones_longest_first():
     runs = select()
     assert sorted(run.name for run in runs) == sorted(published_losses()) and len(runs) == 320
@@ -111,26 +112,31 @@ def test_choices():
 
 def test_quick_shows_every_map_and_rule_in_little_time():
     quick = select(quick=True)
-    assert {(run.settings.map, run.settings.rule) for run in quick} == \
-        {(command.runs[0].map, command.runs[0].rule) for command in COMMANDS}
+    assert {(run.settings.map, run.settings.rule) for run in quick} == {
+        (command.runs[0].map, command.runs[0].rule) for command in COMMANDS
+    }
     assert sum(cost(run.settings) for run in quick) < 180
     for setting in (1, 2):
         assert max(run.settings.n_keys for run in quick if run.command.setting == setting) >= 100
 
 
-@pytest.mark.parametrize("choice, message", [
-    ({"setting": 3}, "setting: got 3, expected 1 or 2"),
-    ({"only": ["*dpfp9*"]}, "only: got '\\*dpfp9\\*', expected a pattern"),
-    ({"setting": 1, "only": ["*ours*"]}, "leaves no run"),
-    ({"max_n": 10}, "leaves no run"),
-    ({"max_n": 1}, "max_n: got 1, expected an integer in 2..2000"),
-])
+@pytest.mark.parametrize(
+    "choice, message",
+    [
+        ({"setting": 3}, "setting: got 3, expected 1 or 2"),
+        ({"only": ["*dpfp9*"]}, "only: got '\\*dpfp9\\*', expected a pattern"),
+        ({"setting": 1, "only": ["*ours*"]}, "leaves no run"),
+        ({"max_n": 10}, "leaves no run"),
+        ({"max_n": 1}, "max_n: got 1, expected an integer in 2..2000"),
+    ],
+)
 def test_choices_that_make_no_sense(choice, message):
     with pytest.raises(ValueError, match=message):
         select(**choice)
 
 
 # ---- made once ----
+
 
 def test_logs_and_manifest(folder):
     changes = []
@@ -170,14 +176,23 @@ def test_partial_logs_and_rows_without_a_log_are_made_again(folder):
 
 # ---- any settings ----
 
+
 def sweep_of(*settings):
     return [Run(None, one) for one in settings]
 
 
 def test_runs_that_differ_in_what_the_published_name_does_not_hold(folder):
     tiny = Settings(n_keys=5, attn_name="dpfp", attn_arg=1, hidden_size=8, max_steps=200)
-    changes = [{}, {"seed": 2}, {"seed": 3}, {"lr": 3e-4}, {"batch_size": 64}, {"favor_generator": "mt19937"},
-               {"seed": 2, "lr": 3e-4}, {"max_steps": 50, "seed": 4}]
+    changes = [
+        {},
+        {"seed": 2},
+        {"seed": 3},
+        {"lr": 3e-4},
+        {"batch_size": 64},
+        {"favor_generator": "mt19937"},
+        {"seed": 2, "lr": 3e-4},
+        {"max_steps": 50, "seed": 4},
+    ]
     settings = [dataclasses.replace(tiny, **change) for change in changes]
     runs = reproduce(folder, sweep_of(*settings), jobs=1)
     assert len({run.name for run in runs}) == len(runs) and {run.state for run in runs} == {"done"}
@@ -188,11 +203,17 @@ def test_runs_that_differ_in_what_the_published_name_does_not_hold(folder):
     assert {run.state for run in reproduce(folder, sweep_of(*settings), adopt=True)} == {"skipped"}
 
 
-@pytest.mark.parametrize("change, difference", [
-    ({}, "with the same settings"),
-    ({"max_steps": 300}, "with max_steps 100000 and 300"),
-    ({"update_rule": "ours", "attn_arg": 2}, "with attn_arg 0 and 2, update_rule sum and ours"),  # softmax ignores both
-])
+@pytest.mark.parametrize(
+    "change, difference",
+    [
+        ({}, "with the same settings"),
+        ({"max_steps": 300}, "with max_steps 100000 and 300"),
+        (
+            {"update_rule": "ours", "attn_arg": 2},
+            "with attn_arg 0 and 2, update_rule sum and ours",
+        ),  # softmax ignores both
+    ],
+)
 def test_two_runs_of_one_log_are_refused(folder, change, difference):
     with pytest.raises(Refused) as error:
         reproduce(folder / "new", sweep_of(Settings(), dataclasses.replace(Settings(), **change)))
@@ -238,12 +259,15 @@ def test_a_log_of_unknown_origin_is_refused_adopted_or_made_again(folder):
     assert one(folder, force=True).state == "done" and logs_of(folder) == {NAME: ours}
 
 
-@pytest.mark.parametrize("log, message", [
-    (b"", "line 1"),
-    (b"step,eval-loss\r\n100,0.5\r\n", "has not come to its end"),
-    (b"step,eval-loss\r\n100,0.000", "a row that ends in CR LF"),
-    (b"a table of ours\n", "line 1"),
-])
+@pytest.mark.parametrize(
+    "log, message",
+    [
+        (b"", "line 1"),
+        (b"step,eval-loss\r\n100,0.5\r\n", "has not come to its end"),
+        (b"step,eval-loss\r\n100,0.000", "a row that ends in CR LF"),
+        (b"a table of ours\n", "line 1"),
+    ],
+)
 def test_a_log_that_is_not_whole_is_not_adopted(folder, log, message):
     (folder / NAME).write_bytes(log)
     with pytest.raises(Refused, match=message):
@@ -276,6 +300,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(folder, text, line):
 
 # ---- faults ----
 
+
 def test_a_run_that_fails_is_reported_and_the_rest_goes_on(folder, monkeypatch):
     def fail_once(settings):
         if settings.attn_arg == 2:
@@ -291,13 +316,22 @@ def test_a_run_that_fails_is_reported_and_the_rest_goes_on(folder, monkeypatch):
 
 
 def test_two_sweeps_exclude_each_other_and_the_lock_dies_with_its_process(folder):
-    holder = subprocess.Popen([sys.executable, "-c", f"""
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"""
 from pathlib import Path
 from fwm_py.sweep import locked
 with locked(Path({str(folder)!r})):
     print("held", flush=True)
     input()
-"""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+""",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(Refused, match="another sweep is writing into this folder"):
@@ -316,8 +350,13 @@ def limit_file_size():
 
 def test_a_full_disk_stops_the_sweep_and_leaves_whole_logs(folder):
     """The manifest reaches the limit at its third row or so."""
-    done = subprocess.run(command(folder, "--only", *SMALL, "--jobs", "1"), capture_output=True, text=True, timeout=60,
-                          preexec_fn=limit_file_size)
+    done = subprocess.run(
+        command(folder, "--only", *SMALL, "--jobs", "1"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=limit_file_size,
+    )
     assert done.returncode == 1 and "File too large" in done.stderr and "whole" in done.stderr, done.stderr
     assert done.stderr.count("\n") <= 8 and "Traceback" not in done.stderr
     logs = logs_of(folder)
@@ -327,8 +366,9 @@ def test_a_full_disk_stops_the_sweep_and_leaves_whole_logs(folder):
 
 
 def test_a_killed_worker_costs_nothing_but_time(folder, undisturbed):
-    process = subprocess.Popen(command(folder, "--only", *ENOUGH_TO_KILL), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)
+    process = subprocess.Popen(
+        command(folder, "--only", *ENOUGH_TO_KILL), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     killed = 0
     while killed < 2 and process.poll() is None:
         for worker in children_of(process.pid)[:1]:
@@ -347,8 +387,9 @@ def test_a_sweep_killed_at_random_goes_on_to_the_same_logs(folder, undisturbed):
     """The parent by kill -9, again and again; its workers end by themselves, and nothing that is there is half a log."""
     kills, in_the_middle = int(os.environ.get("FWM_PY_KILLS", "5")), 0
     for kill in range(kills + 1):
-        process = subprocess.Popen(command(folder, "--only", *ENOUGH_TO_KILL), stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command(folder, "--only", *ENOUGH_TO_KILL), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         if kill == kills:
             break
         before = len(logs_of(folder))
@@ -367,13 +408,19 @@ def test_a_sweep_killed_at_random_goes_on_to_the_same_logs(folder, undisturbed):
     assert in_the_middle >= kills / 2
     assert logs_of(folder) == undisturbed and not list(folder.glob("*.partial"))
     rows = Manifest(folder).rows
-    assert {name: row["sha256"] for name, row in rows.items()} == \
-        {name: hashlib.sha256(log).hexdigest() for name, log in undisturbed.items()}
+    assert {name: row["sha256"] for name, row in rows.items()} == {
+        name: hashlib.sha256(log).hexdigest() for name, log in undisturbed.items()
+    }
 
 
 def test_ctrl_c_leaves_whole_logs_and_no_workers(folder, undisturbed):
-    process = subprocess.Popen(command(folder, "--only", *ENOUGH_TO_KILL), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command(folder, "--only", *ENOUGH_TO_KILL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     wait_for(lambda: logs_of(folder), 30, "no log")
     workers = children_of(process.pid)
     os.killpg(process.pid, signal.SIGINT)
@@ -385,19 +432,25 @@ def test_ctrl_c_leaves_whole_logs_and_no_workers(folder, undisturbed):
 
 # ---- the command ----
 
-@pytest.mark.parametrize("flags, message", [
-    (["--setting", "3"], "--setting: got '3', expected an integer in 1..2"),
-    (["--jobs", "0"], "--jobs: got '0', expected an integer in 1..4096"),
-    (["--max-n", "x"], "--max-n: got 'x', expected an integer in 2..2000"),
-    (["--only", "nothing"], "--only: got 'nothing', expected a pattern"),
-    (["--log_folder", ""], "--log_folder: got '', expected a folder"),
-    (["--threads", "2"], "'--threads': an unknown argument, expected --setting"),
-    (["--dask", "tcp://127.0.0.1:9"], "--dask: got 'tcp://127.0.0.1:9', expected the address"),
-])
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--setting", "3"], "--setting: got '3', expected an integer in 1..2"),
+        (["--jobs", "0"], "--jobs: got '0', expected an integer in 1..4096"),
+        (["--max-n", "x"], "--max-n: got 'x', expected an integer in 2..2000"),
+        (["--only", "nothing"], "--only: got 'nothing', expected a pattern"),
+        (["--log_folder", ""], "--log_folder: got '', expected a folder"),
+        (["--threads", "2"], "'--threads': an unknown argument, expected --setting"),
+        (["--dask", "tcp://127.0.0.1:9"], "--dask: got 'tcp://127.0.0.1:9', expected the address"),
+    ],
+)
 def test_wrong_flags(folder, flags, message):
     if flags[0] == "--dask":
         pytest.importorskip("distributed")
-    done = subprocess.run([sys.executable, "-m", "fwm_py", "reproduce", *flags], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "fwm_py", "reproduce", *flags], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     assert list(folder.iterdir()) == []
 
@@ -416,22 +469,50 @@ def test_the_summary(folder):
 
 # ---- a cluster ----
 
+
 def test_a_dask_cluster_that_loses_a_worker(folder, undisturbed):
     """A real scheduler and two workers, processes of their own on loopback; one is killed in the middle."""
     pytest.importorskip("distributed")
     file, environment = folder / "scheduler.json", {**os.environ, "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder, "env": environment}
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-            "--scheduler-file", str(file)]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1",
-              "--no-dashboard", "--no-nanny", "--host", "127.0.0.1", "--local-directory", str(folder)]
+    dask = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--no-dashboard",
+        "--scheduler-file",
+        str(file),
+    ]
+    worker = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        "--scheduler-file",
+        str(file),
+        "--nthreads",
+        "1",
+        "--no-dashboard",
+        "--no-nanny",
+        "--host",
+        "127.0.0.1",
+        "--local-directory",
+        str(folder),
+    ]
     processes = [subprocess.Popen(dask, **quiet)]
     try:
         wait_for(file.exists, 30, "no scheduler")
         processes += [subprocess.Popen(worker, **quiet) for _ in range(2)]
         logs = folder / "logs"
-        sweeping = subprocess.Popen(command(logs, "--only", *ENOUGH_TO_KILL, "--dask", str(file)), stdout=subprocess.PIPE,
-                                    stderr=subprocess.PIPE, text=True)
+        sweeping = subprocess.Popen(
+            command(logs, "--only", *ENOUGH_TO_KILL, "--dask", str(file)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         wait_for(lambda: logs_of(logs) or sweeping.poll() is not None, 60, "no log")
         processes[1].kill()
         output, errors = sweeping.communicate(timeout=120)

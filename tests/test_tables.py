@@ -5,11 +5,11 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 import cases
 import oracle
 import oracle_kernels
+import pytest
+
 from fwm_py import _core, feature_maps, readouts
 from fwm_py.retrieval import Settings, train
 
@@ -57,8 +57,11 @@ def test_nothing_public_without_a_row():
     """The modules' other functions are named here, so that a new one is looked at."""
     for module, table, others in ((feature_maps, _core.MAPS, {"draw_omega"}), (readouts, _core.RULES, set())):
         rows = {row["function"] + ending for row in table for ending in ("", "_backward")}
-        public = {name for name, value in vars(module).items()
-                  if inspect.isroutine(value) and not name.startswith("_") and value.__module__ == module.__name__}
+        public = {
+            name
+            for name, value in vars(module).items()
+            if inspect.isroutine(value) and not name.startswith("_") and value.__module__ == module.__name__
+        }
         assert public - others == rows
 
 

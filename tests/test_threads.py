@@ -8,10 +8,10 @@ import sys
 import threading
 import time
 
+import cases
 import numpy as np
 import pytest
 
-import cases
 import fwm_py
 from fwm_py.retrieval import Model, Stream, train
 
@@ -41,8 +41,7 @@ def test_maps_do_not_depend_on_threads(case, dtype):
     random = np.random.default_rng(1)
     x = random.standard_normal((3, 333, 37)).astype(dtype)
     dy = random.standard_normal((3, 333, case.width(37))).astype(dtype)
-    assert_all_equal(with_every_number_of_threads(
-        lambda: (case.forward(x).tobytes(), case.backward(dy, x).tobytes())))
+    assert_all_equal(with_every_number_of_threads(lambda: (case.forward(x).tobytes(), case.backward(dy, x).tobytes())))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -51,12 +50,16 @@ def test_maps_do_not_depend_on_threads(case, dtype):
 def test_rules_do_not_depend_on_threads(case, B, dtype):
     inputs = cases.rule_inputs(B, 50, 40, 21).astype(dtype)
     dy = np.random.default_rng(2).standard_normal((B, 21)).astype(dtype)
-    assert_all_equal(with_every_number_of_threads(
-        lambda: (case.forward(inputs).tobytes(), [g.tobytes() for g in case.backward(dy, inputs).values()])))
+    assert_all_equal(
+        with_every_number_of_threads(
+            lambda: (case.forward(inputs).tobytes(), [g.tobytes() for g in case.backward(dy, inputs).values()])
+        )
+    )
 
 
-@pytest.mark.parametrize("sizes", [dict(n_keys=20, batch_size=32), dict(n_keys=75, batch_size=33, hidden_size=40)],
-                         ids=["20", "75"])
+@pytest.mark.parametrize(
+    "sizes", [dict(n_keys=20, batch_size=32), dict(n_keys=75, batch_size=33, hidden_size=40)], ids=["20", "75"]
+)
 @pytest.mark.parametrize("case", cases.MODEL_CASES, ids=str)
 def test_gradients_do_not_depend_on_threads(case, sizes):
     settings = case.settings(replace=True, **sizes)
@@ -199,8 +202,14 @@ def test_a_busy_model_is_refused_to_a_second_thread():
     runner = threading.Thread(target=run)
     runner.start()
     assert started.wait(60)
-    for use in (lambda: model.loss(batch), lambda: model.loss_and_gradients(batch), lambda: model.step(batch),
-                lambda: model.read_out(batch), lambda: model.evaluate(stream), lambda: train(settings, model=model)):
+    for use in (
+        lambda: model.loss(batch),
+        lambda: model.loss_and_gradients(batch),
+        lambda: model.step(batch),
+        lambda: model.read_out(batch),
+        lambda: model.evaluate(stream),
+        lambda: train(settings, model=model),
+    ):
         with pytest.raises(RuntimeError) as caught:
             use()
         errors.append(str(caught.value))

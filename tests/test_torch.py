@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 
 import kernel_cases  # noqa: E402
 from kernel_cases import KERNEL_CASES, SIZES, SMALL, Sizes  # noqa: E402
+
 import fwm_py  # noqa: E402
 import fwm_py.torch as fwm  # noqa: E402
 from fwm_py import _core, attention, convolution, feature_maps, norm  # noqa: E402
@@ -31,7 +32,9 @@ def tensors(x, dtype=None, requires_grad=False):
 def options_of(case, x, sizes):
     options = dict(case.options) | {"output_final_state": True}
     if "initial_state" in x:
-        options["initial_state"] = (x["initial_state"], x["initial_sum"]) if case.option("normalize") else x["initial_state"]
+        options["initial_state"] = (
+            (x["initial_state"], x["initial_sum"]) if case.option("normalize") else x["initial_state"]
+        )
     if sizes.cu_seqlens is not None:
         options["cu_seqlens"] = torch.tensor(sizes.cu_seqlens)
     return options
@@ -90,22 +93,32 @@ def test_gradcheck(case, sizes):
 def softmax_inputs(dtype=torch.float64, requires_grad=True):
     random = torch.Generator().manual_seed(0)
     shapes = ((2, 7, 4, 5), (2, 9, 2, 5), (2, 9, 2, 3))
-    return [torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).requires_grad_(requires_grad) for shape in shapes]
+    return [
+        torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).requires_grad_(requires_grad)
+        for shape in shapes
+    ]
 
 
 def conv_inputs(dtype=torch.float64, requires_grad=True):
     random = torch.Generator().manual_seed(0)
     shapes = ((2, 7, 5), (5, 4), (5,), (2, 3, 5))
-    return [torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).requires_grad_(requires_grad) for shape in shapes]
+    return [
+        torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).requires_grad_(requires_grad)
+        for shape in shapes
+    ]
 
 
 def convolve(x, weight, bias, state, **options):
-    return fwm.causal_conv1d(x, weight, bias, activation="silu", initial_state=state, output_final_state=True, **options)
+    return fwm.causal_conv1d(
+        x, weight, bias, activation="silu", initial_state=state, output_final_state=True, **options
+    )
 
 
 def norm_inputs(dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in ((2, 3, 5), (5,), (2, 3, 5))]
+    return [
+        torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in ((2, 3, 5), (5,), (2, 3, 5))
+    ]
 
 
 def test_softmax_convolution_and_norm():
@@ -116,11 +129,15 @@ def test_softmax_convolution_and_norm():
     assert np.array_equal(o.detach(), expected[0]) and np.array_equal(lse, expected[1]) and not lse.requires_grad
     assert torch.autograd.gradcheck(convolve, conv_inputs())
     x, weight, bias, state = (x.detach().numpy() for x in conv_inputs())
-    expected = convolution.causal_conv1d(x, weight, bias, activation="silu", initial_state=state, output_final_state=True)
+    expected = convolution.causal_conv1d(
+        x, weight, bias, activation="silu", initial_state=state, output_final_state=True
+    )
     assert all(np.array_equal(got.detach(), array) for got, array in zip(convolve(*conv_inputs()), expected))
     cu_seqlens = torch.tensor([0, 3, 3, 7])
     packed, _ = fwm.causal_conv1d(conv_inputs()[0][:1], *conv_inputs()[1:3], cu_seqlens=cu_seqlens)
-    assert np.array_equal(packed.detach(), convolution.causal_conv1d(x[:1], weight, bias, cu_seqlens=cu_seqlens.numpy())[0])
+    assert np.array_equal(
+        packed.detach(), convolution.causal_conv1d(x[:1], weight, bias, cu_seqlens=cu_seqlens.numpy())[0]
+    )
     for n, options in ((3, {}), (3, {"activation": "sigmoid", "eps": 0.1}), (2, {})):
         expected = norm.rms_norm(*(x.detach().numpy() for x in norm_inputs()[:n]), **options)
         assert np.array_equal(fwm.rms_norm(*norm_inputs()[:n], **options).detach(), expected)
@@ -199,7 +216,9 @@ def test_any_strides():
     case = next(case for case in KERNEL_CASES if case.function == "delta_rule")
     x = tensors(case.inputs(SIZES[3]))
     turned = {name: y.transpose(0, -1).contiguous().transpose(0, -1) for name, y in x.items()}
-    assert all(torch.equal(a, b) for a, b in zip(forward(case, x, SIZES[3]).values(), forward(case, turned, SIZES[3]).values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(forward(case, x, SIZES[3]).values(), forward(case, turned, SIZES[3]).values())
+    )
 
 
 def test_views_of_a_projection():
@@ -210,7 +229,10 @@ def test_views_of_a_projection():
     views = dict(zip(("q", "k", "v"), together.split([x[name][0, 0].numel() for name in ("q", "k", "v")], dim=2)))
     views = {name: view.view(x[name].shape) for name, view in views.items()}
     assert all(_arrays.to_tokens(view, view.dtype).ctypes.data == view.data_ptr() for view in views.values())
-    assert all(torch.equal(a, b) for a, b in zip(forward(case, x, SIZES[3]).values(), forward(case, x | views, SIZES[3]).values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(forward(case, x, SIZES[3]).values(), forward(case, x | views, SIZES[3]).values())
+    )
     single = _arrays.to_tokens(views["q"], torch.float32)
     assert single.dtype == np.float32 and single.flags.c_contiguous
 
@@ -224,7 +246,16 @@ def operator_arguments(case, x, sizes):
     cu_seqlens = None if sizes.cu_seqlens is None else torch.tensor(sizes.cu_seqlens)
     scale, norm, normalize = (case.option(name) for name in ("scale", "qk_norm", "normalize"))
     clamp_first = case.option("clamp_first") is not False
-    return (*(x.get(name) for name in names), scale, norm, bool(normalize), case.option("eps") or 1e-6, clamp_first, cu_seqlens, "chunked")
+    return (
+        *(x.get(name) for name in names),
+        scale,
+        norm,
+        bool(normalize),
+        case.option("eps") or 1e-6,
+        clamp_first,
+        cu_seqlens,
+        "chunked",
+    )
 
 
 @pytest.mark.parametrize("sizes", SMALL[1:3], ids=str)
@@ -234,7 +265,9 @@ def test_opcheck(case, sizes):
     torch.library.opcheck(OPERATORS.memory.default, (case.function, *operator_arguments(case, x, sizes), True))
     x = {name: y.detach() for name, y in x.items()}
     dfinal = x["dfinal_state"], x.get("dfinal_sum")
-    torch.library.opcheck(OPERATORS.memory_backward.default, (case.function, x["do"], *dfinal, *operator_arguments(case, x, sizes)))
+    torch.library.opcheck(
+        OPERATORS.memory_backward.default, (case.function, x["do"], *dfinal, *operator_arguments(case, x, sizes))
+    )
 
 
 def test_opcheck_of_the_others():
@@ -249,7 +282,9 @@ def test_opcheck_of_the_others():
     torch.library.opcheck(OPERATORS.rms_norm_backward.default, (x, x, weight, gate, "silu", 1e-6))
     torch.library.opcheck(OPERATORS.rms_norm_backward.default, (x, x, weight, None, "silu", 1e-6))
     x, weight, bias, state = conv_inputs(torch.float32)
-    torch.library.opcheck(OPERATORS.causal_conv1d.default, (x[:1], weight, None, None, torch.tensor([0, 2, 7]), None, False))
+    torch.library.opcheck(
+        OPERATORS.causal_conv1d.default, (x[:1], weight, None, None, torch.tensor([0, 2, 7]), None, False)
+    )
     for function, nu, omega in (("elu1", None, None), ("dpfp", 2, None), ("favor", None, OMEGA)):
         torch.library.opcheck(OPERATORS.feature_map.default, (function, x, nu, omega))
 
@@ -273,7 +308,9 @@ class Layer(torch.nn.Module):
 
 def gated_inputs():
     case = next(case for case in KERNEL_CASES if case.function == "gated_delta_rule")
-    return [torch.from_numpy(array).float() for name, array in case.inputs(SIZES[5], states=False).items() if name != "do"]
+    return [
+        torch.from_numpy(array).float() for name, array in case.inputs(SIZES[5], states=False).items() if name != "do"
+    ]
 
 
 def test_exported():
@@ -425,13 +462,22 @@ def test_names_of_the_triton_package():
     channel = g[..., None].expand(*g.shape, k.shape[-1])
     same = torch.equal
     for prefix in ("chunk_", "fused_recurrent_"):
-        assert same(getattr(fla, prefix + "delta_rule")(q, k, v, beta, use_qk_l2norm_in_kernel=True)[0],
-                    fwm.delta_rule(q, k, v, beta, qk_norm="l2")[0])
-        assert same(getattr(fla, prefix + "gated_delta_rule")(q, k, v, g=g, beta=beta, scale=0.3)[0],
-                    fwm.gated_delta_rule(q, k, v, g, beta, scale=0.3)[0])
-        assert same(getattr(fla, prefix + "kda")(q, k, v, channel, beta)[0], fwm.kimi_delta_rule(q, k, v, channel, beta)[0])
+        assert same(
+            getattr(fla, prefix + "delta_rule")(q, k, v, beta, use_qk_l2norm_in_kernel=True)[0],
+            fwm.delta_rule(q, k, v, beta, qk_norm="l2")[0],
+        )
+        assert same(
+            getattr(fla, prefix + "gated_delta_rule")(q, k, v, g=g, beta=beta, scale=0.3)[0],
+            fwm.gated_delta_rule(q, k, v, g, beta, scale=0.3)[0],
+        )
+        assert same(
+            getattr(fla, prefix + "kda")(q, k, v, channel, beta)[0], fwm.kimi_delta_rule(q, k, v, channel, beta)[0]
+        )
         assert same(getattr(fla, prefix + "linear_attn")(q, k, v, normalize=False)[0], fwm.linear_attention(q, k, v)[0])
-    assert same(fla.fused_recurrent_gated_delta_rule(q, k, v, gk=channel, beta=beta)[0], fwm.kimi_delta_rule(q, k, v, channel, beta)[0])
+    assert same(
+        fla.fused_recurrent_gated_delta_rule(q, k, v, gk=channel, beta=beta)[0],
+        fwm.kimi_delta_rule(q, k, v, channel, beta)[0],
+    )
     assert same(fla.fused_recurrent_gated_delta_rule(q, k, v)[0], fwm.delta_rule(q, k, v, torch.ones_like(beta))[0])
     cu_seqlens = torch.tensor([0, 9, 33])
     o, state = fla.chunk_gated_delta_rule(q, k, v, g, beta, cu_seqlens=cu_seqlens, output_final_state=True)
@@ -453,7 +499,9 @@ def test_normalised_reading_of_the_triton_package():
     rest, _ = fla.chunk_linear_attn(q[:, half:], k[:, half:], v_[:, half:], initial_state=state)
     assert torch.allclose(torch.cat([first, rest], 1), expected, atol=1e-5)
     zeros = torch.zeros_like(S)
-    assert all(torch.equal(fla.chunk_linear_attn(q, k, v_, initial_state=start)[0], o) for start in (zeros, (zeros, None)))
+    assert all(
+        torch.equal(fla.chunk_linear_attn(q, k, v_, initial_state=start)[0], o) for start in (zeros, (zeros, None))
+    )
 
 
 @pytest.mark.parametrize("name", fla.__all__)

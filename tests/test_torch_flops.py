@@ -4,11 +4,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from kernel_cases import KERNEL_CASES, SIZES  # noqa: E402
+from test_torch import OMEGA, forward, tensors, torch_threads  # noqa: E402, F401
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import fwm_py.torch as fwm  # noqa: E402
-from kernel_cases import KERNEL_CASES, SIZES  # noqa: E402
-from test_torch import OMEGA, forward, tensors, torch_threads  # noqa: E402, F401
 
 
 def count(function, *inputs):
@@ -62,14 +62,21 @@ def test_softmax_attention():
         assert count(theirs, *inputs()) == count(fwm.softmax_attention, *inputs())
     with FlopCounterMode(display=False) as counter:
         fwm.softmax_attention(*inputs())
-    assert counter.get_total_flops() == torch.utils.flop_counter.sdpa_flop_count((2, 4, 9, 8), (2, 4, 9, 8), (2, 4, 9, 8))
+    assert counter.get_total_flops() == torch.utils.flop_counter.sdpa_flop_count(
+        (2, 4, 9, 8), (2, 4, 9, 8), (2, 4, 9, 8)
+    )
 
 
 def test_the_others():
     x, weight = torch.randn(2, 9, 6), torch.randn(6, 4)
     convolution = torch.nn.functional.conv1d
-    theirs = count(lambda x, weight: convolution(x.transpose(1, 2), weight[:, None], groups=6), torch.randn(2, 12, 6), weight)
-    assert count(lambda x, weight: fwm.causal_conv1d(x, weight, activation="silu")[0], x, weight) == (theirs[0], 2 * theirs[0])
+    theirs = count(
+        lambda x, weight: convolution(x.transpose(1, 2), weight[:, None], groups=6), torch.randn(2, 12, 6), weight
+    )
+    assert count(lambda x, weight: fwm.causal_conv1d(x, weight, activation="silu")[0], x, weight) == (
+        theirs[0],
+        2 * theirs[0],
+    )
     x = torch.randn(2, 9, 5)
     assert count(lambda x: fwm.favor(x, OMEGA), x) == count(lambda x: (x @ OMEGA).exp(), x)
     for function in (fwm.elu1, fwm.tanh, fwm.dpfp, lambda x: fwm.rms_norm(x, torch.ones(5), x)):
@@ -77,7 +84,11 @@ def test_the_others():
 
 
 def test_every_operator_is_counted():
-    operators = {name for name in torch.ops.fwm_py.__dict__ if isinstance(getattr(torch.ops.fwm_py, name), torch._ops.OpOverloadPacket)}
+    operators = {
+        name
+        for name in torch.ops.fwm_py.__dict__
+        if isinstance(getattr(torch.ops.fwm_py, name), torch._ops.OpOverloadPacket)
+    }
     assert {"memory", "memory_backward"} < operators
     assert all(getattr(torch.ops.fwm_py, name) in torch.utils.flop_counter.flop_registry for name in operators)
 

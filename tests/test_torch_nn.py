@@ -23,7 +23,9 @@ def make(feature_map=None, rule="delta_rule", seed=0, **options):
 
 
 def tokens(B=2, T=19, requires_grad=False):
-    return torch.randn(B, T, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_(requires_grad)
+    return torch.randn(B, T, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_(
+        requires_grad
+    )
 
 
 def phi(layer, x):
@@ -58,8 +60,12 @@ def plain(layer, x):
         return layer.o_proj(torch.einsum("bhts,bshv->bthv", scores.softmax(-1), v).flatten(2))
     g = torch.zeros(B, T, 3, 1, dtype=x.dtype)
     if hasattr(layer, "g_proj"):
-        g = (-layer.A_log.exp()[:, None] * F.softplus(layer.g_proj(x) + layer.dt_bias).unflatten(-1, (3, -1)))
-    beta = layer.beta_proj(x).sigmoid()[..., None] if hasattr(layer, "beta_proj") else torch.ones(B, T, 3, 1, dtype=x.dtype)
+        g = -layer.A_log.exp()[:, None] * F.softplus(layer.g_proj(x) + layer.dt_bias).unflatten(-1, (3, -1))
+    beta = (
+        layer.beta_proj(x).sigmoid()[..., None]
+        if hasattr(layer, "beta_proj")
+        else torch.ones(B, T, 3, 1, dtype=x.dtype)
+    )
     erase, write = beta * k, beta * v
     if hasattr(layer, "b_proj"):
         erase = layer.b_proj(x).sigmoid().unflatten(-1, (3, -1)) * k
@@ -96,17 +102,27 @@ def test_any_map_and_any_rule(feature_map, rule):
     assert_equal_layers(make(feature_map, rule), tokens(requires_grad=True))
 
 
-@pytest.mark.parametrize("options", [
-    {"rule": "gated_linear_attention", "gate": "channel"}, {"rule": "linear_attention", "feature_map": "elu1", "normalize": True},
-    {"rule": "delta_rule", "qk_norm": None}, {"rule": "delta_rule", "feature_map": "dpfp", "qk_norm": "l2"}, {"bias": True},
-    {"feature_map": "favor", "features": 8},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rule": "gated_linear_attention", "gate": "channel"},
+        {"rule": "linear_attention", "feature_map": "elu1", "normalize": True},
+        {"rule": "delta_rule", "qk_norm": None},
+        {"rule": "delta_rule", "feature_map": "dpfp", "qk_norm": "l2"},
+        {"bias": True},
+        {"feature_map": "favor", "features": 8},
+    ],
+    ids=str,
+)
 def test_options(options):
     assert_equal_layers(make(**options), tokens(requires_grad=True))
 
 
-@pytest.mark.parametrize("options", [*({"rule": rule} for rule in RULES), {"rule": "linear_attention", "feature_map": "elu1", "normalize": True}],
-                         ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [*({"rule": rule} for rule in RULES), {"rule": "linear_attention", "feature_map": "elu1", "normalize": True}],
+    ids=str,
+)
 def test_token_by_token(options):
     layer, x = make(**options), tokens()
     whole, after = layer(x, return_state=True)
@@ -155,38 +171,83 @@ def test_initial_gates_remember():
     assert torch.equal(make(seed=3).q_proj.weight, make(seed=3).q_proj.weight)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"rule": "delta"}, "^rule: got 'delta'"), ({"feature_map": "relu"}, "^feature_map"), ({"gate": "both"}, "^gate"),
-    ({"qk_norm": "l3"}, "^qk_norm"), ({"head_dim": None}, "^heads: got 5"), ({"feature_map": "dpfp", "nu": 0}, "^nu: got 0"),
-    ({"head_dim": 0}, "^head_dim: got 0"), ({"value_dim": -1}, "^value_dim: got -1"),
-    ({"feature_map": "favor", "features": 0}, "^features: got 0"), ({"normalize": "yes"}, "^normalize: got 'yes'"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "delta"}, "^rule: got 'delta'"),
+        ({"feature_map": "relu"}, "^feature_map"),
+        ({"gate": "both"}, "^gate"),
+        ({"qk_norm": "l3"}, "^qk_norm"),
+        ({"head_dim": None}, "^heads: got 5"),
+        ({"feature_map": "dpfp", "nu": 0}, "^nu: got 0"),
+        ({"head_dim": 0}, "^head_dim: got 0"),
+        ({"value_dim": -1}, "^value_dim: got -1"),
+        ({"feature_map": "favor", "features": 0}, "^features: got 0"),
+        ({"normalize": "yes"}, "^normalize: got 'yes'"),
+    ],
+    ids=str,
+)
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         FastWeightAttention(12, 5, **SIZES | options)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"nu": 2}, "^nu: got 2 with None and delta_rule, expected feature_map='dpfp'"),
-    ({"nu": 2, "feature_map": "favor"}, "^nu: got 2"),
-    ({"features": 8, "feature_map": "dpfp"}, "^features: got 8 with 'dpfp' and delta_rule, expected feature_map='favor'"),
-    ({"qk_norm": "l2", "rule": "linear_attention"}, "^qk_norm: got 'l2' with None and linear_attention, expected a delta rule"),
-    ({"qk_norm": "l2", "rule": "softmax_attention"}, "^qk_norm: got 'l2'"),
-    ({"gate": "scalar"}, "^gate: got 'scalar' with None and delta_rule, expected rule='gated_linear_attention'"),
-    ({"gate": "channel", "rule": "kimi_delta_rule"}, "^gate: got 'channel'"),
-    ({"normalize": True}, "^normalize: got True with None and delta_rule, expected rule='linear_attention'"),
-    *[({"qk_norm": "sum", "feature_map": name}, f"^qk_norm: got 'sum' with {name!r} and delta_rule, expected a positive map: elu1, dpfp, favor")
-      for name in (None, "tanh")],
-    *[({"normalize": True, "rule": "linear_attention", "feature_map": name}, "^normalize: got True.* expected a positive map")
-      for name in (None, "tanh")],
-], ids=str)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nu": 2}, "^nu: got 2 with None and delta_rule, expected feature_map='dpfp'"),
+        ({"nu": 2, "feature_map": "favor"}, "^nu: got 2"),
+        (
+            {"features": 8, "feature_map": "dpfp"},
+            "^features: got 8 with 'dpfp' and delta_rule, expected feature_map='favor'",
+        ),
+        (
+            {"qk_norm": "l2", "rule": "linear_attention"},
+            "^qk_norm: got 'l2' with None and linear_attention, expected a delta rule",
+        ),
+        ({"qk_norm": "l2", "rule": "softmax_attention"}, "^qk_norm: got 'l2'"),
+        ({"gate": "scalar"}, "^gate: got 'scalar' with None and delta_rule, expected rule='gated_linear_attention'"),
+        ({"gate": "channel", "rule": "kimi_delta_rule"}, "^gate: got 'channel'"),
+        ({"normalize": True}, "^normalize: got True with None and delta_rule, expected rule='linear_attention'"),
+        *[
+            (
+                {"qk_norm": "sum", "feature_map": name},
+                f"^qk_norm: got 'sum' with {name!r} and delta_rule, expected a positive map: elu1, dpfp, favor",
+            )
+            for name in (None, "tanh")
+        ],
+        *[
+            (
+                {"normalize": True, "rule": "linear_attention", "feature_map": name},
+                "^normalize: got True.* expected a positive map",
+            )
+            for name in (None, "tanh")
+        ],
+    ],
+    ids=str,
+)
 def test_options_without_effect_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         FastWeightAttention(12, 3, **SIZES | options)
 
 
-@pytest.mark.parametrize("name", ["d_model", "heads", "head_dim", "value_dim", "nu", "features", "feature_map", "rule", "gate", "qk_norm",
-                                  "normalize", "bias"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "d_model",
+        "heads",
+        "head_dim",
+        "value_dim",
+        "nu",
+        "features",
+        "feature_map",
+        "rule",
+        "gate",
+        "qk_norm",
+        "normalize",
+        "bias",
+    ],
+)
 def test_an_option_that_is_a_tensor_is_refused_in_a_line(name):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: got Tensor, expected ") as error:
         FastWeightAttention(**{"d_model": 12, "heads": 3} | {name: torch.arange(5000.0)})
@@ -200,7 +261,10 @@ def test_weights_sum_to_one_where_they_can(feature_map):
     """linear_attention divides by their sum unless a map may make it anything."""
     layer = make(feature_map, "linear_attention")
     assert layer.normalize == (feature_map in ("elu1", "dpfp", "favor"))
-    assert not make(feature_map, "gated_linear_attention").normalize and not make(feature_map, "linear_attention", normalize=False).normalize
+    assert (
+        not make(feature_map, "gated_linear_attention").normalize
+        and not make(feature_map, "linear_attention", normalize=False).normalize
+    )
     if layer.normalize:  # a mean of values is not larger than they are
         assert layer(tokens()).abs().max() < layer.o_proj.weight.abs().sum(1).max() * layer.v_proj(tokens()).abs().max()
 
@@ -231,4 +295,8 @@ def test_from_the_meta_device(feature_map, how):
 
 def test_it_says_what_it_is():
     assert "rule='delta_rule', qk_norm='sum'" in repr(make("dpfp"))
-    assert set(make("favor").state_dict()) == {"omega", *(f"{x}_proj.weight" for x in ("q", "k", "v", "o", "beta")), "beta_proj.bias"}
+    assert set(make("favor").state_dict()) == {
+        "omega",
+        *(f"{x}_proj.weight" for x in ("q", "k", "v", "o", "beta")),
+        "beta_proj.bias",
+    }

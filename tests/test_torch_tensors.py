@@ -4,10 +4,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import fwm_py.torch as fwm  # noqa: E402
-from fwm_py.torch import _arrays, fla  # noqa: E402
 from kernel_cases import KERNEL_CASES, SIZES  # noqa: E402
 from test_torch import OMEGA, conv_inputs, convolve, forward, norm_inputs, softmax_inputs, tensors, torch_threads  # noqa: E402, F401
+
+import fwm_py.torch as fwm  # noqa: E402
+from fwm_py.torch import _arrays, fla  # noqa: E402
 
 PACKED = next(sizes for sizes in SIZES if sizes.cu_seqlens is not None)
 
@@ -39,15 +40,24 @@ def norm(dtype):
 
 def feature_map(function, *arguments):
     def call(dtype):
-        x, others = torch.randn(2, 3, 5).to(dtype).requires_grad_(), [y.clone() if isinstance(y, torch.Tensor) else y for y in arguments]
+        x, others = (
+            torch.randn(2, 3, 5).to(dtype).requires_grad_(),
+            [y.clone() if isinstance(y, torch.Tensor) else y for y in arguments],
+        )
         return [x, *(y for y in others if isinstance(y, torch.Tensor))], [function(x, *others)]
 
     return call
 
 
 CALLS = {case.function: memory(case) for case in KERNEL_CASES} | {
-    "softmax_attention": softmax, "causal_conv1d": convolution, "rms_norm": norm, "elu1": feature_map(fwm.elu1),
-    "tanh": feature_map(fwm.tanh), "dpfp": feature_map(fwm.dpfp, 2), "favor": feature_map(fwm.favor, OMEGA)}
+    "softmax_attention": softmax,
+    "causal_conv1d": convolution,
+    "rms_norm": norm,
+    "elu1": feature_map(fwm.elu1),
+    "tanh": feature_map(fwm.tanh),
+    "dpfp": feature_map(fwm.dpfp, 2),
+    "favor": feature_map(fwm.favor, OMEGA),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -93,10 +103,18 @@ def test_a_storage_without_its_numbers_is_refused():
 def test_wrong_numbers_of_axes_are_refused(device):
     x = torch.ones(2, 3, 4, 5, device=device)
     for call, name in (
-        (lambda: fwm.delta_rule(x[0], x, x, x[..., 0]), "q"), (lambda: fwm.linear_attention(x, x[0], x), "k"),
-        (lambda: fwm.softmax_attention(x, x, x[0]), "v"), (lambda: fwm.causal_conv1d(x, x[0, 0]), "x"),
-        (lambda: fwm.causal_conv1d(x[0], x[0]), "weight"), (lambda: fwm.favor(x, x[0]), "omega"),
-        (lambda: fwm.delta_rule(x[:1], x[:1], x[:1], x[:1, ..., 0], cu_seqlens=torch.zeros(0, dtype=torch.int64, device=device)), "cu_seqlens"),
+        (lambda: fwm.delta_rule(x[0], x, x, x[..., 0]), "q"),
+        (lambda: fwm.linear_attention(x, x[0], x), "k"),
+        (lambda: fwm.softmax_attention(x, x, x[0]), "v"),
+        (lambda: fwm.causal_conv1d(x, x[0, 0]), "x"),
+        (lambda: fwm.causal_conv1d(x[0], x[0]), "weight"),
+        (lambda: fwm.favor(x, x[0]), "omega"),
+        (
+            lambda: fwm.delta_rule(
+                x[:1], x[:1], x[:1], x[:1, ..., 0], cu_seqlens=torch.zeros(0, dtype=torch.int64, device=device)
+            ),
+            "cu_seqlens",
+        ),
     ):
         with pytest.raises(ValueError, match=f"^{name}: got shape .*, expected "):
             call()
@@ -138,9 +156,13 @@ def rule(**options):
 
 def refused_options():
     x = torch.ones(1, 3, 2, 4)
-    flags = {"output_final_state": rule, "clamp_first": rule, "normalize": lambda **option: fwm.linear_attention(x, x, x, **option),
-             "causal": lambda **option: fwm.softmax_attention(x, x, x, **option),
-             "return_lse": lambda **option: fwm.softmax_attention(x, x, x, **option)}
+    flags = {
+        "output_final_state": rule,
+        "clamp_first": rule,
+        "normalize": lambda **option: fwm.linear_attention(x, x, x, **option),
+        "causal": lambda **option: fwm.softmax_attention(x, x, x, **option),
+        "return_lse": lambda **option: fwm.softmax_attention(x, x, x, **option),
+    }
     for name, call in flags.items():
         for value in (MANY, "no", 3):
             if value is MANY or name not in ("clamp_first", "causal"):  # what PyTorch takes for a bool
@@ -151,17 +173,27 @@ def refused_options():
     yield rule, {"cu_seqlens": [0, 3]}, "expected a tensor or None"
     yield rule, {"initial_state": (MANY, MANY)}, "expected a tensor or None"
     yield lambda **option: fwm.linear_attention(x, x, x, normalize=True, **option), {"eps": MANY}, "expected a number"
-    yield lambda **option: fwm.causal_conv1d(x[0], x[0, 0].t(), **option), {"activation": MANY}, "expected a string or None"
-    yield lambda **option: fwm.causal_conv1d(x[0], x[0, 0].t(), **option), {"output_final_state": MANY}, "expected True or False"
+    yield (
+        lambda **option: fwm.causal_conv1d(x[0], x[0, 0].t(), **option),
+        {"activation": MANY},
+        "expected a string or None",
+    )
+    yield (
+        lambda **option: fwm.causal_conv1d(x[0], x[0, 0].t(), **option),
+        {"output_final_state": MANY},
+        "expected True or False",
+    )
     yield lambda **option: fwm.rms_norm(x, x[0, 0, 0], **option), {"eps": MANY}, "expected a number"
     yield lambda **option: fwm.rms_norm(x, x[0, 0, 0], x, **option), {"activation": MANY}, "expected a string"
     yield lambda **option: fwm.dpfp(x, **option), {"nu": MANY}, "expected an integer or None"
     yield lambda **option: fwm.tanh(**option), {"x": MANY.numpy()}, "expected a tensor"
 
 
-@pytest.mark.parametrize("call, option, expected", list(refused_options()), ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")
+@pytest.mark.parametrize(
+    "call, option, expected", list(refused_options()), ids=lambda x: next(iter(x)) if isinstance(x, dict) else ""
+)
 def test_an_option_of_another_type_is_refused_in_a_line(call, option, expected):
-    (name, value), = option.items()
+    ((name, value),) = option.items()
     with pytest.raises(TypeError, match=f"^{name}: got ('no'|3|Tensor|list|tuple|ndarray), {expected}") as error:
         call(**option)
     assert len(str(error.value)) < 100 and (error.value.__context__ is None or error.value.__suppress_context__)

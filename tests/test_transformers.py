@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 
 import kernel_cases  # noqa: E402
 import tiny_models  # noqa: E402
+
 import fwm_py.transformers as bridge  # noqa: E402
 
 every_family = pytest.mark.parametrize("family", tiny_models.MODELS)
@@ -43,7 +44,11 @@ def training_step(model, ids):
     model.zero_grad()
     output = model(ids, labels=ids)
     output.loss.backward()
-    return output.logits.detach(), output.loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return (
+        output.logits.detach(),
+        output.loss.detach(),
+        {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+    )
 
 
 # --- every family -----------------------------------------------------------------------------------------------------
@@ -77,7 +82,14 @@ def test_generated_tokens(family):
 
     def generate():
         with torch.no_grad():
-            return model.generate(ids, max_new_tokens=20, min_new_tokens=20, do_sample=False, output_logits=True, return_dict_in_generate=True)
+            return model.generate(
+                ids,
+                max_new_tokens=20,
+                min_new_tokens=20,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
 
     expected = generate()
     with bridge.enabled():
@@ -91,8 +103,11 @@ def test_generated_tokens(family):
 PADDED = torch.tensor([[0] * 3 + [1] * 8, [1] * 11])
 
 
-@pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"num_beams": 3}, {"attention_mask": PADDED}],
-                         ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize(
+    "options",
+    [{"cache_implementation": "static"}, {"num_beams": 3}, {"attention_mask": PADDED}],
+    ids=lambda options: next(iter(options)),
+)
 @every_family
 def test_other_ways_to_generate(family, options):
     model, ids = tiny_models.make(family), tokens(T=11)
@@ -141,12 +156,19 @@ SEQ_IDX = torch.repeat_interleave(torch.arange(3, dtype=torch.int32), torch.tens
 def linear_layer(family):
     """The first layer that calls the rule."""
     names = ("GatedDeltaNet", "DeltaAttention", "KimiDelta", "KDA", "LinearAttention")
-    modules = [module for module in tiny_models.make(family).modules() if hasattr(module, "conv1d") or hasattr(module, "q_conv1d")]
+    modules = [
+        module
+        for module in tiny_models.make(family).modules()
+        if hasattr(module, "conv1d") or hasattr(module, "q_conv1d")
+    ]
     return next(module for module in modules if any(name in type(module).__name__ for name in names))
 
 
-@pytest.mark.parametrize("boundaries", [{"cu_seq_lens_q": CU_SEQLENS}, {"seq_idx": SEQ_IDX}, {"cu_seq_lens_q": CU_SEQLENS, "seq_idx": SEQ_IDX}],
-                         ids=["cu_seq_lens_q", "seq_idx", "both"])
+@pytest.mark.parametrize(
+    "boundaries",
+    [{"cu_seq_lens_q": CU_SEQLENS}, {"seq_idx": SEQ_IDX}, {"cu_seq_lens_q": CU_SEQLENS, "seq_idx": SEQ_IDX}],
+    ids=["cu_seq_lens_q", "seq_idx", "both"],
+)
 @every_family
 def test_packed_documents_are_apart(family, boundaries):
     """A layer called by itself: the others' outputs and gradients are the same to the bit; each is as if alone."""
@@ -178,7 +200,9 @@ def test_packed_rows_by_seq_idx(family):
 
 
 # two rows of documents of 3, 1 and 5 and of 6 and 1 tokens, with padding before, between and behind
-PADDED_IDX = torch.tensor([[-1, -1, 0, 0, 0, -1, 1, 2, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0, -1, -1, 1, -1, -1, -1]], dtype=torch.int32)
+PADDED_IDX = torch.tensor(
+    [[-1, -1, 0, 0, 0, -1, 1, 2, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0, -1, -1, 1, -1, -1, -1]], dtype=torch.int32
+)
 DOCUMENTS = [(0, 2, 5), (0, 6, 7), (0, 7, 12), (1, 0, 6), (1, 8, 9)]
 
 
@@ -188,12 +212,21 @@ def test_padding_of_a_convolution(activation, what):
     """Gives 0, and touches nobody whatever it holds: values, gradients, and those of the weights."""
     padding, generator = PADDED_IDX < 0, torch.Generator().manual_seed(3)
     x = torch.randn(2, 12, 6, generator=generator).masked_fill(padding[..., None], what).requires_grad_()
-    weight, bias = torch.randn(6, 4, generator=generator).requires_grad_(), torch.randn(6, generator=generator).requires_grad_()
+    weight, bias = (
+        torch.randn(6, 4, generator=generator).requires_grad_(),
+        torch.randn(6, generator=generator).requires_grad_(),
+    )
     function = modelling("qwen3_next").causal_conv1d_fn
-    alone = [function(x[b : b + 1, i:j].transpose(1, 2), weight, bias, activation).transpose(1, 2) for b, i, j in DOCUMENTS]
+    alone = [
+        function(x[b : b + 1, i:j].transpose(1, 2), weight, bias, activation).transpose(1, 2) for b, i, j in DOCUMENTS
+    ]
     expected = torch.autograd.grad(sum(y.square().sum() for y in alone), (x, weight, bias))
     with bridge.enabled():
-        y = modelling("qwen3_next").causal_conv1d_fn(x.transpose(1, 2), weight, bias, activation, seq_idx=PADDED_IDX).transpose(1, 2)
+        y = (
+            modelling("qwen3_next")
+            .causal_conv1d_fn(x.transpose(1, 2), weight, bias, activation, seq_idx=PADDED_IDX)
+            .transpose(1, 2)
+        )
         gradients = torch.autograd.grad(y.square().sum() + y[padding].sum(), (x, weight, bias))
     assert not y[padding].any() and not gradients[0][padding].any()
     assert_near(torch.cat([y[b, i:j] for b, i, j in DOCUMENTS]), torch.cat(alone, 1)[0], 1e-5)
@@ -213,7 +246,10 @@ def test_padding_of_a_rule(family, name):
     options = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
     with bridge.enabled():
         rule = getattr(modelling(family), name)
-        alone = [rule(*(y[b : b + 1, i:j] for y in x), initial_state=state[n : n + 1], **options) for n, (b, i, j) in enumerate(DOCUMENTS)]
+        alone = [
+            rule(*(y[b : b + 1, i:j] for y in x), initial_state=state[n : n + 1], **options)
+            for n, (b, i, j) in enumerate(DOCUMENTS)
+        ]
         expected = torch.autograd.grad(sum(o.square().sum() + after.sum() for o, after in alone), (*x, state))
         o, after = rule(*x, initial_state=state, seq_idx=PADDED_IDX, **options)
         gradients = torch.autograd.grad(o.square().sum() + o[padding].sum() + after.sum(), (*x, state))
@@ -233,8 +269,15 @@ def test_a_packed_model(family):
     ids = tokens(1, sum(LENGTHS))
     positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
     with bridge.enabled(), torch.no_grad():
-        whole = model(ids, position_ids=positions, cu_seq_lens_q=CU_SEQLENS, cu_seq_lens_k=CU_SEQLENS, max_length_q=22, max_length_k=22,
-                      use_cache=False)
+        whole = model(
+            ids,
+            position_ids=positions,
+            cu_seq_lens_q=CU_SEQLENS,
+            cu_seq_lens_k=CU_SEQLENS,
+            max_length_q=22,
+            max_length_k=22,
+            use_cache=False,
+        )
         alone = [model(ids[:, a:b]).logits for a, b in zip(CU_SEQLENS[:-1], CU_SEQLENS[1:])]
     assert_near(whole.logits, torch.cat(alone, dim=1))
 
@@ -329,14 +372,26 @@ class Subclass(torch.Tensor):
 
 
 @pytest.mark.parametrize("at", range(3))
-@pytest.mark.parametrize("family, name", [
-    ("qwen3_next", GATED), ("qwen3_next", "torch_recurrent_gated_delta_rule"), ("qwen3_next", "causal_conv1d_fn"),
-    ("qwen3_next", "causal_conv1d_update"), ("kimi_linear", KIMI), ("kimi_linear", "recurrent_kimi_delta_attention")])
+@pytest.mark.parametrize(
+    "family, name",
+    [
+        ("qwen3_next", GATED),
+        ("qwen3_next", "torch_recurrent_gated_delta_rule"),
+        ("qwen3_next", "causal_conv1d_fn"),
+        ("qwen3_next", "causal_conv1d_update"),
+        ("kimi_linear", KIMI),
+        ("kimi_linear", "recurrent_kimi_delta_attention"),
+    ],
+)
 def test_subclasses_get_the_original(family, name, at, monkeypatch):
     """Wherever one stands."""
     calls = []
     monkeypatch.setattr(modelling(family), name, lambda *args, **options: calls.append(args))
-    args = [torch.randn(2, 6, 9), torch.randn(2, 6, 4), torch.randn(6, 4)] if "update" in name else [torch.ones(1, 6, 2, 4)] * 5
+    args = (
+        [torch.randn(2, 6, 9), torch.randn(2, 6, 4), torch.randn(6, 4)]
+        if "update" in name
+        else [torch.ones(1, 6, 2, 4)] * 5
+    )
     args[at] = args[at].as_subclass(Subclass)
     with bridge.enabled():
         getattr(modelling(family), name)(*args)
@@ -362,7 +417,10 @@ def test_other_activations_and_widths(W):
     x, weight, state = torch.randn(2, 6, 9), torch.randn(6, W), torch.randn(2, 6, W)
     for activation in (None, "silu", "swish", "gelu"):
         expected = module.causal_conv1d_fn(x, weight, activation=activation)
-        token, before = module.causal_conv1d_update(x[..., :1], (theirs := state.clone()), weight, None, activation), state.clone()
+        token, before = (
+            module.causal_conv1d_update(x[..., :1], (theirs := state.clone()), weight, None, activation),
+            state.clone(),
+        )
         with bridge.enabled():
             assert_near(module.causal_conv1d_fn(hidden_states=x, weight=weight, activation=activation), expected, 1e-6)
             assert_near(module.causal_conv1d_update(x[..., :1], before, weight, None, activation), token, 1e-6)
@@ -419,7 +477,9 @@ class Compiled:
         self.compiled = torch.compile(module, backend=self.backend, **options)
 
     def backend(self, graph, inputs):
-        self.operators |= {str(node.target).split(".")[1] for node in graph.graph.nodes if str(node.target).startswith("fwm_py.")}
+        self.operators |= {
+            str(node.target).split(".")[1] for node in graph.graph.nodes if str(node.target).startswith("fwm_py.")
+        }
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     def __call__(self, *args, **options):
@@ -453,8 +513,14 @@ def test_a_compiled_model(family):
 @pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear", "olmo_hybrid"])
 def test_a_compiled_packed_model(family):
     model, ids = tiny_models.make(family), tokens(1, sum(LENGTHS))
-    packed = dict(position_ids=torch.cat([torch.arange(n) for n in LENGTHS])[None], cu_seq_lens_q=CU_SEQLENS, cu_seq_lens_k=CU_SEQLENS,
-                  max_length_q=22, max_length_k=22, use_cache=False)
+    packed = dict(
+        position_ids=torch.cat([torch.arange(n) for n in LENGTHS])[None],
+        cu_seq_lens_q=CU_SEQLENS,
+        cu_seq_lens_k=CU_SEQLENS,
+        max_length_q=22,
+        max_length_k=22,
+        use_cache=False,
+    )
     with bridge.enabled(), torch.no_grad():
         assert_near(Compiled(model)(ids, **packed).logits, model(ids, **packed).logits, 1e-5)
 

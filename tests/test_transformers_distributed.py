@@ -6,8 +6,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import tiny_models  # noqa: E402
-import fwm_py.transformers as bridge  # noqa: E402
 from test_transformers import assert_near, disabled, modelling, tokens, training_step  # noqa: E402, F401
+
+import fwm_py.transformers as bridge  # noqa: E402
 
 distributed = pytest.importorskip("torch.distributed")
 if not distributed.is_available() or not distributed.is_gloo_available():
@@ -62,7 +63,11 @@ def test_a_norm_under_sequence_parallel(mesh):
 def test_distributed_tensors_are_refused(mesh):
     x, weight = torch.randn(2, 6, 4), torch.ones(4)
     shared = distribute_tensor(x, mesh, [Shard(0)])
-    for name, call in (("x", lambda: fwm.rms_norm(shared, weight)), ("gate", lambda: fwm.rms_norm(x, weight, shared)),
-                       ("q", lambda: fwm.softmax_attention(shared[:, :, None], x[:, :, None], x[:, :, None])), ("x", lambda: fwm.tanh(shared))):
+    for name, call in (
+        ("x", lambda: fwm.rms_norm(shared, weight)),
+        ("gate", lambda: fwm.rms_norm(x, weight, shared)),
+        ("q", lambda: fwm.softmax_attention(shared[:, :, None], x[:, :, None], x[:, :, None])),
+        ("x", lambda: fwm.tanh(shared)),
+    ):
         with pytest.raises(TypeError, match=f"^{name}: got DTensor, expected a plain tensor"):
             call()

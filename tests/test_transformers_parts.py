@@ -10,8 +10,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import tiny_models  # noqa: E402
-import fwm_py.transformers as bridge  # noqa: E402
 from test_transformers import Compiled, Subclass, assert_near, disabled, every_family, modelling  # noqa: E402, F401
+
+import fwm_py.transformers as bridge  # noqa: E402
 
 
 def values_and_gradients(function, *inputs):
@@ -24,10 +25,15 @@ def values_and_gradients(function, *inputs):
 
 @every_family
 def test_gated_norm(family):
-    norm = next(module for module in tiny_models.make(family).modules() if type(module).__name__.endswith("RMSNormGated"))
+    norm = next(
+        module for module in tiny_models.make(family).modules() if type(module).__name__.endswith("RMSNormGated")
+    )
     D = len(norm.weight)
     torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(3))
-    x, gate = torch.randn(2, 7, 50, D, generator=torch.Generator().manual_seed(4)).requires_grad_(), torch.randn(2, 7, 50, D, requires_grad=True)
+    x, gate = (
+        torch.randn(2, 7, 50, D, generator=torch.Generator().manual_seed(4)).requires_grad_(),
+        torch.randn(2, 7, 50, D, requires_grad=True),
+    )
     expected = values_and_gradients(lambda: norm(x, gate), x, gate, norm.weight)
     with bridge.enabled() as changed:
         assert f"{type(norm).__name__}.forward" in changed[family]
@@ -58,7 +64,9 @@ def norms_of(family):
 
 
 def rows_for(norm):
-    return torch.randn(65536 // 7 // len(norm.weight) + 1, 7, len(norm.weight), generator=torch.Generator().manual_seed(4))
+    return torch.randn(
+        65536 // 7 // len(norm.weight) + 1, 7, len(norm.weight), generator=torch.Generator().manual_seed(4)
+    )
 
 
 @every_family
@@ -128,7 +136,9 @@ class Hook:
 
     def add(self, module):
         module._old_forward = module.forward
-        module.forward = functools.update_wrapper(functools.partial(lambda module, *args: module._old_forward(*args), module), module.forward)
+        module.forward = functools.update_wrapper(
+            functools.partial(lambda module, *args: module._old_forward(*args), module), module.forward
+        )
 
     def remove(self, module):
         module.forward = module._old_forward
@@ -200,7 +210,9 @@ def test_norms_exported_for_every_length(family):
     for norm in norms_of(family):
         x = rows_for(norm)
         with bridge.enabled():
-            exported = torch.export.export(norm, (x,), dynamic_shapes=({0: torch.export.Dim("rows", min=2, max=4096)},)).module()
+            exported = torch.export.export(
+                norm, (x,), dynamic_shapes=({0: torch.export.Dim("rows", min=2, max=4096)},)
+            ).module()
             assert torch.equal(exported(x[:3]), exported(x)[:3])
 
 
@@ -216,16 +228,27 @@ class Layer(torch.nn.Module):
 
 
 # T, S, is_causal of the layer, options: prefill, the room of a static cache, no order, a scale
-ATTENTIONS = [(17, 17, True, {}), (2, 40, True, {}), (17, 40, True, {}), (17, 17, False, {}), (17, 40, False, {}), (17, 9, False, {}),
-              (17, 17, True, {"is_causal": False}), (17, 17, False, {"is_causal": True}), (17, 17, True, {"scaling": 0.3}),
-              (17, 17, True, {"softcap": None, "output_attentions": False, "sliding_window": 5})]
+ATTENTIONS = [
+    (17, 17, True, {}),
+    (2, 40, True, {}),
+    (17, 40, True, {}),
+    (17, 17, False, {}),
+    (17, 40, False, {}),
+    (17, 9, False, {}),
+    (17, 17, True, {"is_causal": False}),
+    (17, 17, False, {"is_causal": True}),
+    (17, 17, True, {"scaling": 0.3}),
+    (17, 17, True, {"softcap": None, "output_attentions": False, "sliding_window": 5}),
+]
 
 
 @pytest.mark.parametrize("T, S, causal, options", ATTENTIONS, ids=str)
 def test_softmax_attention(T, S, causal, options):
     layer, generator = Layer(), torch.Generator().manual_seed(5)
     layer.is_causal = causal
-    q, k, v = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((3, 4, T, 8), (3, 2, S, 8), (3, 2, S, 6)))
+    q, k, v = (
+        torch.randn(shape, generator=generator).requires_grad_() for shape in ((3, 4, T, 8), (3, 2, S, 8), (3, 2, S, 6))
+    )
     expected = values_and_gradients(lambda: attention_functions()["sdpa"](layer, q, k, v, None, **options)[0], q, k, v)
     with bridge.enabled():
         function = attention_functions().get_interface("sdpa", None)
@@ -233,11 +256,20 @@ def test_softmax_attention(T, S, causal, options):
     assert got[0].shape == (3, T, 4, 6) and got[0].is_contiguous() and not torch.equal(got[0], expected[0])
     for ours, theirs in zip(got, expected):
         assert_near(ours, theirs, 1e-5)
-    assert function(layer, q, q, q, None, **options)[0].is_contiguous()  # without groups it is a view of what ours returns
+    assert function(layer, q, q, q, None, **options)[
+        0
+    ].is_contiguous()  # without groups it is a view of what ours returns
 
 
-@pytest.mark.parametrize("options", [{"attention_mask": torch.ones(1, 1, 17, 17, dtype=torch.bool).tril(-3)}, {"dropout": 0.5},
-                                     {"position_bias": torch.ones(1, 4, 17, 17)}], ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention_mask": torch.ones(1, 1, 17, 17, dtype=torch.bool).tril(-3)},
+        {"dropout": 0.5},
+        {"position_bias": torch.ones(1, 4, 17, 17)},
+    ],
+    ids=lambda options: next(iter(options)),
+)
 def test_other_softmax_attention_gets_the_original(options):
     layer, q, (k, v) = Layer(), torch.randn(3, 4, 17, 8), torch.randn(2, 3, 2, 17, 8)
     options = {"attention_mask": None} | options
@@ -265,7 +297,9 @@ def test_softmax_attention_of_other_shapes_gets_the_original(B, HQ, H, T, S, HV,
     q, k, v = torch.randn(B, HQ, T, 8), torch.randn(B, H, S, 8), torch.randn(BV, HV, S, 8)
     expected = attention_functions()["sdpa"](layer, q, k, v, None)[0]
     with bridge.enabled():
-        assert torch.equal(attention_functions()["sdpa"](module=layer, query=q, key=k, value=v, attention_mask=None)[0], expected)
+        assert torch.equal(
+            attention_functions()["sdpa"](module=layer, query=q, key=k, value=v, attention_mask=None)[0], expected
+        )
 
 
 def test_no_keys():
@@ -281,6 +315,7 @@ def test_no_keys():
 @pytest.mark.parametrize("where", ["_global_mapping", "_local_mapping"])
 def test_attention_functions_of_a_user(where, later, monkeypatch):
     """Registered for all, or in one interface, before or after `enable`."""
+
     def register():
         for name in ("sdpa", "mine"):
             monkeypatch.setitem(getattr(functions, where), name, f"the user's {name}")

@@ -29,6 +29,7 @@ def run_python(*arguments, isa=None):
 def first_losses():
     """{model: 50 training losses, then the evaluation after 100 steps}, of this process's variant."""
     import cases
+
     from fwm_py.retrieval import Model, Stream
 
     fwm_py.set_num_threads(1)
@@ -53,7 +54,9 @@ def kernel_results():
                 for method in METHODS:
                     of_call = case.forward(x, sizes, method=method)
                     of_call |= {"d" + name: g for name, g in case.backward(x, sizes, method=method).items()}
-                    results |= {f"{case} {sizes} {method} {name} {array.dtype}": array for name, array in of_call.items()}
+                    results |= {
+                        f"{case} {sizes} {method} {name} {array.dtype}": array for name, array in of_call.items()
+                    }
     return results | convolution_results() | norm_results()
 
 

@@ -4,37 +4,112 @@ import importlib
 
 import torch
 
-COMMON = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-          "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
-          "max_position_embeddings": 512}
+COMMON = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "max_position_embeddings": 512,
+}
 LAYERS = ["linear_attention", "full_attention"]
-GATED = {"head_dim": 16, "linear_key_head_dim": 8, "linear_value_head_dim": 12, "linear_num_key_heads": 2,
-         "linear_num_value_heads": 4, "layer_types": LAYERS}
+GATED = {
+    "head_dim": 16,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": LAYERS,
+}
 LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
 
-VISION = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32,
-          "projection_intermediate_size": 16}
+VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "intermediate_size": 16,
+    "out_hidden_size": 32,
+    "projection_intermediate_size": 16,
+}
 
 # family: the prefix of the classes' names, the configuration's suffix, what it takes
 MODELS = {
     "qwen3_next": ("Qwen3Next", "Config", GATED | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 16}),
     "qwen3_5": ("Qwen3_5", "TextConfig", GATED),
-    "qwen3_5_moe": ("Qwen3_5Moe", "TextConfig", GATED | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 16}),
-    "qwen4_exp": ("Qwen4Exp", "TextConfig", GATED | EXPERTS | {
-        "num_experts": 4, "shared_expert_intermediate_size": 16, "hc_lowrank": 8, "hc_count": 2, "ngram_vocab_size_base": 128,
-        "split_ngram_parts": 1, "ple_layer_ids": [1], "ple_embed_dim": 16, "eos_token_id": 96, "heads_per_ngram": 2, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16,
-        "indexer_budget": 64, "indexer_compress_ratio": 8}),
-    "olmo_hybrid": ("OlmoHybrid", "Config", {
-        "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
-        "layer_types": LAYERS}),
-    "kimi_linear": ("KimiLinear", "Config", LATENT | EXPERTS | {
-        "num_local_experts": 4, "linear_head_dim": 8, "linear_num_heads": 3, "layer_types": LAYERS}),
-    "glm5_next": ("Glm5Next", "Config", LATENT | EXPERTS | {
-        "n_routed_experts": 4, "linear_head_dim": 8, "linear_num_heads": 3, "layer_types": LAYERS, "q_lora_rank": 16,
-        "qk_rope_head_dim": 0, "index_topk": 64, "index_head_dim": 8, "index_n_heads": 2, "hc_mult": 2}),
-    "bailing_hybrid": ("BailingHybrid", "Config", LATENT | EXPERTS | {
-        "num_local_experts": 4, "n_group": 1, "topk_group": 1, "head_dim": 8, "layer_types": LAYERS}),
+    "qwen3_5_moe": (
+        "Qwen3_5Moe",
+        "TextConfig",
+        GATED | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 16},
+    ),
+    "qwen4_exp": (
+        "Qwen4Exp",
+        "TextConfig",
+        GATED
+        | EXPERTS
+        | {
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 16,
+            "hc_lowrank": 8,
+            "hc_count": 2,
+            "ngram_vocab_size_base": 128,
+            "split_ngram_parts": 1,
+            "ple_layer_ids": [1],
+            "ple_embed_dim": 16,
+            "eos_token_id": 96,
+            "heads_per_ngram": 2,
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 16,
+            "indexer_budget": 64,
+            "indexer_compress_ratio": 8,
+        },
+    ),
+    "olmo_hybrid": (
+        "OlmoHybrid",
+        "Config",
+        {
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 12,
+            "layer_types": LAYERS,
+        },
+    ),
+    "kimi_linear": (
+        "KimiLinear",
+        "Config",
+        LATENT | EXPERTS | {"num_local_experts": 4, "linear_head_dim": 8, "linear_num_heads": 3, "layer_types": LAYERS},
+    ),
+    "glm5_next": (
+        "Glm5Next",
+        "Config",
+        LATENT
+        | EXPERTS
+        | {
+            "n_routed_experts": 4,
+            "linear_head_dim": 8,
+            "linear_num_heads": 3,
+            "layer_types": LAYERS,
+            "q_lora_rank": 16,
+            "qk_rope_head_dim": 0,
+            "index_topk": 64,
+            "index_head_dim": 8,
+            "index_n_heads": 2,
+            "hc_mult": 2,
+        },
+    ),
+    "bailing_hybrid": (
+        "BailingHybrid",
+        "Config",
+        LATENT
+        | EXPERTS
+        | {"num_local_experts": 4, "n_group": 1, "topk_group": 1, "head_dim": 8, "layer_types": LAYERS},
+    ),
 }
 
 

@@ -1,5 +1,5 @@
-/* What one copy of the kernels (a precision, a variant of the instruction set) offers to the layers above. Arrays of the
- * copy's number type come as void pointers, because the layers above know no number type. */
+/* What one copy of the kernels (a precision, a variant of the instruction set) offers to the layers above. Arrays of
+ * the copy's number type come as void pointers, because the layers above know no number type. */
 #ifndef FWM_KERNELS_H
 #define FWM_KERNELS_H
 
@@ -30,73 +30,74 @@ typedef enum { FWM_NO_STRENGTH, FWM_BETA, FWM_ERASE_AND_WRITE } FwmStrength;
 typedef enum { FWM_NO_NORM, FWM_L2_NORM, FWM_SUM_NORM } FwmNorm;
 
 typedef struct {
-    const char *function; /* in fwm_py.kernels */
+    const char *function;           /* in fwm_py.kernels */
     bool scalar_gate, channel_gate; /* g is (B, T, HV), or (B, T, HV, K); with neither there is no g */
-    FwmStrength strength; /* nothing; beta (B, T, HV); b (B, T, HV, K) and w (B, T, HV, V) */
-    bool normalizes;      /* has normalize and eps, and the sum of keys as part of the state */
+    FwmStrength strength;           /* nothing; beta (B, T, HV); b (B, T, HV, K) and w (B, T, HV, V) */
+    bool normalizes;                /* has normalize and eps, and the sum of keys as part of the state */
     bool has_qk_norm;
-    bool clamps;          /* has clamp_first */
+    bool clamps; /* has clamp_first */
     const char *summary;
 } FwmMemoryInfo;
 
 /* Tokens of an array: the heads' numbers of a token lie side by side, and the next token's at a distance. */
 typedef struct {
-    const void *data;             /* NULL where a call has no such array */
-    size_t stride;                /* numbers from a token to the next */
+    const void *data; /* NULL where a call has no such array */
+    size_t stride;    /* numbers from a token to the next */
 } FwmTokens;
 
-/* One call of a general memory: n_sequences, whose tokens stand one behind the other. Arrays are of the copy's number type
- * and, but for FwmTokens, packed; offsets count tokens. HQ is H, or a multiple of HV; HV is a multiple of H. NULL where a call
- * has no such array. */
+/* One call of a general memory: n_sequences, whose tokens stand one behind the other. Arrays are of the copy's number
+ * type and, but for FwmTokens, packed; offsets count tokens. HQ is H, or a multiple of HV; HV is a multiple of H. NULL
+ * where a call has no such array. */
 typedef struct {
-    size_t rule;                  /* row of the table */
+    size_t rule; /* row of the table */
     FwmGate gate;
     FwmNorm qk_norm;
     bool normalize, clamp_first;
-    bool recurrent;               /* the plain recurrence in place of the fast form */
+    bool recurrent; /* the plain recurrence in place of the fast form */
     double scale, eps;
     size_t n_sequences;
-    const int64_t *offsets;       /* n_sequences + 1, from 0 */
+    const int64_t *offsets; /* n_sequences + 1, from 0 */
     size_t HQ, H, HV, K, V;
-    FwmTokens q, k, v;            /* (tokens, HQ, K), (tokens, H, K), (tokens, HV, V) */
-    FwmTokens g;                  /* (tokens, HV) or (tokens, HV, K) */
-    FwmTokens beta, b, w;         /* (tokens, HV), (tokens, HV, K), (tokens, HV, V) */
-    const void *initial_state;    /* (n_sequences, HV, K, V) */
-    const void *initial_sum;      /* (n_sequences, H, K): of keys, if normalize */
-    void *o;                      /* (tokens, max(HQ, HV), V) */
+    FwmTokens q, k, v;             /* (tokens, HQ, K), (tokens, H, K), (tokens, HV, V) */
+    FwmTokens g;                   /* (tokens, HV) or (tokens, HV, K) */
+    FwmTokens beta, b, w;          /* (tokens, HV), (tokens, HV, K), (tokens, HV, V) */
+    const void *initial_state;     /* (n_sequences, HV, K, V) */
+    const void *initial_sum;       /* (n_sequences, H, K): of keys, if normalize */
+    void *o;                       /* (tokens, max(HQ, HV), V) */
     void *final_state, *final_sum; /* may be the initial ones */
     FwmTokens dout;
     const void *dfinal_state, *dfinal_sum;
     void *dq, *dk, *dv, *dg, *dbeta, *db, *dw, *dinitial_state, *dinitial_sum;
 } FwmMemory;
 
-/* One call of softmax attention: a query of token t sees all S keys, or, if causal (S >= T), keys 0 .. S - T + t. Arrays are
- * packed, of the copy's number type. HQ is a multiple of H: query head hq reads key head hq / (HQ / H). No size is 0. */
+/* One call of softmax attention: a query of token t sees all S keys, or, if causal (S >= T), keys 0 .. S - T + t.
+ * Arrays are packed, of the copy's number type. HQ is a multiple of H: query head hq reads key head hq / (HQ / H). No
+ * size is 0. */
 typedef struct {
     bool causal;
     double scale;
     size_t B, T, S, HQ, H, K, V;
-    const void *q, *k, *v;        /* (B, T, HQ, K), (B, S, H, K), (B, S, H, V) */
-    void *o, *lse;                /* (B, T, HQ, V), (B, T, HQ); forward: lse or NULL; backward: what it wrote, or both NULL */
-    const void *dout;             /* (B, T, HQ, V) */
-    void *dq, *dk, *dv;           /* zeros before the call */
+    const void *q, *k, *v; /* (B, T, HQ, K), (B, S, H, K), (B, S, H, V) */
+    void *o, *lse;         /* (B, T, HQ, V), (B, T, HQ); forward: lse or NULL; backward: what it wrote, or both NULL */
+    const void *dout;      /* (B, T, HQ, V) */
+    void *dq, *dk, *dv;    /* zeros before the call */
 } FwmAttention;
 
 /* The shortest and the longest convolution. */
 #define FWM_FEWEST_TAPS 2
 #define FWM_MOST_TAPS 4
 
-/* One call of the causal convolution, a filter of W numbers for each of D channels, along n_sequences, whose tokens stand one
- * behind the other. Arrays are packed, of the copy's number type. A state is the last W - 1 tokens that a sequence has seen,
- * the oldest first. NULL where a call has no such array. */
+/* One call of the causal convolution, a filter of W numbers for each of D channels, along n_sequences, whose tokens
+ * stand one behind the other. Arrays are packed, of the copy's number type. A state is the last W - 1 tokens that a
+ * sequence has seen, the oldest first. NULL where a call has no such array. */
 typedef struct {
     bool silu;
     size_t n_sequences;
-    const int64_t *offsets;       /* n_sequences + 1, from 0 */
-    size_t D, W;                  /* D at least 1 */
+    const int64_t *offsets;        /* n_sequences + 1, from 0 */
+    size_t D, W;                   /* D at least 1 */
     const void *x, *weight, *bias; /* (tokens, D), (D, W), (D) */
-    const void *initial_state;    /* (n_sequences, W - 1, D) */
-    void *y, *final_state;        /* (tokens, D), and a state that may be the initial one */
+    const void *initial_state;     /* (n_sequences, W - 1, D) */
+    void *y, *final_state;         /* (tokens, D), and a state that may be the initial one */
     const void *dy, *dfinal_state;
     void *dx, *dweight, *dbias, *dinitial_state;
 } FwmConvolution;
@@ -108,7 +109,7 @@ typedef enum { FWM_UNGATED, FWM_LOGISTIC_GATE, FWM_SILU_GATE } FwmGating;
 typedef struct {
     FwmGating gating;
     double eps;
-    size_t rows, D;               /* D at least 1 */
+    size_t rows, D;                /* D at least 1 */
     const void *x, *weight, *gate; /* (rows, D), (D), (rows, D) */
     void *y;
     const void *dy;
@@ -124,7 +125,7 @@ typedef struct {
     const char *precision; /* "float32", "float64" */
     size_t real_size;
 
-    const FwmMapInfo *(*map_info)(size_t row);   /* NULL behind the last row */
+    const FwmMapInfo *(*map_info)(size_t row); /* NULL behind the last row */
     const FwmRuleInfo *(*rule_info)(size_t row);
 
     /* Feature maps on n tokens x (n x d, packed): phi (n x p, packed). omega (d x m) for maps with an extension.
@@ -134,16 +135,16 @@ typedef struct {
     size_t (*map_scratch)(size_t map, size_t d, size_t argument);
     void (*map_forward)(size_t map, size_t d, size_t argument, size_t n, const void *x, const void *omega, void *phi,
                         void *scratch);
-    void (*map_backward)(size_t map, size_t d, size_t argument, size_t n, const void *dphi, const void *x, const void *omega,
-                         void *dx, void *scratch);
+    void (*map_backward)(size_t map, size_t d, size_t argument, size_t n, const void *dphi, const void *x,
+                         const void *omega, void *dx, void *scratch);
 
     /* Update rules on one sequence: keys (L x p) and query (p) packed. scratch: rule_scratch bytes. */
     size_t (*rule_scratch)(size_t rule, size_t length, size_t p, size_t n_values);
     void (*rule_forward)(size_t rule, size_t length, size_t p, size_t n_values, const void *keys, const int32_t *values,
                          const void *beta, const void *query, void *y, void *scratch);
     void (*rule_backward)(size_t rule, size_t length, size_t p, size_t n_values, const void *dy, const void *keys,
-                          const int32_t *values, const void *beta, const void *query, void *dkeys, void *dbeta, void *dquery,
-                          void *scratch);
+                          const int32_t *values, const void *beta, const void *query, void *dkeys, void *dbeta,
+                          void *dquery, void *scratch);
 
     /* FAVOR+: normals (d x d blocks, one behind the other, as drawn) become omega (d x m). */
     size_t (*make_omega_scratch)(size_t d); /* bytes */

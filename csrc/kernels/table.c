@@ -55,15 +55,20 @@ typedef struct {
     real *phi, *dphi;      /* TILE x ld_features */
     real *omega, *omega_t; /* d x padded(m), m x padded(d) */
     real *scratch;
-    size_t numbers;        /* of all these */
+    size_t numbers; /* of all these */
 } MapTile;
 
 static MapTile map_tile(const FeatureMap *map, size_t d, size_t argument, real *memory)
 {
     MapTile w = {.shape = map_shape(map, d, argument)};
     const MapShape *s = &w.shape;
-    const size_t sizes[] = {FWM_TILE * s->ld, FWM_TILE * s->ld, FWM_TILE * s->ld_features, FWM_TILE * s->ld_features,
-                            d * fwm_padded(s->extension), s->extension * fwm_padded(d), map->scratch ? map->scratch(s) : 0};
+    const size_t sizes[] = {FWM_TILE * s->ld,
+                            FWM_TILE * s->ld,
+                            FWM_TILE * s->ld_features,
+                            FWM_TILE * s->ld_features,
+                            d * fwm_padded(s->extension),
+                            s->extension * fwm_padded(d),
+                            map->scratch ? map->scratch(s) : 0};
     real **const arrays[] = {&w.dpre, &w.pre, &w.phi, &w.dphi, &w.omega, &w.omega_t, &w.scratch};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         if (memory)
@@ -95,10 +100,12 @@ static void load_tile(const MapTile *w, size_t n, const real *x)
     const size_t ld_m = fwm_padded(w->shape.extension);
     pad_rows(n, x, w->shape.d, w->pre, w->shape.ld);
     if (w->shape.extension)
-        gemm(n, ld_m, w->shape.d, rows_of(w->pre, w->shape.ld), w->omega, ld_m, 0, NULL, w->pre + w->shape.u, w->shape.ld);
+        gemm(n, ld_m, w->shape.d, rows_of(w->pre, w->shape.ld), w->omega, ld_m, 0, NULL, w->pre + w->shape.u,
+             w->shape.ld);
 }
 
-static void map_forward(size_t map, size_t d, size_t argument, size_t n, const void *x, const void *omega, void *phi, void *scratch)
+static void map_forward(size_t map, size_t d, size_t argument, size_t n, const void *x, const void *omega, void *phi,
+                        void *scratch)
 {
     const MapTile w = begin_map(map, d, argument, omega, scratch);
     const size_t p = w.shape.features;
@@ -110,8 +117,8 @@ static void map_forward(size_t map, size_t d, size_t argument, size_t n, const v
     }
 }
 
-static void map_backward(size_t map, size_t d, size_t argument, size_t n, const void *dphi, const void *x, const void *omega, void *dx,
-                         void *scratch)
+static void map_backward(size_t map, size_t d, size_t argument, size_t n, const void *dphi, const void *x,
+                         const void *omega, void *dx, void *scratch)
 {
     const MapTile w = begin_map(map, d, argument, omega, scratch);
     const size_t p = w.shape.features, ld_d = fwm_padded(d);
@@ -122,8 +129,8 @@ static void map_backward(size_t map, size_t d, size_t argument, size_t n, const 
         feature_maps[map]->forward(&w.shape, count, w.pre, w.phi, w.scratch);
         feature_maps[map]->backward(&w.shape, count, w.dphi, w.pre, w.phi, w.dpre, w.scratch);
         if (w.shape.extension)
-            gemm(count, ld_d, w.shape.extension, rows_of(w.dpre + w.shape.u, w.shape.ld), w.omega_t, ld_d, 1, w.dpre, w.dpre,
-                 w.shape.ld);
+            gemm(count, ld_d, w.shape.extension, rows_of(w.dpre + w.shape.u, w.shape.ld), w.omega_t, ld_d, 1, w.dpre,
+                 w.dpre, w.shape.ld);
         unpad_rows(count, w.dpre, w.shape.ld, (real *)dx + t * d, d);
     }
 }
@@ -138,8 +145,8 @@ static RuleMemory rule_memory(size_t rule, size_t length, size_t p, size_t n_val
 {
     RuleMemory w = {0};
     const size_t ld = fwm_padded(p);
-    const size_t sizes[] = {length * ld, ld, FWM_TILE * ld, FWM_TILE, ld, n_values,
-                            readouts[rule]->workspace(length, n_values, ld, 1)};
+    const size_t sizes[] = {
+        length * ld, ld, FWM_TILE * ld, FWM_TILE, ld, n_values, readouts[rule]->workspace(length, n_values, ld, 1)};
     real **const arrays[] = {&w.keys, &w.query, &w.dkeys, &w.dbeta, &w.dquery, &w.y, &w.workspace};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         if (memory)
@@ -154,14 +161,20 @@ static size_t rule_scratch(size_t rule, size_t length, size_t p, size_t n_values
     return rule_memory(rule, length, p, n_values, NULL).numbers * sizeof(real);
 }
 
-static Sequence begin_rule(const RuleMemory *w, size_t length, size_t p, size_t n_values, const real *keys, const int32_t *values,
-                           const real *beta, const real *query)
+static Sequence begin_rule(const RuleMemory *w, size_t length, size_t p, size_t n_values, const real *keys,
+                           const int32_t *values, const real *beta, const real *query)
 {
     const size_t ld = fwm_padded(p);
     pad_rows(length, keys, p, w->keys, ld);
     pad_rows(1, query, p, w->query, ld);
-    return (Sequence){.length = length, .n_values = n_values, .features = p, .ld = ld, .keys = w->keys, .values = values,
-                      .beta = beta, .query = w->query};
+    return (Sequence){.length = length,
+                      .n_values = n_values,
+                      .features = p,
+                      .ld = ld,
+                      .keys = w->keys,
+                      .values = values,
+                      .beta = beta,
+                      .query = w->query};
 }
 
 static void rule_forward(size_t rule, size_t length, size_t p, size_t n_values, const void *keys, const int32_t *values,
@@ -173,8 +186,8 @@ static void rule_forward(size_t rule, size_t length, size_t p, size_t n_values, 
 }
 
 static void rule_backward(size_t rule, size_t length, size_t p, size_t n_values, const void *dy, const void *keys,
-                          const int32_t *values, const void *beta, const void *query, void *dkeys, void *dbeta, void *dquery,
-                          void *scratch)
+                          const int32_t *values, const void *beta, const void *query, void *dkeys, void *dbeta,
+                          void *dquery, void *scratch)
 {
     const RuleMemory w = rule_memory(rule, length, p, n_values, scratch);
     const Sequence s = begin_rule(&w, length, p, n_values, keys, values, beta, query);
@@ -244,36 +257,41 @@ const FwmKernels fwm_kernels = {
     .rule_backward = rule_backward,
     .make_omega_scratch = make_omega_scratch,
     .make_omega = make_omega,
-    .memory = {
-        .info = memory_info,
-        .forward_scratch = memory_forward_scratch,
-        .backward_scratch = memory_backward_scratch,
-        .forward = memory_forward,
-        .backward = memory_backward,
-    },
-    .attention = {
-        .forward_scratch = attention_forward_scratch,
-        .backward_scratch = attention_backward_scratch,
-        .forward = attention_forward,
-        .backward = attention_backward,
-    },
-    .convolution = {
-        .backward_scratch = convolution_backward_scratch,
-        .forward = convolution_forward,
-        .backward = convolution_backward,
-    },
-    .norm = {
-        .backward_scratch = norm_backward_scratch,
-        .forward = norm_forward,
-        .backward = norm_backward,
-    },
-    .model = {
-        .activations = model_activations,
-        .scratch = model_scratch,
-        .loss = model_loss,
-        .gradients = model_gradients,
-        .step = model_step,
-        .read_out = model_read_out,
-        .evaluate = model_evaluate,
-    },
+    .memory =
+        {
+            .info = memory_info,
+            .forward_scratch = memory_forward_scratch,
+            .backward_scratch = memory_backward_scratch,
+            .forward = memory_forward,
+            .backward = memory_backward,
+        },
+    .attention =
+        {
+            .forward_scratch = attention_forward_scratch,
+            .backward_scratch = attention_backward_scratch,
+            .forward = attention_forward,
+            .backward = attention_backward,
+        },
+    .convolution =
+        {
+            .backward_scratch = convolution_backward_scratch,
+            .forward = convolution_forward,
+            .backward = convolution_backward,
+        },
+    .norm =
+        {
+            .backward_scratch = norm_backward_scratch,
+            .forward = norm_forward,
+            .backward = norm_backward,
+        },
+    .model =
+        {
+            .activations = model_activations,
+            .scratch = model_scratch,
+            .loss = model_loss,
+            .gradients = model_gradients,
+            .step = model_step,
+            .read_out = model_read_out,
+            .evaluate = model_evaluate,
+        },
 };

@@ -43,7 +43,8 @@ int fwm_check_unmasked(PyObject *given, const char *name)
 {
     const Py_ssize_t found = masked_entries(given, 0);
     if (found > 0)
-        PyErr_Format(PyExc_ValueError, "%s: got a masked array with %zd masked entries, expected one without", name, found);
+        PyErr_Format(PyExc_ValueError, "%s: got a masked array with %zd masked entries, expected one without", name,
+                     found);
     return found == 0 ? 0 : -1;
 }
 
@@ -55,13 +56,15 @@ PyArrayObject *fwm_any_array(PyObject *given, const char *name)
         return NULL;
     PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(given);
     if (!any && PyErr_ExceptionMatches(PyExc_ValueError))
-        PyErr_Format(PyExc_ValueError, "%s: got %.100s, expected an array, or lists of the same length", name, Py_TYPE(given)->tp_name);
+        PyErr_Format(PyExc_ValueError, "%s: got %.100s, expected an array, or lists of the same length", name,
+                     Py_TYPE(given)->tp_name);
     return any;
 }
 
 PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const char *like)
 {
-    if (PyArray_CheckExact(given) && PyArray_ISCARRAY_RO((PyArrayObject *)given)) { /* as a rule there is nothing to do */
+    if (PyArray_CheckExact(given) &&
+        PyArray_ISCARRAY_RO((PyArrayObject *)given)) { /* as a rule there is nothing to do */
         const int as_is = PyArray_TYPE((PyArrayObject *)given);
         if (type ? as_is == type : as_is == NPY_FLOAT || as_is == NPY_DOUBLE)
             return (PyArrayObject *)Py_NewRef(given);
@@ -72,14 +75,16 @@ PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const
     const int got = PyArray_TYPE(any);
     if ((got != NPY_FLOAT && got != NPY_DOUBLE) || (type && got != type)) {
         if (type)
-            PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s, as %s has", name, (PyObject *)PyArray_DESCR(any), type_name(type),
-                         like);
+            PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s, as %s has", name, (PyObject *)PyArray_DESCR(any),
+                         type_name(type), like);
         else
-            PyErr_Format(PyExc_TypeError, "%s: got %S, expected float32 or float64", name, (PyObject *)PyArray_DESCR(any));
+            PyErr_Format(PyExc_TypeError, "%s: got %S, expected float32 or float64", name,
+                         (PyObject *)PyArray_DESCR(any));
         Py_DECREF(any);
         return NULL;
     }
-    PyArrayObject *array = (PyArrayObject *)PyArray_FromArray(any, PyArray_DescrFromType(got), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
+    PyArrayObject *array =
+        (PyArrayObject *)PyArray_FromArray(any, PyArray_DescrFromType(got), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
     Py_DECREF(any);
     return array;
 }
@@ -102,7 +107,8 @@ PyArrayObject *fwm_real_array_as(PyObject *given, const char *name, int type)
     }
     PyArrayObject *converted = NULL;
     if (held)
-        converted = (PyArrayObject *)PyArray_FromArray(array, PyArray_DescrFromType(type), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
+        converted = (PyArrayObject *)PyArray_FromArray(array, PyArray_DescrFromType(type),
+                                                       NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
     else
         PyErr_Format(PyExc_ValueError, "%s: got a number beyond float32, expected numbers that are finite in it", name);
     Py_DECREF(array);
@@ -143,13 +149,14 @@ static void report_outside(PyArrayObject *array, const char *name, int is_unsign
     const int64_t *in = PyArray_DATA(array);
     while (*in >= low && *in <= high)
         in++;
-    PyErr_Format(PyExc_ValueError, is_unsigned ? "%s: got %llu, expected integers in %lld..%lld"
-                                               : "%s: got %lld, expected integers in %lld..%lld",
+    PyErr_Format(PyExc_ValueError,
+                 is_unsigned ? "%s: got %llu, expected integers in %lld..%lld"
+                             : "%s: got %lld, expected integers in %lld..%lld",
                  name, (long long)*in, low, high); /* an unsigned number beyond int64 has become negative */
 }
 
-PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *letters, int rank, const npy_intp *shape, long long low,
-                               long long high)
+PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *letters, int rank, const npy_intp *shape,
+                               long long low, long long high)
 {
     PyArrayObject *any = fwm_any_array(given, name);
     if (!any)
@@ -162,7 +169,8 @@ PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *le
     }
     PyArrayObject *wide = NULL, *out = NULL;
     if (fwm_check_shape(any, name, letters, rank, shape) == 0)
-        wide = (PyArrayObject *)PyArray_FromArray(any, PyArray_DescrFromType(NPY_INT64), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
+        wide = (PyArrayObject *)PyArray_FromArray(any, PyArray_DescrFromType(NPY_INT64),
+                                                  NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
     if (wide)
         out = (PyArrayObject *)PyArray_SimpleNew(rank, PyArray_DIMS(wide), NPY_INT32);
     if (out && narrow(PyArray_DATA(wide), PyArray_SIZE(wide), low, high, PyArray_DATA(out)) < 0) {

@@ -10,26 +10,28 @@
 
 enum { MOST_INPUTS = 6, MOST_GRADIENTS = 4 };
 
-PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *like, const char *letters, int rank,
-                                const npy_intp *shape)
+PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *like, const char *letters,
+                                int rank, const npy_intp *shape)
 {
     const char *expected = type == NPY_FLOAT ? "float32" : "float64";
     if (!PyArray_Check(given))
-        return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected an array", name, Py_TYPE(given)->tp_name);
+        return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected an array", name,
+                                             Py_TYPE(given)->tp_name);
     PyArrayObject *array = (PyArrayObject *)given;
     if (fwm_check_unmasked(given, name) < 0)
         return NULL;
     if (PyArray_TYPE(array) != type || !PyArray_ISNOTSWAPPED(array))
-        return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s in native byte order, as %s has", name,
-                                             (PyObject *)PyArray_DESCR(array), expected, like);
+        return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s in native byte order, as %s has",
+                                             name, (PyObject *)PyArray_DESCR(array), expected, like);
     if (fwm_check_shape(array, name, letters, rank, shape) < 0)
         return NULL;
-    const char *got = !PyArray_ISWRITEABLE(array)      ? "a read-only array"
-                      : !PyArray_ISALIGNED(array)      ? "an unaligned array"
+    const char *got = !PyArray_ISWRITEABLE(array)       ? "a read-only array"
+                      : !PyArray_ISALIGNED(array)       ? "an unaligned array"
                       : !PyArray_IS_C_CONTIGUOUS(array) ? "an array that is not C-contiguous"
-                                                       : NULL;
+                                                        : NULL;
     if (got)
-        return (PyArrayObject *)PyErr_Format(PyExc_ValueError, "%s: got %s, expected one to write to, C-contiguous and aligned", name, got);
+        return (PyArrayObject *)PyErr_Format(
+            PyExc_ValueError, "%s: got %s, expected one to write to, C-contiguous and aligned", name, got);
     return (PyArrayObject *)Py_NewRef(given);
 }
 
@@ -73,8 +75,8 @@ int fwm_check_apart(PyArrayObject *out, const char *name, PyArrayObject *other, 
     return shares == 0 ? 0 : -1;
 }
 
-PyArrayObject *fwm_array_like(PyObject *given, const char *name, PyArrayObject *input, const char *like, const FwmNamedArray *others,
-                              size_t n_others)
+PyArrayObject *fwm_array_like(PyObject *given, const char *name, PyArrayObject *input, const char *like,
+                              const FwmNamedArray *others, size_t n_others)
 {
     const int rank = PyArray_NDIM(input), type = PyArray_TYPE(input);
     if (!given)
@@ -91,9 +93,11 @@ int fwm_check_gradients(PyObject *out, Py_ssize_t n)
     if (PyTuple_Check(out) && PyTuple_GET_SIZE(out) == n)
         return 0;
     if (PyTuple_Check(out))
-        PyErr_Format(PyExc_ValueError, "out: got a tuple of %zd, expected one of the %zd gradients", PyTuple_GET_SIZE(out), n);
+        PyErr_Format(PyExc_ValueError, "out: got a tuple of %zd, expected one of the %zd gradients",
+                     PyTuple_GET_SIZE(out), n);
     else
-        PyErr_Format(PyExc_TypeError, "out: got %.100s, expected a tuple of the %zd gradients", Py_TYPE(out)->tp_name, n);
+        PyErr_Format(PyExc_TypeError, "out: got %.100s, expected a tuple of the %zd gradients", Py_TYPE(out)->tp_name,
+                     n);
     return -1;
 }
 
@@ -110,7 +114,8 @@ static int check_no_gradient(PyObject *given, size_t i, const char *input)
 {
     if (!given || given == Py_None)
         return 0;
-    PyErr_Format(PyExc_ValueError, "out[%zu]: got %.100s, expected None, because there is no %s", i, Py_TYPE(given)->tp_name, input);
+    PyErr_Format(PyExc_ValueError, "out[%zu]: got %.100s, expected None, because there is no %s", i,
+                 Py_TYPE(given)->tp_name, input);
     return -1;
 }
 

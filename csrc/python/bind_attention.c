@@ -62,7 +62,8 @@ static int check_sizes(const FwmAttention *a)
     return -1;
 }
 
-static PyArrayObject *read_array(AttentionCall *c, Input which, PyObject *given, const char *letters, int rank, const npy_intp *shape)
+static PyArrayObject *read_array(AttentionCall *c, Input which, PyObject *given, const char *letters, int rank,
+                                 const npy_intp *shape)
 {
     PyArrayObject *array = c->inputs[which] = fwm_real_input(given, input_names[which], c->type, "q", &c->came[which]);
     return array && fwm_check_shape(array, input_names[which], letters, rank, shape) == 0 ? array : NULL;
@@ -107,17 +108,16 @@ static int read_out(AttentionCall *c, PyObject *out)
     return c->o ? 0 : -1;
 }
 
-static int run(AttentionCall *c, size_t (*scratch_of)(const FwmAttention *, int), void (*kernel)(const FwmAttention *, int, void *))
+static int run(AttentionCall *c, size_t (*scratch_of)(const FwmAttention *, int),
+               void (*kernel)(const FwmAttention *, int, void *))
 {
     const int threads = fwm_num_threads();
     size_t stride;
     void *scratch = fwm_scratch(1, scratch_of(&c->a, threads), &stride);
     if (!scratch)
         return -1;
-    Py_BEGIN_ALLOW_THREADS
-    kernel(&c->a, threads, scratch);
-    Py_END_ALLOW_THREADS
-    fwm_release_scratch(scratch);
+    Py_BEGIN_ALLOW_THREADS kernel(&c->a, threads, scratch);
+    Py_END_ALLOW_THREADS fwm_release_scratch(scratch);
     return 0;
 }
 
@@ -153,13 +153,14 @@ PyObject *fwm_py_attention_forward(PyObject *Py_UNUSED(module), PyObject *args)
 static int read_results(AttentionCall *c, PyObject *o, PyObject *lse)
 {
     if ((o == Py_None) != (lse == Py_None)) {
-        PyErr_Format(PyExc_ValueError, "%s: got None, expected an array, because %s is given", o == Py_None ? "o" : "lse",
-                     o == Py_None ? "lse" : "o");
+        PyErr_Format(PyExc_ValueError, "%s: got None, expected an array, because %s is given",
+                     o == Py_None ? "o" : "lse", o == Py_None ? "lse" : "o");
         return -1;
     }
     if (o == Py_None)
         return 0;
-    if (!read_array(c, IN_O, o, "(B, T, HQ, V)", 4, c->o_shape) || !read_array(c, IN_LSE, lse, "(B, T, HQ)", 3, c->lse_shape))
+    if (!read_array(c, IN_O, o, "(B, T, HQ, V)", 4, c->o_shape) ||
+        !read_array(c, IN_LSE, lse, "(B, T, HQ)", 3, c->lse_shape))
         return -1;
     c->a.o = PyArray_DATA(c->inputs[IN_O]), c->a.lse = PyArray_DATA(c->inputs[IN_LSE]);
     return 0;

@@ -22,8 +22,8 @@ typedef struct {
     int type;
     npy_intp x_shape[3], state_shape[3];
     FwmSequences sequences;
-    PyArrayObject *inputs[N_INPUTS];       /* as the kernel reads them; NULL where there is none */
-    PyArrayObject *came[N_INPUTS];         /* as they came: what an out must not overlap */
+    PyArrayObject *inputs[N_INPUTS]; /* as the kernel reads them; NULL where there is none */
+    PyArrayObject *came[N_INPUTS];   /* as they came: what an out must not overlap */
     PyArrayObject *y, *state;
     PyArrayObject *gradients[N_GRADIENTS]; /* NULL for inputs that there are not */
 } Call;
@@ -132,7 +132,8 @@ static int place_sequences(Call *k)
 static int check_apart_from_inputs(const Call *k, PyArrayObject *out, const char *name)
 {
     for (int i = 0; i < N_GRADIENTS; i++) {
-        const bool in_place = i == IN_STATE && out == k->state && k->inputs[i] && PyArray_DATA(out) == PyArray_DATA(k->inputs[i]);
+        const bool in_place =
+            i == IN_STATE && out == k->state && k->inputs[i] && PyArray_DATA(out) == PyArray_DATA(k->inputs[i]);
         if (k->inputs[i] && !in_place && fwm_check_apart(out, name, k->came[i], input_names[i]) < 0)
             return -1;
     }
@@ -173,10 +174,8 @@ static int forward(Call *k, bool output_final_state)
     if (place_sequences(k) < 0)
         return -1;
     const int threads = fwm_num_threads();
-    Py_BEGIN_ALLOW_THREADS
-    k->kernels->convolution.forward(&k->c, threads);
-    Py_END_ALLOW_THREADS
-    return 0;
+    Py_BEGIN_ALLOW_THREADS k->kernels->convolution.forward(&k->c, threads);
+    Py_END_ALLOW_THREADS return 0;
 }
 
 /* args: x, weight, bias, activation, initial_state, output_final_state, cu_seqlens, out. */
@@ -187,7 +186,8 @@ PyObject *fwm_py_convolution_forward(PyObject *Py_UNUSED(module), PyObject *cons
     bool output_final_state;
     if (fwm_check_count("convolution_forward", n_args, 8) < 0)
         return NULL;
-    if (read_inputs(&k, args, args[4], args[6]) == 0 && fwm_flag(args[5], "output_final_state", &output_final_state) == 0 &&
+    if (read_inputs(&k, args, args[4], args[6]) == 0 &&
+        fwm_flag(args[5], "output_final_state", &output_final_state) == 0 &&
         (args[7] == Py_None || read_out(&k, args[7]) == 0) && forward(&k, output_final_state) == 0)
         result = PyTuple_Pack(2, (PyObject *)k.y, k.state ? (PyObject *)k.state : Py_None);
     release(&k);
@@ -216,10 +216,8 @@ static int backward(Call *k, PyObject *out)
     void *scratch = fwm_scratch(1, k->kernels->convolution.backward_scratch(&k->c), &unused);
     if (!scratch)
         return -1;
-    Py_BEGIN_ALLOW_THREADS
-    k->kernels->convolution.backward(&k->c, threads, scratch);
-    Py_END_ALLOW_THREADS
-    fwm_release_scratch(scratch);
+    Py_BEGIN_ALLOW_THREADS k->kernels->convolution.backward(&k->c, threads, scratch);
+    Py_END_ALLOW_THREADS fwm_release_scratch(scratch);
     return 0;
 }
 

@@ -34,7 +34,8 @@ static void map_task(void *context, size_t index, int thread)
     const void *omega = c->omega ? PyArray_DATA(c->omega) : NULL;
     void *scratch = c->scratch + (size_t)thread * c->stride;
     if (c->dy)
-        c->kernels->map_backward(c->map, c->d, c->argument, count, (const char *)PyArray_DATA(c->dy) + t * c->features * size, x, omega,
+        c->kernels->map_backward(c->map, c->d, c->argument, count,
+                                 (const char *)PyArray_DATA(c->dy) + t * c->features * size, x, omega,
                                  (char *)PyArray_DATA(c->out) + t * c->d * size, scratch);
     else
         c->kernels->map_forward(c->map, c->d, c->argument, count, x, omega,
@@ -74,7 +75,8 @@ static int read_x(MapCall *c, PyObject *given)
         return -1;
     const int rank = PyArray_NDIM(c->x);
     if (rank == 0 || PyArray_DIM(c->x, rank - 1) == 0 || PyArray_DIM(c->x, rank - 1) > LARGEST_D) {
-        PyErr_Format(PyExc_ValueError, "x: got %d dimensions of which the last has %zd, expected (..., d) with d in 1..%d", rank,
+        PyErr_Format(PyExc_ValueError,
+                     "x: got %d dimensions of which the last has %zd, expected (..., d) with d in 1..%d", rank,
                      rank ? PyArray_DIM(c->x, rank - 1) : (npy_intp)0, LARGEST_D);
         return -1;
     }
@@ -120,10 +122,8 @@ static int run(MapCall *c)
     c->scratch = fwm_scratch((size_t)threads, c->kernels->map_scratch(c->map, c->d, c->argument), &c->stride);
     if (!c->scratch)
         return -1;
-    Py_BEGIN_ALLOW_THREADS
-    fwm_parallel_for(threads, (c->n + TOKENS_IN_TASK - 1) / TOKENS_IN_TASK, map_task, c);
-    Py_END_ALLOW_THREADS
-    fwm_release_scratch(c->scratch);
+    Py_BEGIN_ALLOW_THREADS fwm_parallel_for(threads, (c->n + TOKENS_IN_TASK - 1) / TOKENS_IN_TASK, map_task, c);
+    Py_END_ALLOW_THREADS fwm_release_scratch(c->scratch);
     return 0;
 }
 
@@ -183,8 +183,7 @@ PyObject *fwm_py_draw_omega(PyObject *Py_UNUSED(module), PyObject *args)
     float *normals = omega ? fwm_scratch(blocks, block * sizeof(float), &unused) : NULL;
     void *scratch = normals ? fwm_scratch(1, kernels->make_omega_scratch((size_t)d), &unused) : NULL;
     if (scratch) {
-        Py_BEGIN_ALLOW_THREADS
-        for (size_t i = 0; i < blocks; i++)
+        Py_BEGIN_ALLOW_THREADS for (size_t i = 0; i < blocks; i++)
             fwm_next_normal_block(source, block, normals + i * block);
         kernels->make_omega((size_t)d, (size_t)m, normals, PyArray_DATA((PyArrayObject *)omega), scratch);
         Py_END_ALLOW_THREADS

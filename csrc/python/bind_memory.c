@@ -33,10 +33,8 @@ static int run(FwmMemoryCall *c, Direction direction)
     void *scratch = fwm_scratch(1, direction.scratch(m, threads), &unused);
     if (!scratch)
         return -1;
-    Py_BEGIN_ALLOW_THREADS
-    direction.run(m, threads, scratch);
-    Py_END_ALLOW_THREADS
-    fwm_release_scratch(scratch);
+    Py_BEGIN_ALLOW_THREADS direction.run(m, threads, scratch);
+    Py_END_ALLOW_THREADS fwm_release_scratch(scratch);
     return 0;
 }
 
@@ -86,7 +84,8 @@ PyObject *fwm_py_memory_forward(PyObject *Py_UNUSED(module), PyObject *const *ar
         return NULL;
     PyObject *const output_final_state = args[N_COMMON_ARGS + 1];
     if (!PyBool_Check(output_final_state))
-        return PyErr_Format(PyExc_TypeError, "output_final_state: got %.100s, expected True or False", Py_TYPE(output_final_state)->tp_name);
+        return PyErr_Format(PyExc_TypeError, "output_final_state: got %.100s, expected True or False",
+                            Py_TYPE(output_final_state)->tp_name);
     if (fwm_read_memory(&c, args[0], args + 1) == 0 && fwm_read_memory_out(&c, args[N_COMMON_ARGS + 2]) == 0 &&
         make_outputs(&c, output_final_state == Py_True) == 0 &&
         run(&c, (Direction){c.kernels->memory.forward_scratch, c.kernels->memory.forward}) == 0)
@@ -137,14 +136,15 @@ PyObject *fwm_py_memory_backward(PyObject *Py_UNUSED(module), PyObject *const *a
 
 static PyObject *row_of(const FwmMemoryInfo *info)
 {
-    static const char *const strengths[] = {[FWM_NO_STRENGTH] = "", [FWM_BETA] = "beta", [FWM_ERASE_AND_WRITE] = "b, w"};
+    static const char *const strengths[] = {
+        [FWM_NO_STRENGTH] = "", [FWM_BETA] = "beta", [FWM_ERASE_AND_WRITE] = "b, w"};
     const bool flags[] = {info->scalar_gate, info->channel_gate, info->normalizes, info->has_qk_norm, info->clamps};
     PyObject *f[5];
     for (int i = 0; i < 5; i++)
         f[i] = flags[i] ? Py_True : Py_False;
-    return Py_BuildValue("{s:s,s:O,s:O,s:s,s:O,s:O,s:O,s:s}", "function", info->function, "scalar_gate", f[0], "channel_gate", f[1],
-                         "strength", strengths[info->strength], "normalizes", f[2], "has_qk_norm", f[3], "clamps", f[4], "summary",
-                         info->summary);
+    return Py_BuildValue("{s:s,s:O,s:O,s:s,s:O,s:O,s:O,s:s}", "function", info->function, "scalar_gate", f[0],
+                         "channel_gate", f[1], "strength", strengths[info->strength], "normalizes", f[2], "has_qk_norm",
+                         f[3], "clamps", f[4], "summary", info->summary);
 }
 
 int fwm_add_memory_table(PyObject *module)

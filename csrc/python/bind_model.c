@@ -1,6 +1,6 @@
 /* Model: the experiments' model as an object that owns its memory and hands out views of its parameters. One thread
- * at a time may use a model; a second one gets a RuntimeError. While it is trained, a callback may read it, and the run goes on
- * as if it had not. */
+ * at a time may use a model; a second one gets a RuntimeError. While it is trained, a callback may read it, and the run
+ * goes on as if it had not. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
@@ -76,16 +76,17 @@ static int initialise(FwmModel *model, uint32_t seed, bool philox)
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"n_keys", "hidden_size", "batch_size", "argument", "map", "rule", "replace", "seed", "favor_generator",
-                            "dtype", NULL};
+    static char *names[] = {"n_keys",  "hidden_size", "batch_size",      "argument", "map", "rule",
+                            "replace", "seed",        "favor_generator", "dtype",    NULL};
     PyObject *given[4], *map, *rule, *given_replace, *given_seed;
     const char *generator;
     PyArray_Descr *dtype = NULL;
     bool replace;
     long long seed;
     FwmModelSizes sizes = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOOOOOOsO&:Model", names, &given[0], &given[1], &given[2], &given[3], &map, &rule,
-                                     &given_replace, &given_seed, &generator, PyArray_DescrConverter, &dtype))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOOOOOOsO&:Model", names, &given[0], &given[1], &given[2],
+                                     &given[3], &map, &rule, &given_replace, &given_seed, &generator,
+                                     PyArray_DescrConverter, &dtype))
         return NULL;
     const int number_type = dtype->type_num;
     Py_DECREF(dtype);
@@ -136,10 +137,12 @@ void fwm_model_release(FwmModelObject *self)
 /* The same for a call inside a callback of the training, on the scratch that the training has. */
 static int claim_nested(FwmModelObject *self, FwmModelUse use)
 {
-    const char *reason = self->thread != PyThread_get_thread_ident() ? "is in use by another thread"
-                         : !self->in_callback                        ? "is in use by a call that has not ended"
-                         : use == FWM_CHANGES ? "is being trained: on_evaluation and on_progress may read it, but neither step nor train it"
-                                          : NULL;
+    const char *reason =
+        self->thread != PyThread_get_thread_ident() ? "is in use by another thread"
+        : !self->in_callback                        ? "is in use by a call that has not ended"
+        : use == FWM_CHANGES
+            ? "is being trained: on_evaluation and on_progress may read it, but neither step nor train it"
+            : NULL;
     if (reason) {
         PyErr_Format(PyExc_RuntimeError, "this Model %s", reason);
         return -1;
@@ -172,8 +175,9 @@ static PyObject *view_of(const FwmModelObject *self, const FwmParameter *p, void
     const npy_intp size = (npy_intp)self->model.kernels->real_size;
     npy_intp shape[] = {(npy_intp)p->rows, (npy_intp)p->columns};
     npy_intp strides[] = {(npy_intp)p->row_stride * size, (npy_intp)p->column_stride * size};
-    PyObject *view = PyArray_New(&PyArray_Type, p->columns ? 2 : 1, shape, self->type, strides,
-                                 (char *)numbers + (npy_intp)p->offset * size, 0, NPY_ARRAY_WRITEABLE | NPY_ARRAY_ALIGNED, NULL);
+    PyObject *view =
+        PyArray_New(&PyArray_Type, p->columns ? 2 : 1, shape, self->type, strides,
+                    (char *)numbers + (npy_intp)p->offset * size, 0, NPY_ARRAY_WRITEABLE | NPY_ARRAY_ALIGNED, NULL);
     if (view && PyArray_SetBaseObject((PyArrayObject *)view, Py_NewRef(owner)) < 0)
         Py_CLEAR(view);
     return view;
@@ -304,8 +308,8 @@ static int read_omega(FwmModelObject *self, BatchArrays *a, PyObject *omega)
 }
 
 /* answer NULL: none is asked for. */
-static int read_batch(FwmModelObject *self, BatchArrays *a, PyObject *keys, PyObject *values, PyObject *query, PyObject *answer,
-                      PyObject *omega)
+static int read_batch(FwmModelObject *self, BatchArrays *a, PyObject *keys, PyObject *values, PyObject *query,
+                      PyObject *answer, PyObject *omega)
 {
     const FwmModelSizes *z = &self->model.sizes;
     const long long N = (long long)z->n_keys;
@@ -350,15 +354,10 @@ static PyObject *run_batch(PyObject *object, PyObject *args, const char *format,
     const FwmModelUse use = purpose == STEP ? FWM_CHANGES : FWM_READS;
     if (read_batch(self, &a, keys, values, query, answer, omega) == 0 && fwm_model_claim(self, use) == 0) {
         FwmModel *model = &self->model;
-        Py_BEGIN_ALLOW_THREADS
-        if (purpose == LOSS)
-            loss = model->kernels->model.loss(model, &a.batch);
-        else if (purpose == GRADIENTS)
-            loss = model->kernels->model.gradients(model, &a.batch);
-        else
-            loss = model->kernels->model.step(model, &a.batch, lr);
-        Py_END_ALLOW_THREADS
-        out = purpose == GRADIENTS ? gradients(self) : PyFloat_FromDouble(loss);
+        Py_BEGIN_ALLOW_THREADS if (purpose == LOSS) loss = model->kernels->model.loss(model, &a.batch);
+        else if (purpose == GRADIENTS) loss = model->kernels->model.gradients(model, &a.batch);
+        else loss = model->kernels->model.step(model, &a.batch, lr);
+        Py_END_ALLOW_THREADS out = purpose == GRADIENTS ? gradients(self) : PyFloat_FromDouble(loss);
         fwm_model_release(self);
     }
     release_batch(&a);
@@ -391,10 +390,9 @@ static PyObject *model_read_out(PyObject *object, PyObject *args)
         const npy_intp shape[] = {(npy_intp)a.batch.n, (npy_intp)self->model.sizes.n_keys};
         y = PyArray_SimpleNew(2, shape, self->type);
         if (y && fwm_model_claim(self, FWM_READS) == 0) {
-            Py_BEGIN_ALLOW_THREADS
-            self->model.kernels->model.read_out(&self->model, &a.batch, PyArray_DATA((PyArrayObject *)y));
-            Py_END_ALLOW_THREADS
-            fwm_model_release(self);
+            Py_BEGIN_ALLOW_THREADS self->model.kernels->model.read_out(&self->model, &a.batch,
+                                                                       PyArray_DATA((PyArrayObject *)y));
+            Py_END_ALLOW_THREADS fwm_model_release(self);
         } else {
             Py_CLEAR(y);
         }
@@ -425,10 +423,8 @@ static PyObject *model_evaluate(PyObject *object, PyObject *given)
     float loss = 0;
     int status = -1;
     if (fwm_model_claim(self, FWM_READS) == 0) {
-        Py_BEGIN_ALLOW_THREADS
-        status = fwm_evaluate(&self->model, stream, &loss);
-        Py_END_ALLOW_THREADS
-        fwm_model_release(self);
+        Py_BEGIN_ALLOW_THREADS status = fwm_evaluate(&self->model, stream, &loss);
+        Py_END_ALLOW_THREADS fwm_model_release(self);
         if (status < 0)
             PyErr_NoMemory();
     }
@@ -465,7 +461,8 @@ static PyType_Slot slots[] = {
 
 int fwm_add_model_type(PyObject *module)
 {
-    PyType_Spec spec = {"fwm_py._core.Model", sizeof(FwmModelObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, slots};
+    PyType_Spec spec = {"fwm_py._core.Model", sizeof(FwmModelObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+                        slots};
     PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
     if (!type)
         return -1;

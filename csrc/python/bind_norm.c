@@ -19,8 +19,8 @@ typedef struct {
     const FwmKernels *kernels;
     FwmRmsNorm c;
     int type;
-    PyArrayObject *inputs[N_INPUTS]; /* as the kernel reads them; NULL where there is none */
-    PyArrayObject *came[N_INPUTS];   /* as they came: what an out must not overlap */
+    PyArrayObject *inputs[N_INPUTS];           /* as the kernel reads them; NULL where there is none */
+    PyArrayObject *came[N_INPUTS];             /* as they came: what an out must not overlap */
     PyArrayObject *y, *gradients[N_GRADIENTS]; /* NULL for inputs that there are not */
 } Call;
 
@@ -53,7 +53,8 @@ static int read_x(Call *k, PyObject *given)
     const int rank = PyArray_NDIM(x);
     const npy_intp D = rank ? PyArray_DIM(x, rank - 1) : 0;
     if (D == 0) {
-        PyErr_Format(PyExc_ValueError, "x: got %s, expected (..., D) with D at least 1", rank ? "rows of no numbers" : "a number");
+        PyErr_Format(PyExc_ValueError, "x: got %s, expected (..., D) with D at least 1",
+                     rank ? "rows of no numbers" : "a number");
         return -1;
     }
     k->type = PyArray_TYPE(x);
@@ -67,7 +68,8 @@ static int read_like_x(Call *k, Input which, PyObject *given)
 {
     PyArrayObject *x = k->inputs[IN_X];
     return read_array(k, which, given) < 0 ? -1
-               : fwm_check_shape(k->inputs[which], input_names[which], "(..., D), as x has", PyArray_NDIM(x), PyArray_DIMS(x));
+                                           : fwm_check_shape(k->inputs[which], input_names[which], "(..., D), as x has",
+                                                             PyArray_NDIM(x), PyArray_DIMS(x));
 }
 
 static int read_weight(Call *k, PyObject *given)
@@ -99,7 +101,8 @@ static int read_eps(Call *k, PyObject *eps)
 /* args: x, weight, gate, activation, eps. */
 static int read_inputs(Call *k, PyObject *const *args)
 {
-    if (read_x(k, args[0]) < 0 || read_weight(k, args[1]) < 0 || read_gate(k, args[2], args[3]) < 0 || read_eps(k, args[4]) < 0)
+    if (read_x(k, args[0]) < 0 || read_weight(k, args[1]) < 0 || read_gate(k, args[2], args[3]) < 0 ||
+        read_eps(k, args[4]) < 0)
         return -1;
     k->c.x = PyArray_DATA(k->inputs[IN_X]);
     k->c.weight = PyArray_DATA(k->inputs[IN_WEIGHT]);
@@ -118,10 +121,8 @@ static int forward(Call *k, PyObject *out)
         return -1;
     k->c.y = PyArray_DATA(k->y);
     const int threads = fwm_num_threads();
-    Py_BEGIN_ALLOW_THREADS
-    k->kernels->norm.forward(&k->c, threads);
-    Py_END_ALLOW_THREADS
-    return 0;
+    Py_BEGIN_ALLOW_THREADS k->kernels->norm.forward(&k->c, threads);
+    Py_END_ALLOW_THREADS return 0;
 }
 
 /* args: x, weight, gate, activation, eps, out. */
@@ -159,10 +160,8 @@ static int backward(Call *k, PyObject *out)
     if (!scratch)
         return -1;
     const int threads = fwm_num_threads();
-    Py_BEGIN_ALLOW_THREADS
-    k->kernels->norm.backward(&k->c, threads, scratch);
-    Py_END_ALLOW_THREADS
-    fwm_release_scratch(scratch);
+    Py_BEGIN_ALLOW_THREADS k->kernels->norm.backward(&k->c, threads, scratch);
+    Py_END_ALLOW_THREADS fwm_release_scratch(scratch);
     return 0;
 }
 

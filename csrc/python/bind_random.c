@@ -14,18 +14,17 @@
 #include "python/states.h"
 #include "random/numpy_legacy.h"
 
-#define HIGHEST_POPULATION 2147483647LL     /* permutations are held as int32 */
+#define HIGHEST_POPULATION 2147483647LL /* permutations are held as int32 */
 
 typedef struct {
     FwmRandomObject base;
     FwmBlockSource source;
     uint32_t seed;
-} SourceObject;         /* Philox or MT19937, by source.kind */
+} SourceObject; /* Philox or MT19937, by source.kind */
 
 /* ---- arguments ---- */
 
-int fwm_integer_argument(PyObject *given, const char *name, long long lowest, long long highest,
-                         long long *value)
+int fwm_integer_argument(PyObject *given, const char *name, long long lowest, long long highest, long long *value)
 {
     PyObject *index = PyNumber_Index(given);
     if (index == NULL) {
@@ -38,13 +37,12 @@ int fwm_integer_argument(PyObject *given, const char *name, long long lowest, lo
     int in_range = !overflow && *value >= lowest && *value <= highest;
     if (!in_range) {
         PyObject *digits = PyObject_Repr(index);
-        if (digits == NULL) {       /* Python refuses to print integers of thousands of digits */
+        if (digits == NULL) { /* Python refuses to print integers of thousands of digits */
             PyErr_Clear();
             digits = PyUnicode_FromString("an integer of thousands of digits");
         }
         if (digits != NULL)
-            PyErr_Format(PyExc_ValueError, "%s must be in %lld..%lld, not %.60U", name, lowest, highest,
-                         digits);
+            PyErr_Format(PyExc_ValueError, "%s must be in %lld..%lld, not %.60U", name, lowest, highest, digits);
         Py_XDECREF(digits);
     }
     Py_DECREF(index);
@@ -94,8 +92,7 @@ static void *data_of(PyObject *array)
 
 /* ---- Philox and MT19937 ---- */
 
-static PyObject *new_source(PyTypeObject *type, PyObject *args, PyObject *kwargs, const char *format,
-                            uint32_t *seed)
+static PyObject *new_source(PyTypeObject *type, PyObject *args, PyObject *kwargs, const char *format, uint32_t *seed)
 {
     long long value;
     if (only_integer(args, kwargs, format, "seed", 0, HIGHEST_WORD, &value) < 0)
@@ -215,14 +212,13 @@ static PyObject *mt19937_uniform(PyObject *self, PyObject *args, PyObject *kwarg
     PyObject *given_n, *given_low = NULL, *given_high = NULL;
     float low = 0.0f, high = 1.0f;
     long long n;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO:uniform", names, &given_n, &given_low,
-                                     &given_high) ||
-        fwm_integer_argument(given_n, "n", 0, HIGHEST_LENGTH, &n) < 0 ||
-        finite_argument(given_low, "low", &low) < 0 || finite_argument(given_high, "high", &high) < 0)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO:uniform", names, &given_n, &given_low, &given_high) ||
+        fwm_integer_argument(given_n, "n", 0, HIGHEST_LENGTH, &n) < 0 || finite_argument(given_low, "low", &low) < 0 ||
+        finite_argument(given_high, "high", &high) < 0)
         return NULL;
     if (low > high || !isfinite(high - low)) {
-        PyErr_SetString(PyExc_ValueError, low > high ? "low must not be above high"
-                                                     : "low and high must differ by a finite float32");
+        PyErr_SetString(PyExc_ValueError,
+                        low > high ? "low must not be above high" : "low and high must differ by a finite float32");
         return NULL;
     }
     if (fwm_random_claim(self) < 0)
@@ -290,25 +286,27 @@ static PyObject *mt19937_choice(PyObject *self, PyObject *args, PyObject *kwargs
     return choice(self, (uint32_t)n, (Py_ssize_t)size, replace);
 }
 
-PyDoc_STRVAR(philox_doc,
-"Philox(seed)\n--\n\n"
-"Blocks of standard normals as torch draws them on CUDA.\n\n"
-"Philox4x32-10 and a Box-Muller transform in float32; the published FAVOR+ runs took their features from\n"
-"it. The blocks of a seed never change.\n\n"
-"Parameters\n----------\nseed : int\n    0..2**32 - 1.\n\n"
-"Raises\n------\nTypeError, ValueError\n    If the seed is no such integer.\n\n"
-"Notes\n-----\n"
-"Element i of block j depends on (seed, j, i) alone. After ``torch.cuda.manual_seed(seed)`` the calls of\n"
-"``torch.randn(64, 64, device=\"cuda\")`` give these blocks, but for the last bits of CUDA's logarithm and\n"
-"sine. Source: Salmon, Moraes, Dror, Shaw, \"Parallel random numbers: as easy as 1, 2, 3\" (2011).");
+PyDoc_STRVAR(
+    philox_doc,
+    "Philox(seed)\n--\n\n"
+    "Blocks of standard normals as torch draws them on CUDA.\n\n"
+    "Philox4x32-10 and a Box-Muller transform in float32; the published FAVOR+ runs took their features from\n"
+    "it. The blocks of a seed never change.\n\n"
+    "Parameters\n----------\nseed : int\n    0..2**32 - 1.\n\n"
+    "Raises\n------\nTypeError, ValueError\n    If the seed is no such integer.\n\n"
+    "Notes\n-----\n"
+    "Element i of block j depends on (seed, j, i) alone. After ``torch.cuda.manual_seed(seed)`` the calls of\n"
+    "``torch.randn(64, 64, device=\"cuda\")`` give these blocks, but for the last bits of CUDA's logarithm and\n"
+    "sine. Source: Salmon, Moraes, Dror, Shaw, \"Parallel random numbers: as easy as 1, 2, 3\" (2011).");
 
-PyDoc_STRVAR(philox_normal_doc,
-"normal($self, /, n)\n--\n\n"
-"Draw the next block: n standard normals, (n,) float32, n < 2**32.");
+PyDoc_STRVAR(philox_normal_doc, "normal($self, /, n)\n--\n\n"
+                                "Draw the next block: n standard normals, (n,) float32, n < 2**32.");
 
-#define STATE_METHODS \
-    {"__reduce__", source_reduce, METH_NOARGS, NULL}, \
-    {"__setstate__", source_setstate, METH_O, NULL}
+#define STATE_METHODS                                                                                                  \
+    {"__reduce__", source_reduce, METH_NOARGS, NULL},                                                                  \
+    {                                                                                                                  \
+        "__setstate__", source_setstate, METH_O, NULL                                                                  \
+    }
 
 static PyMethodDef philox_methods[] = {
     STATE_METHODS,
@@ -322,46 +320,46 @@ static PyGetSetDef philox_getset[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-PyDoc_STRVAR(mt19937_doc,
-"MT19937(seed)\n--\n\n"
-"The Mersenne Twister, with the draws that torch's CPU generator and NumPy's RandomState make of it.\n\n"
-"One stream of 32-bit words serves all methods, in the order of the calls. The draws of a seed never\n"
-"change.\n\n"
-"Parameters\n----------\nseed : int\n    0..2**32 - 1.\n\n"
-"Raises\n------\nTypeError, ValueError\n    If the seed is no such integer.\n\n"
-"Notes\n-----\n"
-"``uniform`` and ``normal`` equal ``torch.empty(n).uniform_(low, high)`` and ``torch.randn(n)`` to the bit,\n"
-"after ``torch.manual_seed(seed)`` on a CPU with AVX2. ``bounded``, ``permutation`` and ``choice`` equal\n"
-"those of ``numpy.random.RandomState(seed)``. Source: Matsumoto, Nishimura, \"Mersenne Twister\" (1998).");
+PyDoc_STRVAR(
+    mt19937_doc,
+    "MT19937(seed)\n--\n\n"
+    "The Mersenne Twister, with the draws that torch's CPU generator and NumPy's RandomState make of it.\n\n"
+    "One stream of 32-bit words serves all methods, in the order of the calls. The draws of a seed never\n"
+    "change.\n\n"
+    "Parameters\n----------\nseed : int\n    0..2**32 - 1.\n\n"
+    "Raises\n------\nTypeError, ValueError\n    If the seed is no such integer.\n\n"
+    "Notes\n-----\n"
+    "``uniform`` and ``normal`` equal ``torch.empty(n).uniform_(low, high)`` and ``torch.randn(n)`` to the bit,\n"
+    "after ``torch.manual_seed(seed)`` on a CPU with AVX2. ``bounded``, ``permutation`` and ``choice`` equal\n"
+    "those of ``numpy.random.RandomState(seed)``. Source: Matsumoto, Nishimura, \"Mersenne Twister\" (1998).");
 
-PyDoc_STRVAR(mt19937_uint32_doc,
-"uint32($self, /, n)\n--\n\nDraw n words, (n,) uint32.");
+PyDoc_STRVAR(mt19937_uint32_doc, "uint32($self, /, n)\n--\n\nDraw n words, (n,) uint32.");
 
 PyDoc_STRVAR(mt19937_uniform_doc,
-"uniform($self, /, n, low=0.0, high=1.0)\n--\n\n"
-"Draw n uniforms on [low, high), (n,) float32, as torch does.\n\n"
-"Raises ValueError unless low <= high and both and their difference are finite in float32.");
+             "uniform($self, /, n, low=0.0, high=1.0)\n--\n\n"
+             "Draw n uniforms on [low, high), (n,) float32, as torch does.\n\n"
+             "Raises ValueError unless low <= high and both and their difference are finite in float32.");
 
 PyDoc_STRVAR(mt19937_normal_doc,
-"normal($self, /, n)\n--\n\n"
-"Draw n standard normals, (n,) float32, as torch does.\n\n"
-"A draw of n is not the beginning of a longer one. Fewer than 16 are made in pairs, in double precision;\n"
-"the second of a pair that was not asked for waits for the next such call.");
+             "normal($self, /, n)\n--\n\n"
+             "Draw n standard normals, (n,) float32, as torch does.\n\n"
+             "A draw of n is not the beginning of a longer one. Fewer than 16 are made in pairs, in double precision;\n"
+             "the second of a pair that was not asked for waits for the next such call.");
 
 PyDoc_STRVAR(mt19937_bounded_doc,
-"bounded($self, /, max)\n--\n\n"
-"Draw an int on 0..max, both inclusive, as ``RandomState.randint(max + 1)`` does; max = 0 draws nothing.");
+             "bounded($self, /, max)\n--\n\n"
+             "Draw an int on 0..max, both inclusive, as ``RandomState.randint(max + 1)`` does; max = 0 draws nothing.");
 
 PyDoc_STRVAR(mt19937_permutation_doc,
-"permutation($self, /, n)\n--\n\n"
-"Draw a permutation of 0..n-1, (n,) int64, as ``RandomState.permutation(n)`` does.");
+             "permutation($self, /, n)\n--\n\n"
+             "Draw a permutation of 0..n-1, (n,) int64, as ``RandomState.permutation(n)`` does.");
 
 PyDoc_STRVAR(mt19937_choice_doc,
-"choice($self, /, n, size, replace)\n--\n\n"
-"Draw size elements of 0..n-1, (size,) int64, as ``RandomState.choice(n, size, replace)`` does.\n\n"
-"Raises ValueError if size is above n without replacement.");
+             "choice($self, /, n, size, replace)\n--\n\n"
+             "Draw size elements of 0..n-1, (size,) int64, as ``RandomState.choice(n, size, replace)`` does.\n\n"
+             "Raises ValueError if size is above n without replacement.");
 
-#define METHOD(name) \
+#define METHOD(name)                                                                                                   \
     {#name, (PyCFunction)(void (*)(void))mt19937_##name, METH_VARARGS | METH_KEYWORDS, mt19937_##name##_doc}
 
 static PyMethodDef mt19937_methods[] = {
@@ -376,14 +374,18 @@ static PyMethodDef mt19937_methods[] = {
 };
 
 static PyType_Slot philox_slots[] = {
-    {Py_tp_doc, (void *)philox_doc},       {Py_tp_new, philox_new},        {Py_tp_dealloc, source_dealloc},
-    {Py_tp_methods, philox_methods},       {Py_tp_getset, philox_getset},  {Py_tp_repr, source_repr},
+    {Py_tp_doc, (void *)philox_doc},
+    {Py_tp_new, philox_new},
+    {Py_tp_dealloc, source_dealloc},
+    {Py_tp_methods, philox_methods},
+    {Py_tp_getset, philox_getset},
+    {Py_tp_repr, source_repr},
     {0, NULL},
 };
 
 static PyType_Slot mt19937_slots[] = {
-    {Py_tp_doc, (void *)mt19937_doc},      {Py_tp_new, mt19937_new},       {Py_tp_dealloc, source_dealloc},
-    {Py_tp_methods, mt19937_methods},      {Py_tp_repr, source_repr},      {0, NULL},
+    {Py_tp_doc, (void *)mt19937_doc}, {Py_tp_new, mt19937_new},  {Py_tp_dealloc, source_dealloc},
+    {Py_tp_methods, mt19937_methods}, {Py_tp_repr, source_repr}, {0, NULL},
 };
 
 /* ---- for the rest of the extension ---- */
@@ -411,8 +413,7 @@ FwmBlockSource *fwm_block_source_of(PyObject *object)
 {
     if (Py_TYPE(object)->tp_dealloc == source_dealloc)
         return source_of(object);
-    PyErr_Format(PyExc_TypeError, "generator must be a Philox or an MT19937, not %.100s",
-                 Py_TYPE(object)->tp_name);
+    PyErr_Format(PyExc_TypeError, "generator must be a Philox or an MT19937, not %.100s", Py_TYPE(object)->tp_name);
     return NULL;
 }
 

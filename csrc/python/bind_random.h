@@ -33,9 +33,8 @@ void fwm_random_release(PyObject *object);
 
 /* How every object of these types begins. None can be subclassed, so tp_dealloc tells them apart. */
 typedef struct {
-    PyObject_HEAD
-    atomic_bool busy;       /* claimed */
-    unsigned long thread;   /* by which */
+    PyObject_HEAD atomic_bool busy; /* claimed */
+    unsigned long thread;           /* by which */
 } FwmRandomObject;
 
 int fwm_add_type(PyObject *module, PyType_Spec *spec);
@@ -43,7 +42,6 @@ int fwm_add_stream_type(PyObject *module);
 
 /* 0, or -1 with a ValueError or TypeError that names the argument, unless `given` is an integer in the
  * range. */
-int fwm_integer_argument(PyObject *given, const char *name, long long lowest, long long highest,
-                         long long *value);
+int fwm_integer_argument(PyObject *given, const char *name, long long lowest, long long highest, long long *value);
 
 #endif

@@ -17,7 +17,7 @@
 typedef struct {
     const FwmKernels *kernels;
     size_t rule, B, L, p, n_values;
-    PyArrayObject *dy, *keys, *values, *beta, *query;  /* dy NULL: forward; beta NULL: the rule has none */
+    PyArrayObject *dy, *keys, *values, *beta, *query; /* dy NULL: forward; beta NULL: the rule has none */
     PyArrayObject *y, *dkeys, *dbeta, *dquery;
     char *scratch;
     size_t stride;
@@ -33,15 +33,16 @@ static void sequence_task(void *context, size_t b, int thread)
     const RuleCall *c = context;
     void *scratch = c->scratch + (size_t)thread * c->stride;
     if (c->dy)
-        c->kernels->rule_backward(c->rule, c->L, c->p, c->n_values, row_of(c->dy, b), row_of(c->keys, b), row_of(c->values, b),
-                                  row_of(c->beta, b), row_of(c->query, b), row_of(c->dkeys, b), row_of(c->dbeta, b),
-                                  row_of(c->dquery, b), scratch);
+        c->kernels->rule_backward(c->rule, c->L, c->p, c->n_values, row_of(c->dy, b), row_of(c->keys, b),
+                                  row_of(c->values, b), row_of(c->beta, b), row_of(c->query, b), row_of(c->dkeys, b),
+                                  row_of(c->dbeta, b), row_of(c->dquery, b), scratch);
     else
-        c->kernels->rule_forward(c->rule, c->L, c->p, c->n_values, row_of(c->keys, b), row_of(c->values, b), row_of(c->beta, b),
-                                 row_of(c->query, b), row_of(c->y, b), scratch);
+        c->kernels->rule_forward(c->rule, c->L, c->p, c->n_values, row_of(c->keys, b), row_of(c->values, b),
+                                 row_of(c->beta, b), row_of(c->query, b), row_of(c->y, b), scratch);
 }
 
-static int read_inputs(RuleCall *c, PyObject *dy, PyObject *keys, PyObject *values, PyObject *beta, PyObject *query, PyObject *n_values)
+static int read_inputs(RuleCall *c, PyObject *dy, PyObject *keys, PyObject *values, PyObject *beta, PyObject *query,
+                       PyObject *n_values)
 {
     long long n;
     if (fwm_integer_argument(n_values, "n_values", 1, LARGEST_N_VALUES, &n) < 0)
@@ -102,10 +103,8 @@ static int run(RuleCall *c)
     c->scratch = fwm_scratch((size_t)threads, c->kernels->rule_scratch(c->rule, c->L, c->p, c->n_values), &c->stride);
     if (!c->scratch)
         return -1;
-    Py_BEGIN_ALLOW_THREADS
-    fwm_parallel_for(threads, c->B, sequence_task, c);
-    Py_END_ALLOW_THREADS
-    fwm_release_scratch(c->scratch);
+    Py_BEGIN_ALLOW_THREADS fwm_parallel_for(threads, c->B, sequence_task, c);
+    Py_END_ALLOW_THREADS fwm_release_scratch(c->scratch);
     return 0;
 }
 
@@ -116,8 +115,8 @@ static PyObject *result(RuleCall *c)
     return PyTuple_Pack(3, (PyObject *)c->dkeys, c->dbeta ? (PyObject *)c->dbeta : Py_None, (PyObject *)c->dquery);
 }
 
-static PyObject *call_rule(PyObject *function, PyObject *dy, PyObject *keys, PyObject *values, PyObject *beta, PyObject *query,
-                           PyObject *n_values)
+static PyObject *call_rule(PyObject *function, PyObject *dy, PyObject *keys, PyObject *values, PyObject *beta,
+                           PyObject *query, PyObject *n_values)
 {
     RuleCall c = {0};
     const Py_ssize_t row = fwm_find_rule(function, "function");

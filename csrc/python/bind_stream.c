@@ -11,7 +11,7 @@
 #include "python/bind_random.h"
 #include "python/states.h"
 
-#define HIGHEST_N_KEYS 1073741823LL     /* 2N is a length, held as int32 */
+#define HIGHEST_N_KEYS 1073741823LL /* 2N is a length, held as int32 */
 
 typedef struct {
     FwmRandomObject base;
@@ -25,13 +25,12 @@ static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     PyObject *given_seed, *given_n_keys, *given_batch_size, *given_replace;
     bool replace;
     long long seed, n_keys, batch_size;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:Stream", names, &given_seed, &given_n_keys,
-                                     &given_batch_size, &given_replace) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:Stream", names, &given_seed, &given_n_keys, &given_batch_size,
+                                     &given_replace) ||
         fwm_flag(given_replace, "replace", &replace) < 0 ||
         fwm_integer_argument(given_seed, "seed", 0, HIGHEST_WORD, &seed) < 0 ||
         fwm_integer_argument(given_n_keys, "n_keys", 1, HIGHEST_N_KEYS, &n_keys) < 0 ||
-        fwm_integer_argument(given_batch_size, "batch_size", 1, HIGHEST_LENGTH / (2 * n_keys),
-                             &batch_size) < 0)
+        fwm_integer_argument(given_batch_size, "batch_size", 1, HIGHEST_LENGTH / (2 * n_keys), &batch_size) < 0)
         return NULL;
     StreamObject *self = (StreamObject *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -159,7 +158,8 @@ static PyObject *stream_reduce(PyObject *self, PyObject *Py_UNUSED(args))
     PyObject *state = fwm_words_state(&stream->bits);
     fwm_random_release(self);
     return Py_BuildValue("O(knnO)N", (PyObject *)Py_TYPE(self), (unsigned long)((StreamObject *)self)->seed,
-                         (Py_ssize_t)stream->n_keys, (Py_ssize_t)stream->batch_size, stream->replace ? Py_True : Py_False, state);
+                         (Py_ssize_t)stream->n_keys, (Py_ssize_t)stream->batch_size,
+                         stream->replace ? Py_True : Py_False, state);
 }
 
 static PyObject *stream_setstate(PyObject *self, PyObject *state)
@@ -174,25 +174,27 @@ static PyObject *stream_setstate(PyObject *self, PyObject *state)
 static PyObject *stream_repr(PyObject *self)
 {
     const FwmStream *stream = &((StreamObject *)self)->stream;
-    return PyUnicode_FromFormat("<Stream of seed %lu, %zu keys, %zu sequences a batch, %s>", (unsigned long)((StreamObject *)self)->seed,
-                                stream->n_keys, stream->batch_size, stream->replace ? "with replacement" : "without replacement");
+    return PyUnicode_FromFormat("<Stream of seed %lu, %zu keys, %zu sequences a batch, %s>",
+                                (unsigned long)((StreamObject *)self)->seed, stream->n_keys, stream->batch_size,
+                                stream->replace ? "with replacement" : "without replacement");
 }
 
 PyDoc_STRVAR(stream_doc,
-"Stream(seed, n_keys, batch_size, replace)\n--\n\n"
-"The training and evaluation data of one run, from NumPy's RandomState(seed).\n\n"
-"Keys are the tokens 0..n_keys-1, values n_keys..2*n_keys-1. An evaluation consumes the stream, and the\n"
-"next batch goes on from there.");
+             "Stream(seed, n_keys, batch_size, replace)\n--\n\n"
+             "The training and evaluation data of one run, from NumPy's RandomState(seed).\n\n"
+             "Keys are the tokens 0..n_keys-1, values n_keys..2*n_keys-1. An evaluation consumes the stream, and the\n"
+             "next batch goes on from there.");
 
-PyDoc_STRVAR(stream_batch_doc,
-"batch($self, /)\n--\n\n"
-"Draw (keys (B, L), values (B, L), query (B,), answer (B,)) as int64; L is n_keys, with replacement twice\n"
-"that.");
+PyDoc_STRVAR(
+    stream_batch_doc,
+    "batch($self, /)\n--\n\n"
+    "Draw (keys (B, L), values (B, L), query (B,), answer (B,)) as int64; L is n_keys, with replacement twice\n"
+    "that.");
 
 PyDoc_STRVAR(stream_evaluation_doc,
-"evaluation($self, /)\n--\n\n"
-"Draw 20 sequences (keys (N,), values (N,), queries (n,), answers (n,)) as int64; the queries are the\n"
-"distinct keys, ascending, at most 200.");
+             "evaluation($self, /)\n--\n\n"
+             "Draw 20 sequences (keys (N,), values (N,), queries (n,), answers (n,)) as int64; the queries are the\n"
+             "distinct keys, ascending, at most 200.");
 
 static PyMethodDef stream_methods[] = {
     {"batch", stream_batch, METH_NOARGS, stream_batch_doc},
@@ -203,8 +205,8 @@ static PyMethodDef stream_methods[] = {
 };
 
 static PyType_Slot stream_slots[] = {
-    {Py_tp_doc, (void *)stream_doc},       {Py_tp_new, stream_new},        {Py_tp_dealloc, stream_dealloc},
-    {Py_tp_methods, stream_methods},       {Py_tp_repr, stream_repr},      {0, NULL},
+    {Py_tp_doc, (void *)stream_doc}, {Py_tp_new, stream_new},   {Py_tp_dealloc, stream_dealloc},
+    {Py_tp_methods, stream_methods}, {Py_tp_repr, stream_repr}, {0, NULL},
 };
 
 int fwm_add_stream_type(PyObject *module)

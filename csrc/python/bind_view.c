@@ -1,5 +1,5 @@
-/* fwm_py.torch: array_at, memory of another object as an array. NumPy's own ways to it take twice as long, or have effects on the
- * object (Tensor.numpy() marks the tensor's storage for good). */
+/* fwm_py.torch: array_at, memory of another object as an array. NumPy's own ways to it take twice as long, or have
+ * effects on the object (Tensor.numpy() marks the tensor's storage for good). */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
@@ -42,7 +42,8 @@ PyObject *fwm_py_array_at(PyObject *Py_UNUSED(module), PyObject *const *args, Py
     for (int i = 0; has_strides && i < rank; i++)
         strides[i] *= PyDataType_ELSIZE(dtype);
     const int flags = (has_strides ? 0 : NPY_ARRAY_C_CONTIGUOUS) | (read_only ? 0 : NPY_ARRAY_WRITEABLE);
-    PyObject *array = PyArray_NewFromDescr(&PyArray_Type, dtype, rank, shape, has_strides ? strides : NULL, address, flags, NULL);
+    PyObject *array =
+        PyArray_NewFromDescr(&PyArray_Type, dtype, rank, shape, has_strides ? strides : NULL, address, flags, NULL);
     if (array)
         PyArray_UpdateFlags((PyArrayObject *)array, NPY_ARRAY_ALIGNED);
     if (array && PyArray_SetBaseObject((PyArrayObject *)array, Py_NewRef(args[0])) < 0)

@@ -57,14 +57,16 @@ static npy_intp bytes_between_tokens(PyArrayObject *x)
     return one ? bytes_of_token(x) : PyArray_STRIDE(x, PyArray_DIM(x, 1) > 1);
 }
 
-/* Whether a kernel can read it as it stands: contiguous, or a part of each token of a larger array, as queries, keys and values
- * are that come from one projection. */
+/* Whether a kernel can read it as it stands: contiguous, or a part of each token of a larger array, as queries, keys
+ * and values are that come from one projection. */
 static bool lies_token_by_token(PyArrayObject *x)
 {
     if (PyArray_NDIM(x) < 3 || !PyArray_ISALIGNED(x) || !PyArray_ISNOTSWAPPED(x) || PyArray_SIZE(x) == 0)
         return false;
-    const npy_intp bytes = bytes_of_token(x), between = bytes_between_tokens(x), B = PyArray_DIM(x, 0), T = PyArray_DIM(x, 1);
-    return bytes > 0 && between >= bytes && between % PyArray_ITEMSIZE(x) == 0 && (B <= 1 || PyArray_STRIDE(x, 0) == T * between);
+    const npy_intp bytes = bytes_of_token(x), between = bytes_between_tokens(x), B = PyArray_DIM(x, 0),
+                   T = PyArray_DIM(x, 1);
+    return bytes > 0 && between >= bytes && between % PyArray_ITEMSIZE(x) == 0 &&
+           (B <= 1 || PyArray_STRIDE(x, 0) == T * between);
 }
 
 static PyArrayObject *tokens_or_copy(PyArrayObject *came, const char *name, int type)
@@ -78,7 +80,8 @@ static PyArrayObject *tokens_or_copy(PyArrayObject *came, const char *name, int 
 
 static FwmTokens tokens_of(PyArrayObject *x)
 {
-    return x ? (FwmTokens){PyArray_DATA(x), (size_t)(bytes_between_tokens(x) / PyArray_ITEMSIZE(x))} : (FwmTokens){NULL, 0};
+    return x ? (FwmTokens){PyArray_DATA(x), (size_t)(bytes_between_tokens(x) / PyArray_ITEMSIZE(x))}
+             : (FwmTokens){NULL, 0};
 }
 
 /* An array of any shape. */
@@ -91,8 +94,8 @@ static PyArrayObject *take_array(FwmMemoryCall *c, FwmMemoryInput which, PyObjec
     return c->inputs[which];
 }
 
-static int read_array(FwmMemoryCall *c, FwmMemoryInput which, PyObject *given, const char *name, const char *letters, int rank,
-                      const npy_intp *shape)
+static int read_array(FwmMemoryCall *c, FwmMemoryInput which, PyObject *given, const char *name, const char *letters,
+                      int rank, const npy_intp *shape)
 {
     PyArrayObject *array = take_array(c, which, given, name);
     return array ? fwm_check_shape(array, name, letters, rank, shape) : -1;
@@ -102,8 +105,8 @@ static int check_not_empty(PyArrayObject *array, const char *name)
 {
     if (PyArray_DIM(array, 2) > 0 && PyArray_DIM(array, 3) > 0)
         return 0;
-    PyErr_Format(PyExc_ValueError, "%s: got %zd heads of %zd, expected at least one of each", name, PyArray_DIM(array, 2),
-                 PyArray_DIM(array, 3));
+    PyErr_Format(PyExc_ValueError, "%s: got %zd heads of %zd, expected at least one of each", name,
+                 PyArray_DIM(array, 2), PyArray_DIM(array, 3));
     return -1;
 }
 
@@ -114,7 +117,8 @@ static int check_heads(FwmMemoryCall *c)
         return -1;
     }
     if (c->HQ != c->H && c->HQ % c->HV) {
-        PyErr_Format(PyExc_ValueError, "q: got %zd heads, expected the %zd of k, or a multiple of the %zd of v", c->HQ, c->H, c->HV);
+        PyErr_Format(PyExc_ValueError, "q: got %zd heads, expected the %zd of k, or a multiple of the %zd of v", c->HQ,
+                     c->H, c->HV);
         return -1;
     }
     c->heads = c->HQ > c->HV ? c->HQ : c->HV;
@@ -129,17 +133,20 @@ static int check_heads(FwmMemoryCall *c)
 static int read_qkv(FwmMemoryCall *c, PyObject *const *args)
 {
     npy_intp shape[] = {-1, -1, -1, -1};
-    if (read_array(c, IN_Q, args[ARG_Q], "q", "(B, T, HQ, K)", 4, shape) < 0 || check_not_empty(c->inputs[IN_Q], "q") < 0)
+    if (read_array(c, IN_Q, args[ARG_Q], "q", "(B, T, HQ, K)", 4, shape) < 0 ||
+        check_not_empty(c->inputs[IN_Q], "q") < 0)
         return -1;
     const npy_intp *q = PyArray_DIMS(c->inputs[IN_Q]);
     c->type = PyArray_TYPE(c->inputs[IN_Q]);
     c->kernels = fwm_kernels_for(c->inputs[IN_Q]);
     c->B = shape[0] = q[0], c->T = shape[1] = q[1], c->HQ = q[2], c->K = shape[3] = q[3];
-    if (read_array(c, IN_K, args[ARG_K], "k", "(B, T, H, K)", 4, shape) < 0 || check_not_empty(c->inputs[IN_K], "k") < 0)
+    if (read_array(c, IN_K, args[ARG_K], "k", "(B, T, H, K)", 4, shape) < 0 ||
+        check_not_empty(c->inputs[IN_K], "k") < 0)
         return -1;
     c->H = PyArray_DIM(c->inputs[IN_K], 2);
     shape[3] = -1;
-    if (read_array(c, IN_V, args[ARG_V], "v", "(B, T, HV, V)", 4, shape) < 0 || check_not_empty(c->inputs[IN_V], "v") < 0)
+    if (read_array(c, IN_V, args[ARG_V], "v", "(B, T, HV, V)", 4, shape) < 0 ||
+        check_not_empty(c->inputs[IN_V], "v") < 0)
         return -1;
     c->HV = PyArray_DIM(c->inputs[IN_V], 2), c->V = PyArray_DIM(c->inputs[IN_V], 3);
     return check_heads(c);
@@ -157,17 +164,19 @@ static int read_gate(FwmMemoryCall *c, PyObject *given)
         return -1;
     const bool both = info->scalar_gate && info->channel_gate, scalar = both ? PyArray_NDIM(g) == 3 : info->scalar_gate;
     c->m.gate = scalar ? FWM_SCALAR_GATE : FWM_CHANNEL_GATE;
-    return fwm_check_shape(g, "g", both ? "(B, T, HV) or (B, T, HV, K)" : scalar ? "(B, T, HV)" : "(B, T, HV, K)", scalar ? 3 : 4, shape);
+    return fwm_check_shape(g, "g",
+                           both     ? "(B, T, HV) or (B, T, HV, K)"
+                           : scalar ? "(B, T, HV)"
+                                    : "(B, T, HV, K)",
+                           scalar ? 3 : 4, shape);
 }
 
 static int read_strengths(FwmMemoryCall *c, PyObject *const *args)
 {
     const npy_intp keys[] = {c->B, c->T, c->HV, c->K}, values[] = {c->B, c->T, c->HV, c->V};
     switch (c->info->strength) {
-    case FWM_NO_STRENGTH:
-        return 0;
-    case FWM_BETA:
-        return read_array(c, IN_BETA, args[ARG_BETA], "beta", "(B, T, HV)", 3, keys);
+    case FWM_NO_STRENGTH: return 0;
+    case FWM_BETA: return read_array(c, IN_BETA, args[ARG_BETA], "beta", "(B, T, HV)", 3, keys);
     default:
         return read_array(c, IN_B, args[ARG_B], "b", "(B, T, HV, K)", 4, keys) < 0
                    ? -1

@@ -7,25 +7,53 @@
 #include "python/sequences.h"
 
 /* The arrays of a call. In the backward, those up to the sum have gradients, in the same order. */
-typedef enum { IN_Q, IN_K, IN_V, IN_G, IN_BETA, IN_B, IN_W, IN_STATE, IN_SUM, IN_DO, IN_DSTATE, IN_DSUM, N_INPUTS } FwmMemoryInput;
+typedef enum {
+    IN_Q,
+    IN_K,
+    IN_V,
+    IN_G,
+    IN_BETA,
+    IN_B,
+    IN_W,
+    IN_STATE,
+    IN_SUM,
+    IN_DO,
+    IN_DSTATE,
+    IN_DSUM,
+    N_INPUTS
+} FwmMemoryInput;
 #define N_GRADIENTS (IN_SUM + 1)
 
 /* What forward and backward have in common, from q on; the order of the arguments in Python. */
 typedef enum {
-    ARG_Q, ARG_K, ARG_V, ARG_G, ARG_BETA, ARG_B, ARG_W, ARG_INITIAL_STATE, ARG_SCALE, ARG_QK_NORM, ARG_NORMALIZE, ARG_EPS,
-    ARG_CLAMP_FIRST, ARG_CU_SEQLENS, ARG_METHOD, N_COMMON_ARGS
+    ARG_Q,
+    ARG_K,
+    ARG_V,
+    ARG_G,
+    ARG_BETA,
+    ARG_B,
+    ARG_W,
+    ARG_INITIAL_STATE,
+    ARG_SCALE,
+    ARG_QK_NORM,
+    ARG_NORMALIZE,
+    ARG_EPS,
+    ARG_CLAMP_FIRST,
+    ARG_CU_SEQLENS,
+    ARG_METHOD,
+    N_COMMON_ARGS
 } FwmMemoryArg;
 
 typedef struct {
     const FwmKernels *kernels;
     const FwmMemoryInfo *info;
-    FwmMemory m;                      /* its offsets, and all that is written, are set by the caller */
-    int type;                         /* NPY_FLOAT or NPY_DOUBLE */
-    bool reads_once;                  /* the forward: tokens stay where they lie, even if far apart */
+    FwmMemory m;                           /* its offsets, and all that is written, are set by the caller */
+    int type;                              /* NPY_FLOAT or NPY_DOUBLE */
+    bool reads_once;                       /* the forward: tokens stay where they lie, even if far apart */
     npy_intp B, T, HQ, H, HV, K, V, heads; /* heads of o */
-    PyArrayObject *inputs[N_INPUTS];  /* as the kernel reads them; NULL where there is none */
-    PyArrayObject *came[N_INPUTS];    /* as they came: what an out must not overlap */
-    PyArrayObject *o, *state, *sum;   /* of out, or NULL */
+    PyArrayObject *inputs[N_INPUTS];       /* as the kernel reads them; NULL where there is none */
+    PyArrayObject *came[N_INPUTS];         /* as they came: what an out must not overlap */
+    PyArrayObject *o, *state, *sum;        /* of out, or NULL */
     FwmSequences sequences;
 } FwmMemoryCall;
 

@@ -9,8 +9,8 @@
 #include "python/args.h"
 #include "python/memory_args.h"
 
-static const char *const input_names[N_INPUTS] = {"q", "k", "v", "g", "beta", "b", "w", "initial_state", "initial_state",
-                                                  "do", "dfinal_state", "dfinal_state"};
+static const char *const input_names[N_INPUTS] = {
+    "q", "k", "v", "g", "beta", "b", "w", "initial_state", "initial_state", "do", "dfinal_state", "dfinal_state"};
 
 /* itself: the input that `out` may be, if it is all of it; or -1. */
 static int check_apart_from_inputs(const FwmMemoryCall *c, PyArrayObject *out, const char *name, int itself)
@@ -36,12 +36,14 @@ static int read_out_state(FwmMemoryCall *c, PyObject *given, const npy_intp *sta
         given = PyTuple_GET_ITEM(given, 0);
     }
     c->state = fwm_output_array(given, name, c->type, "q", "(sequences, HV, K, V)", 4, state);
-    if (!c->state || check_apart_from_inputs(c, c->state, name, IN_STATE) < 0 || fwm_check_apart(c->o, "out[0]", c->state, name) < 0)
+    if (!c->state || check_apart_from_inputs(c, c->state, name, IN_STATE) < 0 ||
+        fwm_check_apart(c->o, "out[0]", c->state, name) < 0)
         return -1;
     if (!given_sum)
         return 0;
     c->sum = fwm_output_array(given_sum, sum_name, c->type, "q", "(sequences, H, K)", 3, sum);
-    if (!c->sum || check_apart_from_inputs(c, c->sum, sum_name, IN_SUM) < 0 || fwm_check_apart(c->o, "out[0]", c->sum, sum_name) < 0)
+    if (!c->sum || check_apart_from_inputs(c, c->sum, sum_name, IN_SUM) < 0 ||
+        fwm_check_apart(c->o, "out[0]", c->sum, sum_name) < 0)
         return -1;
     return fwm_check_apart(c->sum, sum_name, c->state, name);
 }
@@ -72,14 +74,16 @@ int fwm_read_memory_out(FwmMemoryCall *c, PyObject *out)
 enum { NAME = 16 };
 
 /* The state's part of out: None without an initial state, with normalize a pair. */
-static int deal_state(const FwmMemoryCall *c, PyObject *given, Py_ssize_t at, PyObject *slots[N_GRADIENTS], char names[][NAME])
+static int deal_state(const FwmMemoryCall *c, PyObject *given, Py_ssize_t at, PyObject *slots[N_GRADIENTS],
+                      char names[][NAME])
 {
     PyOS_snprintf(names[IN_STATE], NAME, c->m.normalize ? "out[%zd][0]" : "out[%zd]", at);
     PyOS_snprintf(names[IN_SUM], NAME, "out[%zd][1]", at);
     if (!c->inputs[IN_STATE]) {
         if (given == Py_None)
             return 0;
-        PyErr_Format(PyExc_ValueError, "out[%zd]: got %.100s, expected None, because there is no initial_state", at, Py_TYPE(given)->tp_name);
+        PyErr_Format(PyExc_ValueError, "out[%zd]: got %.100s, expected None, because there is no initial_state", at,
+                     Py_TYPE(given)->tp_name);
         return -1;
     }
     slots[IN_STATE] = given;
@@ -114,7 +118,8 @@ static int deal_out(const FwmMemoryCall *c, PyObject *out, PyObject *slots[N_GRA
 int fwm_memory_gradients(FwmMemoryCall *c, PyObject *out, PyArrayObject *gradients[N_GRADIENTS])
 {
     FwmMemory *m = &c->m;
-    void **const pointers[] = {&m->dq, &m->dk, &m->dv, &m->dg, &m->dbeta, &m->db, &m->dw, &m->dinitial_state, &m->dinitial_sum};
+    void **const pointers[] = {&m->dq,          &m->dk, &m->dv, &m->dg, &m->dbeta, &m->db, &m->dw, &m->dinitial_state,
+                               &m->dinitial_sum};
     PyObject *slots[N_GRADIENTS] = {NULL};
     char names[N_GRADIENTS][NAME];
     FwmNamedArray others[N_INPUTS + N_GRADIENTS];

@@ -8,8 +8,7 @@
 #include "retrieval/stream.h"
 
 typedef struct {
-    PyObject_HEAD
-    FwmModel model;
+    PyObject_HEAD FwmModel model;
     int type; /* NPY_FLOAT or NPY_DOUBLE */
     atomic_bool busy;
     unsigned long thread;         /* that has claimed it */

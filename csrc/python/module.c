@@ -35,14 +35,15 @@ static PyObject *usable_variants(void)
     return tuple;
 }
 
-PyDoc_STRVAR(build_info_doc,
-"build_info()\n--\n\n"
-"How the extension was built and what it uses here.\n\n"
-"Returns\n-------\n"
-"dict\n"
-"    variant: the instruction set in use (baseline, avx2 or avx512); FWM_PY_ISA in the environment chooses another\n"
-"    at import. variants: those that this build has and this processor runs. compiler: its version. openmp: whether\n"
-"    threads are built in. threads: how many are used.\n");
+PyDoc_STRVAR(build_info_doc, "build_info()\n--\n\n"
+                             "How the extension was built and what it uses here.\n\n"
+                             "Returns\n-------\n"
+                             "dict\n"
+                             "    variant: the instruction set in use (baseline, avx2 or avx512); FWM_PY_ISA in the "
+                             "environment chooses another\n"
+                             "    at import. variants: those that this build has and this processor runs. compiler: "
+                             "its version. openmp: whether\n"
+                             "    threads are built in. threads: how many are used.\n");
 
 static PyObject *build_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
 {
@@ -54,18 +55,19 @@ static PyObject *build_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(arg
     PyObject *variants = usable_variants();
     if (!variants)
         return NULL;
-    return Py_BuildValue("{s:s,s:N,s:s,s:O,s:i}", "variant", fwm_kernels_f32()->variant, "variants", variants, "compiler", __VERSION__,
-                         "openmp", openmp, "threads", fwm_num_threads());
+    return Py_BuildValue("{s:s,s:N,s:s,s:O,s:i}", "variant", fwm_kernels_f32()->variant, "variants", variants,
+                         "compiler", __VERSION__, "openmp", openmp, "threads", fwm_num_threads());
 }
 
-PyDoc_STRVAR(set_num_threads_doc,
-"set_num_threads(n, /)\n--\n\n"
-"Use at most n threads (1..1024) from now on. Results do not depend on it, to the bit.\n\n"
-"The default is the number of cores this process may use, at most OMP_NUM_THREADS. Without OpenMP, and in a child\n"
-"that was forked, there is one thread.\n\n"
-"Raises\n------\n"
-"TypeError, ValueError\n"
-"    If n is no integer, or outside 1..1024.\n");
+PyDoc_STRVAR(
+    set_num_threads_doc,
+    "set_num_threads(n, /)\n--\n\n"
+    "Use at most n threads (1..1024) from now on. Results do not depend on it, to the bit.\n\n"
+    "The default is the number of cores this process may use, at most OMP_NUM_THREADS. Without OpenMP, and in a child\n"
+    "that was forked, there is one thread.\n\n"
+    "Raises\n------\n"
+    "TypeError, ValueError\n"
+    "    If n is no integer, or outside 1..1024.\n");
 
 static PyObject *set_num_threads(PyObject *Py_UNUSED(module), PyObject *given)
 {
@@ -116,8 +118,8 @@ static int add_maps(PyObject *module)
     int status = list ? 0 : -1;
     const FwmMapInfo *info;
     for (size_t i = 0; status == 0 && (info = fwm_kernels_f32()->map_info(i)); i++)
-        status = append(list, Py_BuildValue("{s:s,s:s,s:s,s:s}", "name", info->name, "function", info->function, "argument",
-                                            info->argument, "summary", info->summary));
+        status = append(list, Py_BuildValue("{s:s,s:s,s:s,s:s}", "name", info->name, "function", info->function,
+                                            "argument", info->argument, "summary", info->summary));
     if (status == 0)
         status = add_table(module, "MAPS", list);
     Py_XDECREF(list);
@@ -130,9 +132,9 @@ static int add_rules(PyObject *module)
     int status = list ? 0 : -1;
     const FwmRuleInfo *info;
     for (size_t i = 0; status == 0 && (info = fwm_kernels_f32()->rule_info(i)); i++)
-        status = append(list, Py_BuildValue("{s:s,s:s,s:O,s:O,s:s}", "name", info->name, "function", info->function, "uses_map",
-                                            info->uses_map ? Py_True : Py_False, "uses_beta", info->uses_beta ? Py_True : Py_False,
-                                            "summary", info->summary));
+        status = append(list, Py_BuildValue("{s:s,s:s,s:O,s:O,s:s}", "name", info->name, "function", info->function,
+                                            "uses_map", info->uses_map ? Py_True : Py_False, "uses_beta",
+                                            info->uses_beta ? Py_True : Py_False, "summary", info->summary));
     if (status == 0)
         status = add_table(module, "RULES", list);
     Py_XDECREF(list);
@@ -143,10 +145,11 @@ static int add_rules(PyObject *module)
 static int warn_of_one_thread(void)
 {
 #ifdef FWM_OPENMP_MISSING
-    return PyErr_WarnEx(PyExc_RuntimeWarning,
-                        "fwm_py was built by a compiler without OpenMP and uses one thread. For more, install OpenMP's library (gcc: "
-                        "libgomp; clang: libomp) and build again; for one thread without this warning build with FWM_PY_NO_OPENMP=1",
-                        1);
+    return PyErr_WarnEx(
+        PyExc_RuntimeWarning,
+        "fwm_py was built by a compiler without OpenMP and uses one thread. For more, install OpenMP's library (gcc: "
+        "libgomp; clang: libomp) and build again; for one thread without this warning build with FWM_PY_NO_OPENMP=1",
+        1);
 #else
     return 0;
 #endif
@@ -165,8 +168,8 @@ static int execute(PyObject *module)
     if (warn_of_one_thread() < 0)
         return -1;
     fwm_threads_start();
-    return add_maps(module) < 0 || add_rules(module) < 0 || fwm_add_memory_table(module) < 0 || fwm_add_random_types(module) < 0 ||
-                   fwm_add_model_type(module) < 0
+    return add_maps(module) < 0 || add_rules(module) < 0 || fwm_add_memory_table(module) < 0 ||
+                   fwm_add_random_types(module) < 0 || fwm_add_model_type(module) < 0
                ? -1
                : 0;
 }
@@ -203,11 +206,8 @@ static PyModuleDef_Slot slots[] = {
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "fwm_py._core",
-    .m_doc = "The C core of fwm_py.",
-    .m_methods = functions,
-    .m_slots = slots,
+    PyModuleDef_HEAD_INIT,  .m_name = "fwm_py._core", .m_doc = "The C core of fwm_py.",
+    .m_methods = functions, .m_slots = slots,
 };
 
 PyMODINIT_FUNC PyInit__core(void)

@@ -1,7 +1,7 @@
 /* Working memory of a call, on huge pages where it is large and the system has them.
  *
- * New pages cost: clearing the 10 MB of a backward can take as long as the backward. So the last memory that was given back is
- * kept for the next call, whichever thread makes it, unless it is very large. */
+ * New pages cost: clearing the 10 MB of a backward can take as long as the backward. So the last memory that was given
+ * back is kept for the next call, whichever thread makes it, unless it is very large. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 

@@ -39,8 +39,9 @@ static int copy_offsets(FwmSequences *s, PyArrayObject *given, npy_intp T, int i
         const int64_t at = s->offsets[i] = in[i];
         if (at >= (i ? s->offsets[i - 1] : 0) && at <= (i ? T : 0) && (i < s->n || at == T))
             continue;
-        PyErr_Format(PyExc_ValueError, is_unsigned ? "cu_seqlens[%zd]: got %llu, expected non-decreasing numbers from 0 to T, here %zd"
-                                                   : "cu_seqlens[%zd]: got %lld, expected non-decreasing numbers from 0 to T, here %zd",
+        PyErr_Format(PyExc_ValueError,
+                     is_unsigned ? "cu_seqlens[%zd]: got %llu, expected non-decreasing numbers from 0 to T, here %zd"
+                                 : "cu_seqlens[%zd]: got %lld, expected non-decreasing numbers from 0 to T, here %zd",
                      i, (long long)at, T); /* an unsigned number beyond int64 has become negative */
         return -1;
     }
@@ -59,13 +60,14 @@ int fwm_read_sequences(FwmSequences *s, PyObject *cu_seqlens, npy_intp B, npy_in
     if (!PyTypeNum_ISINTEGER(PyArray_TYPE(any))) {
         PyErr_Format(PyExc_TypeError, "cu_seqlens: got %S, expected integers", (PyObject *)PyArray_DESCR(any));
     } else if (PyArray_NDIM(any) != 1 || PyArray_SIZE(any) < 1) {
-        PyErr_Format(PyExc_ValueError, "cu_seqlens: got %d axes and %zd numbers, expected shape (n + 1,)", PyArray_NDIM(any),
-                     PyArray_SIZE(any));
+        PyErr_Format(PyExc_ValueError, "cu_seqlens: got %d axes and %zd numbers, expected shape (n + 1,)",
+                     PyArray_NDIM(any), PyArray_SIZE(any));
     } else if (B != 1) {
         PyErr_Format(PyExc_ValueError, "cu_seqlens: got B = %zd, expected 1 where sequences are packed", B);
     } else {
         s->n = PyArray_SIZE(any) - 1;
-        wide = (PyArrayObject *)PyArray_FromArray(any, PyArray_DescrFromType(NPY_INT64), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
+        wide = (PyArrayObject *)PyArray_FromArray(any, PyArray_DescrFromType(NPY_INT64),
+                                                  NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
         status = wide ? copy_offsets(s, wide, T, PyTypeNum_ISUNSIGNED(PyArray_TYPE(any))) : -1;
     }
     Py_XDECREF(wide);

@@ -24,9 +24,10 @@ static PyObject *copy_of(const void *numbers, size_t n, int type)
 /* The array of n numbers of this type. */
 static PyArrayObject *vector_of(PyObject *given, size_t n, int type)
 {
-    if (!PyArray_Check(given) || PyArray_TYPE((PyArrayObject *)given) != type || PyArray_NDIM((PyArrayObject *)given) != 1 ||
-        PyArray_SIZE((PyArrayObject *)given) != (npy_intp)n)
-        return (PyArrayObject *)PyErr_Format(PyExc_ValueError, "state: got %.100s, expected an array of %zu numbers of its type",
+    if (!PyArray_Check(given) || PyArray_TYPE((PyArrayObject *)given) != type ||
+        PyArray_NDIM((PyArrayObject *)given) != 1 || PyArray_SIZE((PyArrayObject *)given) != (npy_intp)n)
+        return (PyArrayObject *)PyErr_Format(PyExc_ValueError,
+                                             "state: got %.100s, expected an array of %zu numbers of its type",
                                              Py_TYPE(given)->tp_name, n);
     return (PyArrayObject *)PyArray_FromArray((PyArrayObject *)given, PyArray_DescrFromType(type), NPY_ARRAY_CARRAY_RO);
 }
@@ -72,13 +73,15 @@ PyObject *fwm_source_state(const FwmBlockSource *source)
         return Py_BuildValue("(Kk)", (unsigned long long)source->philox.seed, (unsigned long)source->philox.next_block);
     const FwmTorchCpu *torch = &source->torch_cpu;
     PyObject *spare = torch->has_spare ? PyFloat_FromDouble(torch->spare) : Py_NewRef(Py_None);
-    return Py_BuildValue("(NiN)", copy_of(torch->bits.state, FWM_MT19937_WORDS, NPY_UINT32), torch->bits.position, spare);
+    return Py_BuildValue("(NiN)", copy_of(torch->bits.state, FWM_MT19937_WORDS, NPY_UINT32), torch->bits.position,
+                         spare);
 }
 
 static int set_philox(FwmPhilox *philox, PyObject *state)
 {
     long long seed, next_block;
-    if (check_tuple(state, 2) < 0 || fwm_integer_argument(PyTuple_GET_ITEM(state, 0), "seed", 0, HIGHEST_WORD, &seed) < 0 ||
+    if (check_tuple(state, 2) < 0 ||
+        fwm_integer_argument(PyTuple_GET_ITEM(state, 0), "seed", 0, HIGHEST_WORD, &seed) < 0 ||
         fwm_integer_argument(PyTuple_GET_ITEM(state, 1), "blocks_drawn", 0, HIGHEST_WORD, &next_block) < 0)
         return -1;
     *philox = (FwmPhilox){.seed = (uint64_t)seed, .next_block = (uint32_t)next_block};
@@ -106,7 +109,8 @@ int fwm_set_source_state(FwmBlockSource *source, PyObject *state)
 
 PyObject *fwm_model_state(const FwmModel *model, int type)
 {
-    return Py_BuildValue("(NNNKN)", copy_of(model->numbers, model->n_numbers, type), copy_of(model->moment1, model->n_trained, type),
+    return Py_BuildValue("(NNNKN)", copy_of(model->numbers, model->n_numbers, type),
+                         copy_of(model->moment1, model->n_trained, type),
                          copy_of(model->moment2, model->n_trained, type), (unsigned long long)model->steps,
                          fwm_source_state(&model->omega_source));
 }

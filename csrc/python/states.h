@@ -1,5 +1,5 @@
-/* What a generator, a stream or a model holds beyond its arguments, as objects that can be pickled, and back. Include after
- * Python.h and NumPy's arrayobject.h. */
+/* What a generator, a stream or a model holds beyond its arguments, as objects that can be pickled, and back. Include
+ * after Python.h and NumPy's arrayobject.h. */
 #ifndef FWM_PYTHON_STATES_H
 #define FWM_PYTHON_STATES_H
 
@@ -14,7 +14,8 @@ int fwm_set_words_state(FwmMT19937 *bits, PyObject *state);
 PyObject *fwm_source_state(const FwmBlockSource *source);
 int fwm_set_source_state(FwmBlockSource *source, PyObject *state);
 
-/* (numbers, moment1, moment2, steps, state of the generator), the arrays of NumPy's `type` as the model lays them out. */
+/* (numbers, moment1, moment2, steps, state of the generator), the arrays of NumPy's `type` as the model lays them out.
+ */
 PyObject *fwm_model_state(const FwmModel *model, int type);
 int fwm_set_model_state(FwmModel *model, int type, PyObject *state);
 

@@ -14,8 +14,8 @@
 
 typedef struct {
     uint32_t state[FWM_MT19937_WORDS];
-    uint32_t tempered[FWM_MT19937_WORDS];   /* the words that the state gives, made all at once */
-    int position;                           /* of the next word in `tempered`; 624: all are used */
+    uint32_t tempered[FWM_MT19937_WORDS]; /* the words that the state gives, made all at once */
+    int position;                         /* of the next word in `tempered`; 624: all are used */
 } FwmMT19937;
 
 void fwm_mt19937_seed(FwmMT19937 *g, uint32_t seed);

@@ -54,7 +54,7 @@ void fwm_numpy_permutation(FwmMT19937 *g, uint32_t n, int32_t *out)
     uint32_t accepted[FWM_MT19937_WORDS];
     for (uint32_t i = 0; i < n; i++)
         out[i] = (int32_t)i;
-    uint32_t top = n > 0 ? n - 1 : 0;       /* the element whose turn it is */
+    uint32_t top = n > 0 ? n - 1 : 0; /* the element whose turn it is */
     while (top > 0) {
         if (g->position == FWM_MT19937_WORDS)
             fwm_mt19937_refill(g);

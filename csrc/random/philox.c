@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { CHUNK = 64 };    /* elements whose words are held between the integer and the floating-point loop */
+enum { CHUNK = 64 }; /* elements whose words are held between the integer and the floating-point loop */
 
 #define BODY static inline __attribute__((always_inline))
 
@@ -128,16 +128,15 @@ static void normal_block_plain(uint64_t seed, uint32_t block, size_t n, float *o
 
 /* Clones for wider vectors, chosen at run time: the same operations, so the same bits. */
 #ifdef FWM_HAVE_AVX2
-__attribute__((target("avx2")))
-static void normal_block_avx2(uint64_t seed, uint32_t block, size_t n, float *out)
+__attribute__((target("avx2"))) static void normal_block_avx2(uint64_t seed, uint32_t block, size_t n, float *out)
 {
     normal_block(seed, block, n, out);
 }
 #endif
 
 #ifdef FWM_HAVE_AVX512
-__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
-static void normal_block_avx512(uint64_t seed, uint32_t block, size_t n, float *out)
+__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl"))) static void
+normal_block_avx512(uint64_t seed, uint32_t block, size_t n, float *out)
 {
     normal_block(seed, block, n, out);
 }
@@ -146,8 +145,8 @@ static void normal_block_avx512(uint64_t seed, uint32_t block, size_t n, float *
 static NormalBlock *fastest_normal_block(void)
 {
 #ifdef FWM_HAVE_AVX512
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
         return normal_block_avx512;
 #endif
 #ifdef FWM_HAVE_AVX2

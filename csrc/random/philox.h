@@ -11,7 +11,7 @@
 
 typedef struct {
     uint64_t seed;
-    uint32_t next_block;    /* the number of blocks drawn since seeding */
+    uint32_t next_block; /* the number of blocks drawn since seeding */
 } FwmPhilox;
 
 /* The four words that Philox4x32-10 makes of one counter and one key. */

@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { BLOCK = 16, HALF = 8 };      /* a block pairs element i with element i + 8 */
+enum { BLOCK = 16, HALF = 8 }; /* a block pairs element i with element i + 8 */
 
 #define BODY static inline __attribute__((always_inline))
 
@@ -108,14 +108,12 @@ static void stretch_plain(size_t n, float low, float width, float *x)
 }
 
 #ifdef FWM_HAVE_AVX2
-__attribute__((target("avx2,fma")))
-static void transform_blocks_fma(size_t n_blocks, float *x)
+__attribute__((target("avx2,fma"))) static void transform_blocks_fma(size_t n_blocks, float *x)
 {
     transform_blocks(n_blocks, x);
 }
 
-__attribute__((target("avx2,fma")))
-static void stretch_fma(size_t n, float low, float width, float *x)
+__attribute__((target("avx2,fma"))) static void stretch_fma(size_t n, float low, float width, float *x)
 {
     stretch(n, low, width, x);
 }
@@ -215,6 +213,6 @@ void fwm_torch_skip_normal(FwmTorchCpu *g, size_t n)
         fwm_mt19937_skip(&g->bits, n % BLOCK != 0 ? n + BLOCK : n);
         return;
     }
-    for (size_t i = 0; i < n; i++)      /* so few that the transforms cost nothing */
+    for (size_t i = 0; i < n; i++) /* so few that the transforms cost nothing */
         single_normal(g);
 }

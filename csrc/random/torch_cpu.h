@@ -14,7 +14,7 @@
 
 typedef struct {
     FwmMT19937 bits;
-    double spare;       /* the sine that a draw of fewer than 16 normals left over, for the next such draw */
+    double spare; /* the sine that a draw of fewer than 16 normals left over, for the next such draw */
     bool has_spare;
 } FwmTorchCpu;
 

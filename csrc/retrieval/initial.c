@@ -1,5 +1,5 @@
-/* The initial parameters, drawn as the published program draws them: layer by layer in PyTorch's default manner, then again
- * where the program sets its own distribution. What is drawn again is skipped the first time.
+/* The initial parameters, drawn as the published program draws them: layer by layer in PyTorch's default manner, then
+ * again where the program sets its own distribution. What is drawn again is skipped the first time.
  *
  * Frozen: the published losses are measured from these numbers. */
 #include "retrieval/initial.h"
@@ -47,7 +47,8 @@ static void draw_uniform(FwmModel *model, FwmTorchCpu *generator, const char *na
 }
 
 /* A linear layer's default: uniform(+-1 / sqrt(fan_in)) for the weight and then the bias. */
-static void draw_layer(FwmModel *model, FwmTorchCpu *generator, const char *weight, const char *bias, bool keep_weight, float *buffer)
+static void draw_layer(FwmModel *model, FwmTorchCpu *generator, const char *weight, const char *bias, bool keep_weight,
+                       float *buffer)
 {
     const double bound = 1 / sqrt((double)find(model, weight)->columns);
     if (keep_weight)
@@ -98,8 +99,10 @@ int fwm_initial_parameters(FwmModel *model, FwmTorchCpu *generator)
     store(model, embedding, buffer);
     const double attention_bound = 1 / sqrt((double)z->d);
     draw_uniform(model, generator, "W_v.weight", xavier_bound(model, "W_v.weight"), buffer);
-    draw_uniform(model, generator, "W_k.weight", z->with_map ? attention_bound : xavier_bound(model, "W_k.weight"), buffer);
-    draw_uniform(model, generator, "W_q.weight", z->with_map ? attention_bound : xavier_bound(model, "W_q.weight"), buffer);
+    draw_uniform(model, generator, "W_k.weight", z->with_map ? attention_bound : xavier_bound(model, "W_k.weight"),
+                 buffer);
+    draw_uniform(model, generator, "W_q.weight", z->with_map ? attention_bound : xavier_bound(model, "W_q.weight"),
+                 buffer);
     free(buffer);
     return 0;
 }

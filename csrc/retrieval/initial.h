@@ -4,8 +4,8 @@
 #include "kernels/model/model.h"
 #include "random/torch_cpu.h"
 
-/* Draws the initial parameters from the generator, in the order of the published program; the generator goes on from there.
- * 0, or -1 when memory is short. */
+/* Draws the initial parameters from the generator, in the order of the published program; the generator goes on from
+ * there. 0, or -1 when memory is short. */
 int fwm_initial_parameters(FwmModel *model, FwmTorchCpu *generator);
 
 #endif

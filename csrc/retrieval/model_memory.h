@@ -3,8 +3,8 @@
 
 #include "kernels/model/model.h"
 
-/* Lays out a model of these sizes (n_keys, d, length, batch, map, argument, rule, with_map, with_beta are given, the rest
- * follows) and allocates it, all zeros. 0, or -1 when memory is short; fwm_model_free may be called either way. */
+/* Lays out a model of these sizes (n_keys, d, length, batch, map, argument, rule, with_map, with_beta are given, the
+ * rest follows) and allocates it, all zeros. 0, or -1 when memory is short; fwm_model_free may be called either way. */
 int fwm_model_init(FwmModel *model, const FwmKernels *kernels, const FwmModelSizes *sizes);
 void fwm_model_free(FwmModel *model);
 

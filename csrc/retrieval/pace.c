@@ -3,7 +3,7 @@
 #include <time.h>
 
 #define STEPS_IN_WINDOW 4
-#define FIRST_INTERVAL 0.2   /* seconds; doubled as long as the answer stays the same */
+#define FIRST_INTERVAL 0.2 /* seconds; doubled as long as the answer stays the same */
 #define LAST_INTERVAL 3.2
 #define RUN_FOR_EACH_TRIAL 50 /* a trial takes at most this part of the time */
 

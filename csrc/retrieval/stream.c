@@ -37,7 +37,7 @@ void fwm_stream_batch(FwmStream *stream, int32_t *keys, int32_t *values, int32_t
         draw_sequence(stream, L, keys, values);
         size_t position = fwm_numpy_bounded(&stream->bits, (uint32_t)(L - 1));
         query[b] = keys[position];
-        if (stream->replace)        /* the answer stands where the key is last seen */
+        if (stream->replace) /* the answer stands where the key is last seen */
             for (position = L - 1; keys[position] != query[b];)
                 position--;
         answer[b] = values[position];

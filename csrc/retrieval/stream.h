@@ -20,11 +20,11 @@
 
 typedef struct {
     FwmMT19937 bits;
-    size_t n_keys;          /* N < 2^30 */
-    size_t seq_len;         /* L = N, or 2N with replacement */
-    size_t batch_size;      /* B */
+    size_t n_keys;     /* N < 2^30 */
+    size_t seq_len;    /* L = N, or 2N with replacement */
+    size_t batch_size; /* B */
     bool replace;
-    int32_t *last_value;    /* (N) scratch of an evaluation: the value last seen with a key, -1 if none */
+    int32_t *last_value; /* (N) scratch of an evaluation: the value last seen with a key, -1 if none */
 } FwmStream;
 
 /* 0, or -1 when memory is short (then there is nothing to free). */

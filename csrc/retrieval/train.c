@@ -17,9 +17,15 @@ int fwm_evaluate(FwmModel *model, FwmStream *stream, float *loss)
         return -1;
     int32_t *keys = tokens, *values = keys + S * N, *queries = values + S * N, *answers = queries + S * Q;
     for (size_t i = 0; i < S; i++)
-        n_queries[i] = fwm_stream_evaluation_sequence(stream, keys + i * N, values + i * N, queries + i * Q, answers + i * Q);
-    const FwmEvaluation evaluation = {.n_sequences = S, .max_queries = Q, .keys = keys, .values = values, .queries = queries,
-                                      .answers = answers, .n_queries = n_queries};
+        n_queries[i] =
+            fwm_stream_evaluation_sequence(stream, keys + i * N, values + i * N, queries + i * Q, answers + i * Q);
+    const FwmEvaluation evaluation = {.n_sequences = S,
+                                      .max_queries = Q,
+                                      .keys = keys,
+                                      .values = values,
+                                      .queries = queries,
+                                      .answers = answers,
+                                      .n_queries = n_queries};
     *loss = model->kernels->model.evaluate(model, &evaluation);
     free(tokens);
     return 0;
@@ -49,12 +55,13 @@ static int32_t *allocate_batch(const FwmStream *stream, FwmBatch *batch)
     const size_t B = stream->batch_size, BL = B * stream->seq_len;
     int32_t *tokens = malloc((2 * BL + 2 * B) * sizeof(int32_t));
     if (tokens)
-        *batch = (FwmBatch){.n = B, .keys = tokens, .values = tokens + BL, .query = tokens + 2 * BL, .answer = tokens + 2 * BL + B};
+        *batch = (FwmBatch){
+            .n = B, .keys = tokens, .values = tokens + BL, .query = tokens + 2 * BL, .answer = tokens + 2 * BL + B};
     return tokens;
 }
 
-static FwmTrainStatus run(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps, const FwmTrainCallbacks *callbacks,
-                          const FwmBatch *batch, int32_t *tokens)
+static FwmTrainStatus run(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps,
+                          const FwmTrainCallbacks *callbacks, const FwmBatch *batch, int32_t *tokens)
 {
     const size_t BL = batch->n * stream->seq_len;
     Progress progress = {.best = INFINITY};
@@ -83,7 +90,8 @@ static FwmTrainStatus run(FwmModel *model, FwmStream *stream, double lr, uint64_
     return FWM_TRAIN_ENDED;
 }
 
-FwmTrainStatus fwm_train(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps, const FwmTrainCallbacks *callbacks)
+FwmTrainStatus fwm_train(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps,
+                         const FwmTrainCallbacks *callbacks)
 {
     FwmBatch batch;
     int32_t *tokens = allocate_batch(stream, &batch);

@@ -17,7 +17,8 @@ typedef struct {
 
 typedef enum { FWM_TRAIN_ENDED, FWM_TRAIN_STOPPED, FWM_TRAIN_NO_MEMORY } FwmTrainStatus;
 
-FwmTrainStatus fwm_train(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps, const FwmTrainCallbacks *callbacks);
+FwmTrainStatus fwm_train(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps,
+                         const FwmTrainCallbacks *callbacks);
 
 /* One evaluation of the model on the stream's next sequences. 0, or -1 when memory is short. */
 int fwm_evaluate(FwmModel *model, FwmStream *stream, float *loss);

@@ -1,5 +1,5 @@
-/* Which copy of the kernels runs: decided once, at import. The baseline is always there; a variant that was not built or
- * that the processor lacks is never chosen. */
+/* Which copy of the kernels runs: decided once, at import. The baseline is always there; a variant that was not built
+ * or that the processor lacks is never chosen. */
 #include "runtime/dispatch.h"
 
 #include <stdatomic.h>
@@ -37,20 +37,20 @@ static int has_avx2(void)
 static int has_avx512(void)
 {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
 }
 #endif
 
 #define VARIANT(variant, test) {#variant, &fwm_kernels_##variant##_f32, &fwm_kernels_##variant##_f64, test},
 
 /* From slow to fast. */
-static const Variant variants[] = {
-    VARIANT(baseline, always)
+static const Variant variants[] = {VARIANT(baseline, always)
 #if FWM_HAVE_AVX2
-    VARIANT(avx2, has_avx2)
+                                       VARIANT(avx2, has_avx2)
 #endif
 #if FWM_HAVE_AVX512
-    VARIANT(avx512, has_avx512)
+                                           VARIANT(avx512, has_avx512)
 #endif
 };
 #define N_VARIANTS (sizeof variants / sizeof variants[0])
@@ -76,7 +76,8 @@ const char *fwm_choose_variant(const char *name, char *message, size_t message_s
     if (!found) {
         char usable[64];
         list_usable(usable, sizeof usable);
-        snprintf(message, message_size, "FWM_PY_ISA: got '%.40s', expected one that this build has and this processor runs: %s",
+        snprintf(message, message_size,
+                 "FWM_PY_ISA: got '%.40s', expected one that this build has and this processor runs: %s",
                  name ? name : "", usable);
         return NULL;
     }

@@ -1,8 +1,8 @@
 /* Subnormal numbers, where they decide nothing.
  *
- * A processor takes a hundred cycles and more for an operation on numbers below the smallest normal one. A loop whose result
- * they cannot change may have them flushed to 0, for as long as it runs and in its own thread; everything else here
- * computes with them. */
+ * A processor takes a hundred cycles and more for an operation on numbers below the smallest normal one. A loop whose
+ * result they cannot change may have them flushed to 0, for as long as it runs and in its own thread; everything else
+ * here computes with them. */
 #ifndef FWM_RUNTIME_SUBNORMALS_H
 #define FWM_RUNTIME_SUBNORMALS_H
 

@@ -18,8 +18,8 @@ static atomic_int num_threads = 1;
 static _Thread_local int threads_here; /* what a caller has asked for its own calls, or 0 */
 
 #ifdef _OPENMP
-/* libgomp hangs in a child that was forked after a parallel region: its threads did not come along. Such a child works on
- * one thread. */
+/* libgomp hangs in a child that was forked after a parallel region: its threads did not come along. Such a child works
+ * on one thread. */
 static atomic_int after_fork = 0;
 
 static void in_child(void)

@@ -38,14 +38,27 @@ try:
 except ImportError as error:
     raise ImportError("fwm_py.torch needs PyTorch: pip install 'fwm_py[torch]'") from error
 
-from fwm_py.torch import _operators
-from fwm_py.torch import _flops  # noqa: F401  counts the operators, which are there now
+from fwm_py.torch import (
+    _flops,  # noqa: F401  counts the operators, which are there now
+    _operators,
+)
 from fwm_py.torch._arrays import check_flag as _check_flag
 
 __all__ = [
-    "causal_conv1d", "delta_rule", "dpfp", "elu1", "fast_weight_memory", "favor", "gated_delta_rule",
-    "gated_delta_rule_2", "gated_linear_attention", "kimi_delta_rule", "linear_attention", "rms_norm",
-    "softmax_attention", "tanh",
+    "causal_conv1d",
+    "delta_rule",
+    "dpfp",
+    "elu1",
+    "fast_weight_memory",
+    "favor",
+    "gated_delta_rule",
+    "gated_delta_rule_2",
+    "gated_linear_attention",
+    "kimi_delta_rule",
+    "linear_attention",
+    "rms_norm",
+    "softmax_attention",
+    "tanh",
 ]
 
 Tensor = _torch.Tensor
@@ -55,108 +68,295 @@ SumState = Tensor | tuple[Tensor, Tensor]
 
 
 def _memory(
-    function: str, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, beta: Tensor | None = None,
-    b: Tensor | None = None, w: Tensor | None = None, *, scale: float | None, initial_state: Tensor | None,
-    output_final_state: bool, cu_seqlens: Tensor | None, method: Method, qk_norm: Norm | None = None,
+    function: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    beta: Tensor | None = None,
+    b: Tensor | None = None,
+    w: Tensor | None = None,
+    *,
+    scale: float | None,
+    initial_state: Tensor | None,
+    output_final_state: bool,
+    cu_seqlens: Tensor | None,
+    method: Method,
+    qk_norm: Norm | None = None,
     clamp_first: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     _check_flag("output_final_state", output_final_state)
-    o, state, _ = _operators.memory(function, q, k, v, g, beta, b, w, initial_state, None, scale, qk_norm, False, 0.0,
-                                    clamp_first, cu_seqlens, method, output_final_state)
+    o, state, _ = _operators.memory(
+        function,
+        q,
+        k,
+        v,
+        g,
+        beta,
+        b,
+        w,
+        initial_state,
+        None,
+        scale,
+        qk_norm,
+        False,
+        0.0,
+        clamp_first,
+        cu_seqlens,
+        method,
+        output_final_state,
+    )
     return o, state if output_final_state else None
 
 
 def linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, normalize: bool = False, eps: float = 1e-6,
-    initial_state: SumState | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    normalize: bool = False,
+    eps: float = 1e-6,
+    initial_state: SumState | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
     method: Method = "chunked",
 ) -> tuple[Tensor, SumState | None]:
     """`fwm_py.linear_attention`; with normalize, states are pairs (S, z)."""
     _check_flag("normalize", normalize), _check_flag("output_final_state", output_final_state)
     if normalize and not (initial_state is None or (isinstance(initial_state, tuple) and len(initial_state) == 2)):
-        raise TypeError(f"initial_state: got {type(initial_state).__name__}, expected a tuple (S, z) where normalize is True")
+        raise TypeError(
+            f"initial_state: got {type(initial_state).__name__}, expected a tuple (S, z) where normalize is True"
+        )
     if not normalize and isinstance(initial_state, tuple):
         raise TypeError("initial_state: got a tuple, expected a tensor where normalize is False")
     start, total = initial_state if isinstance(initial_state, tuple) else (initial_state, None)
-    o, state, final_sum = _operators.memory("linear_attention", q, k, v, None, None, None, None, start, total, scale,
-                                            None, normalize, eps, True, cu_seqlens, method, output_final_state)
+    o, state, final_sum = _operators.memory(
+        "linear_attention",
+        q,
+        k,
+        v,
+        None,
+        None,
+        None,
+        None,
+        start,
+        total,
+        scale,
+        None,
+        normalize,
+        eps,
+        True,
+        cu_seqlens,
+        method,
+        output_final_state,
+    )
     if not output_final_state:
         return o, None
     return o, (state, final_sum) if normalize else state
 
 
 def gated_linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, scale: float | None = None, initial_state: Tensor | None = None,
-    output_final_state: bool = False, cu_seqlens: Tensor | None = None, method: Method = "chunked",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.gated_linear_attention`: g (B, T, HV) or (B, T, HV, K)."""
-    return _memory("gated_linear_attention", q, k, v, g, scale=scale, initial_state=initial_state,
-                   output_final_state=output_final_state, cu_seqlens=cu_seqlens, method=method)
+    return _memory(
+        "gated_linear_attention",
+        q,
+        k,
+        v,
+        g,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        method=method,
+    )
 
 
 def delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *, scale: float | None = None, qk_norm: Norm | None = None,
-    initial_state: Tensor | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.delta_rule`: DeltaNet."""
-    return _memory("delta_rule", q, k, v, None, beta, scale=scale, qk_norm=qk_norm, initial_state=initial_state,
-                   output_final_state=output_final_state, cu_seqlens=cu_seqlens, method=method)
+    return _memory(
+        "delta_rule",
+        q,
+        k,
+        v,
+        None,
+        beta,
+        scale=scale,
+        qk_norm=qk_norm,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        method=method,
+    )
 
 
 def gated_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, *, scale: float | None = None, qk_norm: Norm | None = None,
-    initial_state: Tensor | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.gated_delta_rule`: Gated DeltaNet, g (B, T, HV)."""
-    return _memory("gated_delta_rule", q, k, v, g, beta, scale=scale, qk_norm=qk_norm, initial_state=initial_state,
-                   output_final_state=output_final_state, cu_seqlens=cu_seqlens, method=method)
+    return _memory(
+        "gated_delta_rule",
+        q,
+        k,
+        v,
+        g,
+        beta,
+        scale=scale,
+        qk_norm=qk_norm,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        method=method,
+    )
 
 
 def kimi_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, *, scale: float | None = None, qk_norm: Norm | None = None,
-    initial_state: Tensor | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.kimi_delta_rule`: Kimi Delta Attention, g (B, T, HV, K)."""
-    return _memory("kimi_delta_rule", q, k, v, g, beta, scale=scale, qk_norm=qk_norm, initial_state=initial_state,
-                   output_final_state=output_final_state, cu_seqlens=cu_seqlens, method=method)
+    return _memory(
+        "kimi_delta_rule",
+        q,
+        k,
+        v,
+        g,
+        beta,
+        scale=scale,
+        qk_norm=qk_norm,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        method=method,
+    )
 
 
 def gated_delta_rule_2(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, *, scale: float | None = None,
-    qk_norm: Norm | None = None, initial_state: Tensor | None = None, output_final_state: bool = False,
-    cu_seqlens: Tensor | None = None, method: Method = "chunked",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    b: Tensor,
+    w: Tensor,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.gated_delta_rule_2`: Gated DeltaNet-2, g and b (B, T, HV, K), w (B, T, HV, V)."""
-    return _memory("gated_delta_rule_2", q, k, v, g, None, b, w, scale=scale, qk_norm=qk_norm,
-                   initial_state=initial_state, output_final_state=output_final_state, cu_seqlens=cu_seqlens,
-                   method=method)
+    return _memory(
+        "gated_delta_rule_2",
+        q,
+        k,
+        v,
+        g,
+        None,
+        b,
+        w,
+        scale=scale,
+        qk_norm=qk_norm,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        method=method,
+    )
 
 
 def fast_weight_memory(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *, scale: float | None = None, qk_norm: Norm | None = None,
-    clamp_first: bool = True, initial_state: Tensor | None = None, output_final_state: bool = False,
-    cu_seqlens: Tensor | None = None, method: Method = "chunked",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    qk_norm: Norm | None = None,
+    clamp_first: bool = True,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.fast_weight_memory`: delta writes into a memory of bounded norm."""
-    return _memory("fast_weight_memory", q, k, v, None, beta, scale=scale, qk_norm=qk_norm, clamp_first=clamp_first,
-                   initial_state=initial_state, output_final_state=output_final_state, cu_seqlens=cu_seqlens,
-                   method=method)
+    return _memory(
+        "fast_weight_memory",
+        q,
+        k,
+        v,
+        None,
+        beta,
+        scale=scale,
+        qk_norm=qk_norm,
+        clamp_first=clamp_first,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        method=method,
+    )
 
 
 @overload
 def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
     return_lse: Literal[False] = False,
 ) -> Tensor: ...
 @overload
 def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, return_lse: Literal[True],
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, return_lse: Literal[True]
 ) -> tuple[Tensor, Tensor]: ...
 def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, return_lse: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, return_lse: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`fwm_py.softmax_attention`; no gradient flows through lse."""
     _check_flag("return_lse", return_lse)
@@ -165,8 +365,14 @@ def softmax_attention(
 
 
 def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Literal["silu", "swish"] | None = None,
-    initial_state: Tensor | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: Literal["silu", "swish"] | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.causal_conv1d`: x (B, T, D), weight (D, W); (B, D, T), as PyTorch's, is x.transpose(1, 2)."""
     _check_flag("output_final_state", output_final_state)
@@ -175,7 +381,11 @@ def causal_conv1d(
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor, gate: Tensor | None = None, *, activation: Literal["silu", "swish", "sigmoid"] = "silu",
+    x: Tensor,
+    weight: Tensor,
+    gate: Tensor | None = None,
+    *,
+    activation: Literal["silu", "swish", "sigmoid"] = "silu",
     eps: float = 1e-6,
 ) -> Tensor:
     """`fwm_py.rms_norm`: x and gate (..., D), weight (D,)."""

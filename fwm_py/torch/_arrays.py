@@ -14,8 +14,10 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from fwm_py import _core
 
 # What NumPy calls the numbers of a tensor; it has no bfloat16.
-TYPES = {getattr(torch, name): np.dtype(name) for name in (
-    "float64", "float32", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")}
+TYPES = {
+    getattr(torch, name): np.dtype(name)
+    for name in ("float64", "float32", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
+}
 
 # Tensors whose numbers are where they seem to be, and those that PyTorch traces with.
 PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor})
@@ -27,8 +29,13 @@ def shown(x: Any) -> str:
     return repr(x) if isinstance(x, (str, int, float, type(None))) else type(x).__name__
 
 
-WORDS = {"Tensor": (Tensor, "a tensor"), "float": ((float, int), "a number"), "int": (int, "an integer"),
-         "str": (str, "a string"), "bool": (bool, "True or False")}
+WORDS = {
+    "Tensor": (Tensor, "a tensor"),
+    "float": ((float, int), "a number"),
+    "int": (int, "an integer"),
+    "str": (str, "a string"),
+    "bool": (bool, "True or False"),
+}
 
 
 def check_types(arguments: Sequence[Any], args: Sequence[Any]) -> None:
@@ -37,7 +44,9 @@ def check_types(arguments: Sequence[Any], args: Sequence[Any]) -> None:
         name, optional = str(argument.type), str(argument.type).startswith("Optional")
         kind, words = WORDS[name.removeprefix("Optional[").removesuffix("]")]
         if not isinstance(x, kind) and not (optional and x is None):
-            raise TypeError(f"{argument.name}: got {shown(x)}, expected {words}{' or None' if optional else ''}") from None
+            raise TypeError(
+                f"{argument.name}: got {shown(x)}, expected {words}{' or None' if optional else ''}"
+            ) from None
 
 
 def check_flag(name: str, x: Any) -> None:
@@ -48,14 +57,20 @@ def check_flag(name: str, x: Any) -> None:
 def refuse_wrappers(arguments: Sequence[Any], args: Sequence[Any]) -> None:
     """Subclasses that say themselves what an operator does, as DTensor, know nothing of ours."""
     for argument, x in zip(arguments, args):
-        if isinstance(x, Tensor) and type(x) not in PLAIN and type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        if (
+            isinstance(x, Tensor)
+            and type(x) not in PLAIN
+            and type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__
+        ):
             raise TypeError(f"{argument.name}: got {type(x).__name__}, expected a plain tensor")
 
 
 FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
-def computed_in(names: tuple[str, ...], tensors: Sequence[Tensor | None], integers: Tensor | None = None) -> torch.dtype:
+def computed_in(
+    names: tuple[str, ...], tensors: Sequence[Tensor | None], integers: Tensor | None = None
+) -> torch.dtype:
     """The dtype of the computation; all are on one device, and hold floating point numbers but for the integers."""
     there = [x for x in tensors if x is not None]
     dtypes, devices = {x.dtype for x in there}, {x.device for x in there}

@@ -17,8 +17,20 @@ from torch.autograd import forward_ad
 
 from fwm_py import _core
 from fwm_py.torch._arrays import (
-    USUAL, cast, cast_like, check_axes, check_types, computed_in, empty_like, n_sequences, refuse_wrappers, to_array,
-    to_memory, to_offsets, to_tokens, to_write,
+    USUAL,
+    cast,
+    cast_like,
+    check_axes,
+    check_types,
+    computed_in,
+    empty_like,
+    n_sequences,
+    refuse_wrappers,
+    to_array,
+    to_memory,
+    to_offsets,
+    to_tokens,
+    to_write,
 )
 
 Operator = Callable[..., Any]
@@ -92,7 +104,10 @@ def pair(state: Any, total: Any) -> Any:
 
 
 def core_arguments(
-    inputs: tuple[Tensor | None, ...], options: tuple[Any, ...], dtype: torch.dtype, convert: Callable[..., Any] = to_array
+    inputs: tuple[Tensor | None, ...],
+    options: tuple[Any, ...],
+    dtype: torch.dtype,
+    convert: Callable[..., Any] = to_array,
 ) -> tuple[Any, ...]:
     """The common arguments of `_core.memory_forward` and `_core.memory_backward`."""
     *tokens, state, total = inputs
@@ -146,11 +161,19 @@ def memory_backward_shapes(function: str, do: Tensor, dstate: Any, dtotal: Any, 
     return gradients_like(args[:N_INPUTS])
 
 
-memory = define("memory", f"(str function, {INPUTS}, {OPTIONS}, bool output_final_state) -> (Tensor, Tensor, Tensor)",
-                memory_kernel, memory_shapes)
+memory = define(
+    "memory",
+    f"(str function, {INPUTS}, {OPTIONS}, bool output_final_state) -> (Tensor, Tensor, Tensor)",
+    memory_kernel,
+    memory_shapes,
+)
 memory_backward = define(
-    "memory_backward", f"(str function, Tensor do, Tensor? dfinal_state, Tensor? dfinal_sum, {INPUTS}, {OPTIONS}) -> "
-    f"({', '.join(['Tensor'] * N_INPUTS)})", memory_backward_kernel, memory_backward_shapes)
+    "memory_backward",
+    f"(str function, Tensor do, Tensor? dfinal_state, Tensor? dfinal_sum, {INPUTS}, {OPTIONS}) -> "
+    f"({', '.join(['Tensor'] * N_INPUTS)})",
+    memory_backward_kernel,
+    memory_backward_shapes,
+)
 
 
 def save_memory(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -201,11 +224,19 @@ def softmax_backward_kernel(
     return cast_like(gradients, (q, k, v))
 
 
-softmax = define("softmax_attention", "(Tensor q, Tensor k, Tensor v, bool causal, float? scale) -> (Tensor, Tensor)",
-                 softmax_kernel, softmax_shapes)
+softmax = define(
+    "softmax_attention",
+    "(Tensor q, Tensor k, Tensor v, bool causal, float? scale) -> (Tensor, Tensor)",
+    softmax_kernel,
+    softmax_shapes,
+)
 softmax_backward = define(
-    "softmax_attention_backward", "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, bool causal, float? scale) "
-    "-> (Tensor, Tensor, Tensor)", softmax_backward_kernel, lambda do, q, k, v, *rest: gradients_like((q, k, v)))
+    "softmax_attention_backward",
+    "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, bool causal, float? scale) "
+    "-> (Tensor, Tensor, Tensor)",
+    softmax_backward_kernel,
+    lambda do, q, k, v, *rest: gradients_like((q, k, v)),
+)
 
 
 def save_softmax(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -249,7 +280,9 @@ def convolution_kernel(*args: Any) -> tuple[Tensor, Tensor]:
     y, state = convolution_results((dtype, dtype), tensors, output_final_state)
     x, weight, bias, initial = (to_array(a, dtype) for a in tensors[:4])
     out = (to_memory(y), to_memory(state)) if output_final_state else to_memory(y)
-    run(_core.convolution_forward, x, weight, bias, activation, initial, output_final_state, to_offsets(tensors[4]), out)
+    run(
+        _core.convolution_forward, x, weight, bias, activation, initial, output_final_state, to_offsets(tensors[4]), out
+    )
     return cast(y, tensors[0].dtype), state
 
 
@@ -262,15 +295,30 @@ def convolution_backward_kernel(dy: Tensor, dfinal_state: Tensor | None, *args: 
     dtype = convolved_in(*inputs, cu_seqlens)
     x, weight, bias, initial = (to_array(a, dtype) for a in inputs)
     gradients = gradients_like(inputs, dtype)
-    run(_core.convolution_backward, to_array(dy, dtype), x, weight, bias, activation, initial, to_offsets(cu_seqlens),
-        to_array(dfinal_state, dtype), to_write(gradients, inputs))
+    run(
+        _core.convolution_backward,
+        to_array(dy, dtype),
+        x,
+        weight,
+        bias,
+        activation,
+        initial,
+        to_offsets(cu_seqlens),
+        to_array(dfinal_state, dtype),
+        to_write(gradients, inputs),
+    )
     return cast_like(gradients, inputs)
 
 
-conv1d = define("causal_conv1d", f"({TAPS}, bool output_final_state) -> (Tensor, Tensor)", convolution_kernel, convolution_shapes)
-conv1d_backward = define("causal_conv1d_backward",
-                         f"(Tensor dy, Tensor? dfinal_state, {TAPS}) -> (Tensor, Tensor, Tensor, Tensor)",
-                         convolution_backward_kernel, lambda dy, dfinal_state, *args: gradients_like(args[:4]))
+conv1d = define(
+    "causal_conv1d", f"({TAPS}, bool output_final_state) -> (Tensor, Tensor)", convolution_kernel, convolution_shapes
+)
+conv1d_backward = define(
+    "causal_conv1d_backward",
+    f"(Tensor dy, Tensor? dfinal_state, {TAPS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    convolution_backward_kernel,
+    lambda dy, dfinal_state, *args: gradients_like(args[:4]),
+)
 
 
 def save_convolution(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -313,14 +361,24 @@ def norm_backward_kernel(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *tensors, activation, eps = args
     dtype = normed_in(*tensors)
     gradients = gradients_like(tensors, dtype)
-    run(_core.norm_backward, to_array(dy, dtype), *(to_array(x, dtype) for x in tensors), activation, eps,
-        to_write(gradients, tensors))
+    run(
+        _core.norm_backward,
+        to_array(dy, dtype),
+        *(to_array(x, dtype) for x in tensors),
+        activation,
+        eps,
+        to_write(gradients, tensors),
+    )
     return cast_like(gradients, tensors)
 
 
 norm = define("rms_norm", f"({NORMED}) -> Tensor", norm_kernel, norm_shapes)
-norm_backward = define("rms_norm_backward", f"(Tensor dy, {NORMED}) -> (Tensor, Tensor, Tensor)", norm_backward_kernel,
-                       lambda dy, *args: gradients_like(args[:3]))
+norm_backward = define(
+    "rms_norm_backward",
+    f"(Tensor dy, {NORMED}) -> (Tensor, Tensor, Tensor)",
+    norm_backward_kernel,
+    lambda dy, *args: gradients_like(args[:3]),
+)
 
 
 def save_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -373,9 +431,15 @@ def map_backward_kernel(function: str, dy: Tensor, x: Tensor, nu: int | None, om
     return cast(dx, x.dtype)
 
 
-feature_map = define("feature_map", "(str function, Tensor x, int? nu, Tensor? omega) -> Tensor", map_kernel, map_shapes)
-feature_map_backward = define("feature_map_backward", "(str function, Tensor dy, Tensor x, int? nu, Tensor? omega) -> Tensor",
-                              map_backward_kernel, lambda function, dy, x, nu, omega: empty_like(x, x.dtype))
+feature_map = define(
+    "feature_map", "(str function, Tensor x, int? nu, Tensor? omega) -> Tensor", map_kernel, map_shapes
+)
+feature_map_backward = define(
+    "feature_map_backward",
+    "(str function, Tensor dy, Tensor x, int? nu, Tensor? omega) -> Tensor",
+    map_backward_kernel,
+    lambda function, dy, x, nu, omega: empty_like(x, x.dtype),
+)
 
 
 def save_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

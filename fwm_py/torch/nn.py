@@ -99,11 +99,22 @@ class FastWeightAttention(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, heads: int, *, head_dim: int | None = None, value_dim: int | None = None,
-        feature_map: Literal["elu1", "tanh", "dpfp", "favor"] | None = None, nu: int | None = None, features: int | None = None,
-        rule: str = "delta_rule", gate: Literal["scalar", "channel"] | None = None,
-        qk_norm: Literal["l2", "sum", "auto"] | None = "auto", normalize: bool | Literal["auto"] = "auto", bias: bool = False,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        d_model: int,
+        heads: int,
+        *,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
+        feature_map: Literal["elu1", "tanh", "dpfp", "favor"] | None = None,
+        nu: int | None = None,
+        features: int | None = None,
+        rule: str = "delta_rule",
+        gate: Literal["scalar", "channel"] | None = None,
+        qk_norm: Literal["l2", "sum", "auto"] | None = "auto",
+        normalize: bool | Literal["auto"] = "auto",
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_sizes(d_model=d_model, heads=heads, head_dim=head_dim, value_dim=value_dim, nu=nu, features=features)
@@ -115,7 +126,9 @@ class FastWeightAttention(nn.Module):
             check_word("normalize", normalize, (True, False, "auto"))
         check_flag("bias", bias)
         if (head_dim is None or value_dim is None) and d_model % heads:
-            raise ValueError(f"heads: got {heads}, expected a divisor of d_model = {d_model}, or head_dim and value_dim")
+            raise ValueError(
+                f"heads: got {heads}, expected a divisor of d_model = {d_model}, or head_dim and value_dim"
+            )
         self.heads, self.rule, self.feature_map = heads, rule, feature_map
         self.row: Any = RULES.get(rule, {})
         self._settle(nu, features, gate, qk_norm, normalize)
@@ -197,11 +210,16 @@ class FastWeightAttention(nn.Module):
         def split(y: Tensor, size: int) -> Tensor:
             return y.unflatten(-1, (self.heads, size))
 
-        inputs = [self._map(split(self.q_proj(x), self.head_dim)), self._map(split(self.k_proj(x), self.head_dim)),
-                  split(self.v_proj(x), self.value_dim)]
+        inputs = [
+            self._map(split(self.q_proj(x), self.head_dim)),
+            self._map(split(self.k_proj(x), self.head_dim)),
+            split(self.v_proj(x), self.value_dim),
+        ]
         if hasattr(self, "g_proj"):
             dt = F.softplus(self.g_proj(x) + self.dt_bias)
-            inputs.append(-self.A_log.exp()[:, None] * split(dt, self.features) if self.channel_gate else -self.A_log.exp() * dt)
+            inputs.append(
+                -self.A_log.exp()[:, None] * split(dt, self.features) if self.channel_gate else -self.A_log.exp() * dt
+            )
         if hasattr(self, "beta_proj"):
             inputs.append(self.beta_proj(x).sigmoid())
         if hasattr(self, "b_proj"):
@@ -209,7 +227,7 @@ class FastWeightAttention(nn.Module):
         return inputs
 
     def forward(
-        self, x: Tensor, state: State | None = None, *, cu_seqlens: Tensor | None = None, return_state: bool = False,
+        self, x: Tensor, state: State | None = None, *, cu_seqlens: Tensor | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, State]:
         """Attend.
 
@@ -242,11 +260,18 @@ class FastWeightAttention(nn.Module):
                 options["qk_norm"] = self.qk_norm
             if self.qk_norm == "sum":
                 options["scale"] = 1.0
-            o, after = getattr(fwm, self.rule)(*inputs, initial_state=state, output_final_state=return_state,
-                                               cu_seqlens=cu_seqlens, **options)
+            o, after = getattr(fwm, self.rule)(
+                *inputs, initial_state=state, output_final_state=return_state, cu_seqlens=cu_seqlens, **options
+            )
         y = self.o_proj(o.flatten(2))
         return (y, after) if return_state else y
 
     def extra_repr(self) -> str:
-        norm = f", qk_norm={self.qk_norm!r}" if self.row.get("has_qk_norm") else ", normalize=True" if self.normalize else ""
+        norm = (
+            f", qk_norm={self.qk_norm!r}"
+            if self.row.get("has_qk_norm")
+            else ", normalize=True"
+            if self.normalize
+            else ""
+        )
         return f"heads={self.heads}, feature_map={self.feature_map!r}, rule={self.rule!r}{norm}"

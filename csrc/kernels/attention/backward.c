@@ -8,9 +8,9 @@
  *     ds_ij = p_ij (dp_ij - delta_i)
  *     dv_j = sum_i p_ij dout_i,   dk_j = scale sum_i ds_ij q_i,   dq_i = scale sum_j ds_ij k_j
  *
- * Five products for a tile. A task is a block of tokens (their rows) against a block of keys, and adds to all three gradients.
- * In a round, key block n meets token block n + round, modulo the number of blocks: no two tasks of a round add to the same
- * numbers, and the order of additions is that of the rounds, whatever the number of threads. */
+ * Five products for a tile. A task is a block of tokens (their rows) against a block of keys, and adds to all three
+ * gradients. In a round, key block n meets token block n + round, modulo the number of blocks: no two tasks of a round
+ * add to the same numbers, and the order of additions is that of the rounds, whatever the number of threads. */
 #include "kernels/attention/exp2.h"
 #include "kernels/attention/softmax_attention.h"
 #include "kernels/attention/tiles.h"
@@ -35,10 +35,10 @@ typedef struct {
 /* Rows at hand. What a lane that is no row holds makes its weights and gradients 0. */
 typedef struct {
     size_t first, count, lanes;
-    real *q, *q_t;         /* lanes x ld_k; K x lanes, times scale log2(e) */
-    real *dout, *dout_t;   /* lanes x ld_v; V x lanes, times scale */
-    real *dq;              /* lanes x ld_k */
-    real *lse2, *delta;    /* lanes: lse log2(e); delta times scale */
+    real *q, *q_t;       /* lanes x ld_k; K x lanes, times scale log2(e) */
+    real *dout, *dout_t; /* lanes x ld_v; V x lanes, times scale */
+    real *dq;            /* lanes x ld_k */
+    real *lse2, *delta;  /* lanes: lse log2(e); delta times scale */
 } RowTile;
 
 typedef struct {
@@ -125,7 +125,8 @@ static void through_softmax(size_t keys, const RowTile *rows, const real *p, rea
     const size_t ld = rows->lanes;
     for (size_t j = 0; j < keys; j++)
         for (size_t i = 0; i < ld; i += FWM_LANES)
-            vec_store(ds + j * ld + i, vec_load(p + j * ld + i) * (vec_load(ds + j * ld + i) - vec_load(rows->delta + i)));
+            vec_store(ds + j * ld + i,
+                      vec_load(p + j * ld + i) * (vec_load(ds + j * ld + i) - vec_load(rows->delta + i)));
 }
 
 static void clear_unseen(const Head *head, size_t first_key, size_t keys, const RowTile *rows, real *x)
@@ -142,8 +143,10 @@ static void add_seen(const Head *head, size_t first_key, size_t keys, const Scra
     for (size_t j = 0; j < keys; j++) {
         const size_t blind = fwm_min(blind_lanes(head, first_key + j, rows->first, ld), rows->count);
         real *dv = t->dv + j * ld_v, *dk = t->dk + j * ld_k;
-        gemm(1, ld_v, rows->count - blind, rows_of(s->p + j * ld + blind, ld), rows->dout + blind * ld_v, ld_v, 1, dv, dv, ld_v);
-        gemm(1, ld_k, rows->count - blind, rows_of(s->ds + j * ld + blind, ld), rows->q + blind * ld_k, ld_k, 1, dk, dk, ld_k);
+        gemm(1, ld_v, rows->count - blind, rows_of(s->p + j * ld + blind, ld), rows->dout + blind * ld_v, ld_v, 1, dv,
+             dv, ld_v);
+        gemm(1, ld_k, rows->count - blind, rows_of(s->ds + j * ld + blind, ld), rows->q + blind * ld_k, ld_k, 1, dk, dk,
+             ld_k);
     }
     for (size_t i = 0; i < rows->count; i++) {
         const size_t sees = seen(head, rows->first + i);
@@ -158,8 +161,13 @@ static void meet(const Head *head, size_t offset, size_t keys, const Scratch *s)
 {
     const FwmAttention *a = head->a;
     const RowTile *rows = &s->rows;
-    const size_t ld = rows->lanes, ld_k = fwm_padded(a->K), ld_v = fwm_padded(a->V), first_key = s->strip.first + offset;
-    const Strip t = {first_key, keys, s->strip.k + offset * ld_k, s->strip.dk + offset * ld_k, s->strip.v + offset * ld_v,
+    const size_t ld = rows->lanes, ld_k = fwm_padded(a->K), ld_v = fwm_padded(a->V),
+                 first_key = s->strip.first + offset;
+    const Strip t = {first_key,
+                     keys,
+                     s->strip.k + offset * ld_k,
+                     s->strip.dk + offset * ld_k,
+                     s->strip.v + offset * ld_v,
                      s->strip.dv + offset * ld_v};
     const bool is_cut = first_key + keys > seen(head, rows->first);
     gemm(keys, ld, a->K, rows_of(t.k, ld_k), rows->q_t, ld, 0, NULL, s->p, ld);
@@ -281,7 +289,11 @@ void attention_backward(const FwmAttention *a, int threads, void *scratch)
 {
     Scratch s;
     real *lse = scratch, *delta = (real *)((char *)scratch + lines_bytes(a));
-    Backward w = {.a = a, .lse = a->o ? a->lse : lse, .delta = delta, .strip = strip_of(a), .stride = place(a, &s, 0),
+    Backward w = {.a = a,
+                  .lse = a->o ? a->lse : lse,
+                  .delta = delta,
+                  .strip = strip_of(a),
+                  .stride = place(a, &s, 0),
                   .scratch = (char *)scratch + 2 * lines_bytes(a)};
     if (a->o)
         fwm_parallel_for(threads, fwm_tiles(a->B * a->T, DELTA_TOKENS), delta_task, &w);

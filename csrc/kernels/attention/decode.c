@@ -1,6 +1,6 @@
-/* Softmax attention, forward, for one token with a cache (T = 1): few queries, many keys, and reading the keys takes the time. So
- * they are read in the order in which they lie, all heads of a key together. A task is a part of the keys, and leaves for every
- * query of it
+/* Softmax attention, forward, for one token with a cache (T = 1): few queries, many keys, and reading the keys takes
+ * the time. So they are read in the order in which they lie, all heads of a key together. A task is a part of the keys,
+ * and leaves for every query of it
  *
  *     m = max s2_j,   l = sum_j 2^(s2_j - m),   o = sum_j 2^(s2_j - m) v_j            (s2 = scale log2(e) q . k_j)
  *
@@ -19,9 +19,9 @@
 typedef struct {
     const FwmAttention *a;
     real *o, *lse, *delta;
-    size_t parts, lanes;               /* of a sequence; lanes: HQ, padded */
-    real *part_o, *reference, *total;  /* (B, parts, HQ, V), (B, parts, lanes), (B, parts, lanes) */
-    char *scratch;                     /* scores of a part (keys x lanes), or a row of o, for each thread */
+    size_t parts, lanes;              /* of a sequence; lanes: HQ, padded */
+    real *part_o, *reference, *total; /* (B, parts, HQ, V), (B, parts, lanes), (B, parts, lanes) */
+    char *scratch;                    /* scores of a part (keys x lanes), or a row of o, for each thread */
     size_t stride;
 } Decoding;
 

@@ -7,8 +7,8 @@
  *     p_ij = 2^(s2_ij - m_i),   l_i += sum_j p_ij,   o_i += sum_j p_ij v_j;
  *     in the end   o_i /= l_i,   lse_i = m_i ln 2 + log l_i
  *
- * m_i is a maximum of s2_ij that may lag behind: only where a score exceeds it by HEADROOM does it move to the maximum, and l_i
- * and o_i are multiplied by 2^(old - new). (Milakov, Gimelshein 2018; Dao et al. 2022; Vaswani et al. 2017.) */
+ * m_i is a maximum of s2_ij that may lag behind: only where a score exceeds it by HEADROOM does it move to the maximum,
+ * and l_i and o_i are multiplied by 2^(old - new). (Milakov, Gimelshein 2018; Dao et al. 2022; Vaswani et al. 2017.) */
 #include "kernels/attention/softmax_attention.h"
 #include "kernels/attention/tiles.h"
 #include "kernels/attention/weights.h"
@@ -18,8 +18,8 @@
 #include "runtime/subnormals.h"
 #include "runtime/threads.h"
 
-#define HEADROOM 8               /* weights stay below 2^8 */
-#define MOST_TILES 16            /* tiles of rows that share a tile of keys: the more, the less often keys come from memory */
+#define HEADROOM 8    /* weights stay below 2^8 */
+#define MOST_TILES 16 /* tiles of rows that share a tile of keys: the more, the less often keys come from memory */
 #define BLOCK_BYTES (1024 * 1024) /* of their q_t and o_t, in the second-level cache */
 #define ENOUGH_TASKS 32
 
@@ -202,7 +202,12 @@ void attention_rows(const FwmAttention *a, real *o, real *lse, real *delta, int 
         return;
     }
     Scratch s;
-    Forward f = {.a = a, .o = o, .lse = lse, .delta = delta, .block = tiles_of_block(a) * ROW_TILE, .scratch = scratch,
+    Forward f = {.a = a,
+                 .o = o,
+                 .lse = lse,
+                 .delta = delta,
+                 .block = tiles_of_block(a) * ROW_TILE,
+                 .scratch = scratch,
                  .stride = place(a, &s, 0)};
     f.blocks = fwm_tiles(a->T * (a->HQ / a->H), f.block);
     f.tasks = a->causal ? (f.blocks + 1) / 2 : f.blocks;

@@ -18,8 +18,8 @@ size_t attention_backward_scratch(const FwmAttention *a, int threads);
 void attention_forward(const FwmAttention *a, int threads, void *scratch);
 void attention_backward(const FwmAttention *a, int threads, void *scratch);
 
-/* The forward, for whoever wants one of: o (B, T, HQ, V), lse (B, T, HQ), and delta (B, T, HQ), the product of dout and o. NULL
- * for what is not wanted. */
+/* The forward, for whoever wants one of: o (B, T, HQ, V), lse (B, T, HQ), and delta (B, T, HQ), the product of dout and
+ * o. NULL for what is not wanted. */
 void attention_rows(const FwmAttention *a, real *o, real *lse, real *delta, int threads, void *scratch);
 
 /* The same for one token with a cache, where tiles of rows would be almost empty. */

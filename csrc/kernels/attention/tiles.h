@@ -1,9 +1,9 @@
 /* Softmax attention in tiles: no matrix of queries against keys is ever whole.
  *
- * The G = HQ / H query heads that read one key head are one matrix of T G rows: row i is token i / G of query head h G + i % G.
- * A row sees keys 0 .. seen(row) - 1. Tiles of rows lie across: the scores of a tile are KEYS x ROWS, a key a line and a row a
- * lane, so that softmax's maxima and sums are taken lane by lane, and the products want no transposed key. Transposed are the
- * queries, once for many tiles of keys. */
+ * The G = HQ / H query heads that read one key head are one matrix of T G rows: row i is token i / G of query head h G
+ * + i % G. A row sees keys 0 .. seen(row) - 1. Tiles of rows lie across: the scores of a tile are KEYS x ROWS, a key a
+ * line and a row a lane, so that softmax's maxima and sums are taken lane by lane, and the products want no transposed
+ * key. Transposed are the queries, once for many tiles of keys. */
 #ifndef FWM_KERNELS_ATTENTION_TILES_H
 #define FWM_KERNELS_ATTENTION_TILES_H
 
@@ -53,9 +53,10 @@ static inline size_t key_index(const Head *head, size_t key)
 
 typedef size_t (*IndexOf)(const Head *head, size_t i);
 
-/* `count` rows or keys from `start` on, of this width, become the rows of a tile (rows of ld, padded with zeros); and back. */
-static inline void load_tile(const Head *head, IndexOf index, size_t start, size_t count, const void *array, size_t width,
-                             real *tile, size_t ld)
+/* `count` rows or keys from `start` on, of this width, become the rows of a tile (rows of ld, padded with zeros); and
+ * back. */
+static inline void load_tile(const Head *head, IndexOf index, size_t start, size_t count, const void *array,
+                             size_t width, real *tile, size_t ld)
 {
     for (size_t i = 0; i < count; i++) {
         copy(width, (const real *)array + index(head, start + i) * width, tile + i * ld);
@@ -78,8 +79,8 @@ static inline size_t blind_lanes(const Head *head, size_t key, size_t first_row,
     return first > first_row ? fwm_min(first - first_row, lanes) : 0;
 }
 
-/* Whether no number is infinite or NaN. Where a tile is cut by the triangle, the weights that are not there are zeros, and zero
- * times such a number would bring it to a row that does not see it. */
+/* Whether no number is infinite or NaN. Where a tile is cut by the triangle, the weights that are not there are zeros,
+ * and zero times such a number would bring it to a row that does not see it. */
 static inline bool all_finite(size_t n, const real *x)
 {
     real total = 0;

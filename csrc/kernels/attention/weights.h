@@ -7,7 +7,7 @@
 #include "kernels/attention/exp2.h"
 
 /* A reference where all scores are -inf: not -inf itself. */
-#define LOWEST (FWM_REAL_IS_DOUBLE ? (real)-DBL_MAX : (real)-FLT_MAX)
+#define LOWEST (FWM_REAL_IS_DOUBLE ? (real) - DBL_MAX : (real) - FLT_MAX)
 
 /* The largest score of each of the vector's lanes, NaN left out. */
 static inline vec largest_scores(size_t keys, size_t ld, const real *scores)

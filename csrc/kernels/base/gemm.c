@@ -1,9 +1,10 @@
 /* Matrix products: a micro-kernel, no packing.
  *
- * A tile of C, MR rows by NV vectors, stays in registers while k runs: NV vectors of B are loaded and MR numbers of A are
- * broadcast for MR * NV fused multiply-adds. The shapes keep MR * NV accumulators, NV vectors of B and a broadcast
- * within 32 registers (AVX-512) or 16 (AVX2, SSE), and at least 8 chains in flight against a latency of 4 and two units.
- * Blocks of k are chosen so that the panel of B (KC x NV vectors) stays in the first-level cache; A streams past it. */
+ * A tile of C, MR rows by NV vectors, stays in registers while k runs: NV vectors of B are loaded and MR numbers of A
+ * are broadcast for MR * NV fused multiply-adds. The shapes keep MR * NV accumulators, NV vectors of B and a broadcast
+ * within 32 registers (AVX-512) or 16 (AVX2, SSE), and at least 8 chains in flight against a latency of 4 and two
+ * units. Blocks of k are chosen so that the panel of B (KC x NV vectors) stays in the first-level cache; A streams past
+ * it. */
 #include "kernels/base/gemm.h"
 
 #include "kernels/base/vector.h"
@@ -77,8 +78,8 @@ typedef struct {
     MicroKernel run;
 } Shape;
 
-/* For each width in vectors, the tiles from high to low. Rows are dealt into as few tiles as the highest allows, and evenly:
- * 32 rows are four tiles of 8; 10 are 6 and 4, not 8 and 2, whose chains would wait for themselves. */
+/* For each width in vectors, the tiles from high to low. Rows are dealt into as few tiles as the highest allows, and
+ * evenly: 32 rows are four tiles of 8; 10 are 6 and 4, not 8 and 2, whose chains would wait for themselves. */
 #if FWM_VECTOR_BYTES == 64
 #define FWM_MAX_VECTORS 4
 MICRO_KERNEL(6, 4)
@@ -114,7 +115,7 @@ static const Shape one_vector[] = {{12, rows_12x1}, {8, rows_8x1}, {4, rows_4x1}
 #endif
 
 #define PANEL_BYTES (24 * 1024) /* of B in the first-level cache */
-#define ROWS_IN_BLOCK 96        /* rows of A that pass a panel of B before the next one: a block of A in the second level */
+#define ROWS_IN_BLOCK 96 /* rows of A that pass a panel of B before the next one: a block of A in the second level */
 
 static const real one[] = {1};
 
@@ -134,8 +135,8 @@ static const Shape *shapes_for(size_t vectors, size_t *width)
     return one_vector;
 }
 
-static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Decay decay, const real *c0,
-                     real *c, size_t ldc)
+static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Factors gamma, Decay decay,
+                     const real *c0, real *c, size_t ldc)
 {
     if (n == 0)
         return;
@@ -159,8 +160,8 @@ static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, siz
                     const Strided a_rows = {a.data + i * a.row + k0 * a.column, a.row, a.column};
                     const Factors scale = k0 ? (Factors){one, 0} : factors_from(gamma, i);
                     const Decay first = k0 ? no_decay : decay_from(decay, i);
-                    shape->run(rows, k_here, a_rows, b + k0 * ldb + j, ldb, scale, first, start ? start + i * ldc + j : NULL,
-                               c + i * ldc + j, ldc);
+                    shape->run(rows, k_here, a_rows, b + k0 * ldb + j, ldb, scale, first,
+                               start ? start + i * ldc + j : NULL, c + i * ldc + j, ldc);
                 }
             }
             k0 += k_here;
@@ -168,12 +169,14 @@ static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, siz
     }
 }
 
-void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real gamma, const real *c0, real *c, size_t ldc)
+void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real gamma, const real *c0, real *c,
+          size_t ldc)
 {
     multiply(m, n, k, a, b, ldb, (Factors){&gamma, 0}, no_decay, c0, c, ldc);
 }
 
-void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Decay decay, const real *c0, real *c, size_t ldc)
+void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Decay decay, const real *c0,
+                  real *c, size_t ldc)
 {
     multiply(m, n, k, a, b, ldb, (Factors){one, 0}, decay, c0, c, ldc);
 }

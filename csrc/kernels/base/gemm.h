@@ -22,20 +22,22 @@ static inline Strided transposed(const real *data, size_t ld)
     return (Strided){data, 1, ld};
 }
 
-/* C = gamma C0 + A B, with A (m x k), B (k x n, rows of ldb), C and C0 (m x n, rows of ldc); n is a multiple of FWM_PAD.
- * C0 NULL stands for zeros, C0 == C adds in place. Every element is one chain of additions over k in ascending order,
- * whatever m and n, so that splitting the rows or columns over threads changes no bit. */
-void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real gamma, const real *c0, real *c, size_t ldc);
+/* C = gamma C0 + A B, with A (m x k), B (k x n, rows of ldb), C and C0 (m x n, rows of ldc); n is a multiple of
+ * FWM_PAD. C0 NULL stands for zeros, C0 == C adds in place. Every element is one chain of additions over k in ascending
+ * order, whatever m and n, so that splitting the rows or columns over threads changes no bit. */
+void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real gamma, const real *c0, real *c,
+          size_t ldc);
 
-/* Factors of the rows of a matrix that is decayed, each in two parts, as exp_in_two makes them: rest, and one more where the mask is set. */
+/* Factors of the rows of a matrix that is decayed, each in two parts, as exp_in_two makes them: rest, and one more
+ * where the mask is set. */
 typedef struct {
     const real *rest; /* m, or NULL for no factors */
     const lane_number *one_more;
 } Decay;
 
-/* C = diag(decay) C0 + A B, computed as (A B + rest C0) + C0. Where the factors are near 1, C0 is rounded once, at last: hundreds of
- * them, one after the other, lose little. */
-void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Decay decay, const real *c0, real *c,
-                  size_t ldc);
+/* C = diag(decay) C0 + A B, computed as (A B + rest C0) + C0. Where the factors are near 1, C0 is rounded once, at
+ * last: hundreds of them, one after the other, lose little. */
+void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Decay decay, const real *c0,
+                  real *c, size_t ldc);
 
 #endif

@@ -1,5 +1,5 @@
-/* The transpose, a square of whole vectors at a time: in stage s = 1, 2, 4, .. rows i and i + s exchange the lanes whose number
- * has, or has not, the bit s, until every 2 x 2 block of every size is transposed. */
+/* The transpose, a square of whole vectors at a time: in stage s = 1, 2, 4, .. rows i and i + s exchange the lanes
+ * whose number has, or has not, the bit s, until every 2 x 2 block of every size is transposed. */
 #include "kernels/base/transpose.h"
 
 #include "kernels/base/vector.h"
@@ -9,9 +9,9 @@
 #define UPPER(j, s) ((j) & (s) ? FWM_LANES + (j) - (s) : (j))
 #define LOWER(j, s) ((j) & (s) ? FWM_LANES + (j) : (j) + (s))
 #if FWM_LANES == 16
-#define LANES(F, s)                                                                                                           \
-    F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s), F(8, s), F(9, s), F(10, s), F(11, s), F(12, s),    \
-        F(13, s), F(14, s), F(15, s)
+#define LANES(F, s)                                                                                                    \
+    F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s), F(8, s), F(9, s), F(10, s), F(11, s),      \
+        F(12, s), F(13, s), F(14, s), F(15, s)
 #elif FWM_LANES == 8
 #define LANES(F, s) F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s)
 #elif FWM_LANES == 4

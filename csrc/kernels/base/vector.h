@@ -46,8 +46,8 @@ static inline vec vec_masked(vec x, lane_number mask)
     return (vec)((vec_mask)x & mask);
 }
 
-/* max(x, 0) and min(x, 0); NaN stays NaN, for which x86's instructions want x as the second operand. GCC makes a comparison and
- * a masked move of vec_select here, where one instruction would do. */
+/* max(x, 0) and min(x, 0); NaN stays NaN, for which x86's instructions want x as the second operand. GCC makes a
+ * comparison and a masked move of vec_select here, where one instruction would do. */
 #if defined(__AVX512F__) && FWM_VECTOR_BYTES == 64
 #include <immintrin.h>
 #if FWM_REAL_IS_DOUBLE

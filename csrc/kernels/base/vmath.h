@@ -1,10 +1,10 @@
 /* exp, tanh and the logistic function, written for one number and without a branch, so that the compiler turns a loop
  * over them into vector code on every instruction set.
  *
- * exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2, by the Taylor polynomial of expm1(r): its first omitted term
- * is below a tenth of an ulp. Errors over the whole range (tests/test_feature_maps.py): exp 1 ulp, also where the result is
- * subnormal (the last multiplication alone rounds); tanh 2 ulp. The logistic function is within 2.5 ulp, and 0 where it would
- * be subnormal. */
+ * exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2, by the Taylor polynomial of expm1(r): its first omitted
+ * term is below a tenth of an ulp. Errors over the whole range (tests/test_feature_maps.py): exp 1 ulp, also where the
+ * result is subnormal (the last multiplication alone rounds); tanh 2 ulp. The logistic function is within 2.5 ulp, and
+ * 0 where it would be subnormal. */
 #ifndef FWM_KERNELS_VMATH_H
 #define FWM_KERNELS_VMATH_H
 
@@ -17,12 +17,12 @@
 typedef int64_t real_bits;
 #define FWM_MANTISSA_BITS 52
 #define FWM_EXPONENT_BIAS 1023
-#define FWM_ROUNDER 6755399441055744.0            /* 1.5 * 2^52: adding it rounds to an integer */
-#define FWM_LN2_HIGH 0.693147180369123816490      /* the leading bits of ln 2: n * this is exact */
+#define FWM_ROUNDER 6755399441055744.0       /* 1.5 * 2^52: adding it rounds to an integer */
+#define FWM_LN2_HIGH 0.693147180369123816490 /* the leading bits of ln 2: n * this is exact */
 #define FWM_LN2_LOW 1.90821492927058770002e-10
-#define FWM_EXP_LARGEST 709.9                     /* beyond, exp is inf: 2^n is made in two factors, n up to 1025 */
-#define FWM_EXP_SMALLEST -746.0                   /* below, exp is 0 */
-#define FWM_TANH_SATURATED 20.0                   /* beyond, tanh is 1 */
+#define FWM_EXP_LARGEST 709.9   /* beyond, exp is inf: 2^n is made in two factors, n up to 1025 */
+#define FWM_EXP_SMALLEST -746.0 /* below, exp is 0 */
+#define FWM_TANH_SATURATED 20.0 /* beyond, tanh is 1 */
 #define FWM_SMALLEST_NORMAL 2.2250738585072014e-308
 #define FWM_SQRT sqrt
 #define FWM_FABS fabs
@@ -30,7 +30,7 @@ typedef int64_t real_bits;
 typedef int32_t real_bits;
 #define FWM_MANTISSA_BITS 23
 #define FWM_EXPONENT_BIAS 127
-#define FWM_ROUNDER 12582912.0f                   /* 1.5 * 2^23 */
+#define FWM_ROUNDER 12582912.0f /* 1.5 * 2^23 */
 #define FWM_LN2_HIGH 0.693359375f
 #define FWM_LN2_LOW -2.12194440e-4f
 #define FWM_EXP_LARGEST 89.0f
@@ -103,8 +103,8 @@ static inline real exp_real(real x)
     return x != x ? x : y;
 }
 
-/* exp(x) = rest + 1 where that is near, and rest elsewhere. Returns a mask, all bits set in the first case and none in the
- * second, so that y exp(x) = rest y + (y & mask), where the second term is exact. */
+/* exp(x) = rest + 1 where that is near, and rest elsewhere. Returns a mask, all bits set in the first case and none in
+ * the second, so that y exp(x) = rest y + (y & mask), where the second term is exact. */
 static inline real_bits exp_in_two(real x, real *rest)
 {
     real_bits n;
@@ -113,8 +113,9 @@ static inline real_bits exp_in_two(real x, real *rest)
     return n == 0 ? -1 : 0;
 }
 
-/* exp(x), one factor of a product: *lost is what rounding the factors before has left out, relative to the product, and becomes what it
- * leaves out with this one. The product of any of the factors in a row is as near to that of the exponentials as one factor is. */
+/* exp(x), one factor of a product: *lost is what rounding the factors before has left out, relative to the product, and
+ * becomes what it leaves out with this one. The product of any of the factors in a row is as near to that of the
+ * exponentials as one factor is. */
 static inline real exp_of_product(real x, real *lost)
 {
     real_bits n;
@@ -136,8 +137,8 @@ static inline double exp_in_double(real x)
 #endif
 }
 
-/* tanh |x| = e / (e + 2) with e = expm1(2 |x|). Where e is small, the rounding of e + 2 would show: the quotient is corrected by
- * what was lost, times 1 / (e + 2), roughly. */
+/* tanh |x| = e / (e + 2) with e = expm1(2 |x|). Where e is small, the rounding of e + 2 would show: the quotient is
+ * corrected by what was lost, times 1 / (e + 2), roughly. */
 static inline real tanh_real(real x)
 {
     real_bits n;

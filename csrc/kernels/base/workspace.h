@@ -1,5 +1,5 @@
-/* Dividing a piece of memory into arrays. Addresses are counted as integers, so that the same code can size memory that is not
- * there yet: start from 0, and where it ends is how much is needed. */
+/* Dividing a piece of memory into arrays. Addresses are counted as integers, so that the same code can size memory that
+ * is not there yet: start from 0, and where it ends is how much is needed. */
 #ifndef FWM_KERNELS_WORKSPACE_H
 #define FWM_KERNELS_WORKSPACE_H
 

@@ -10,10 +10,10 @@
  *
  *     dx_t = sum_w weight_w dz_{t + W - 1 - w},   dweight_w = sum_t dz_t x_{t - W + 1 + w},   dbias = sum_t dz_t
  *
- * where dz is 0 outside the sequence. For t < 0, dx_t is the gradient of the initial state; where token t is part of the final
- * state, dx_t has its gradient as well. A block goes through its tokens from the last, with W rows of dz at hand, after those of
- * the W - 1 tokens behind it, which are made again. The sums over tokens are left by each block, then added in the order of the
- * blocks: the bits do not depend on the number of threads. */
+ * where dz is 0 outside the sequence. For t < 0, dx_t is the gradient of the initial state; where token t is part of
+ * the final state, dx_t has its gradient as well. A block goes through its tokens from the last, with W rows of dz at
+ * hand, after those of the W - 1 tokens behind it, which are made again. The sums over tokens are left by each block,
+ * then added in the order of the blocks: the bits do not depend on the number of threads. */
 #include <string.h>
 
 #include "kernels/base/vector.h"
@@ -55,7 +55,8 @@ ALWAYS_INLINE void add_products(size_t W, size_t n, const real *dz, const Rows *
 }
 
 /* dz of a token, computed into `row` if it has to be. */
-static const real *dz_of(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t t, real *row)
+static const real *dz_of(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t t,
+                         real *row)
 {
     if (t < 0 || t >= s->length)
         return no_token;
@@ -72,9 +73,11 @@ static const real *dz_of(const FwmConvolution *c, const Block *b, const Filters 
 }
 
 /* dx of a token, or of one before the first. later: dz of tokens t + W - 1 .. t. */
-static void write_dx(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t t, const Rows *later)
+static void write_dx(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t t,
+                     const Rows *later)
 {
-    const ptrdiff_t in_initial = t + (ptrdiff_t)c->W - 1, in_final = in_initial - s->length; /* which row of a state it is */
+    const ptrdiff_t in_initial = t + (ptrdiff_t)c->W - 1,
+                    in_final = in_initial - s->length; /* which row of a state it is */
     const real *dfinal = c->dfinal_state;
     const real *dstate = dfinal && in_final >= 0 ? dfinal + s->state_at + (size_t)in_final * c->D : no_token;
     real *dx = t >= 0 ? (real *)c->dx + s->at + (size_t)t * c->D
@@ -87,7 +90,8 @@ static void write_dx(const FwmConvolution *c, const Block *b, const Filters *f, 
 }
 
 /* sums: of the block's first channel, rows of D. */
-static void add_token(const FwmConvolution *c, const Block *b, const Sequence *s, ptrdiff_t t, const real *dz, real *sums)
+static void add_token(const FwmConvolution *c, const Block *b, const Sequence *s, ptrdiff_t t, const real *dz,
+                      real *sums)
 {
     const Rows seen = tokens_seen(c, s, t);
     switch (c->W) {
@@ -107,8 +111,8 @@ static void ask_for_token(const FwmConvolution *c, const Block *b, const Sequenc
 }
 
 /* Tokens from .. to - 1 of a sequence, the last first; with sums NULL they are those before the first. */
-static void go_back(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t from, ptrdiff_t to,
-                    real *sums)
+static void go_back(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t from,
+                    ptrdiff_t to, real *sums)
 {
     real rows[FWM_MOST_TAPS][BLOCK_CHANNELS];
     Rows later = {{NULL}};

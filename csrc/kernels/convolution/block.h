@@ -1,8 +1,9 @@
 /* How a convolution is cut into blocks.
  *
- * A block is some tokens, of all sequences one behind the other, on some channels. Its numbers are rows of channels, one a token:
- * vectors go along the channels, and the W rows that a token sees come from the first-level cache. Blocks are cut without regard
- * to threads, and without regard to sequences, so that many short ones are no more work than a long one. */
+ * A block is some tokens, of all sequences one behind the other, on some channels. Its numbers are rows of channels,
+ * one a token: vectors go along the channels, and the W rows that a token sees come from the first-level cache. Blocks
+ * are cut without regard to threads, and without regard to sequences, so that many short ones are no more work than a
+ * long one. */
 #ifndef FWM_KERNELS_BLOCK_H
 #define FWM_KERNELS_BLOCK_H
 
@@ -32,15 +33,17 @@ static inline size_t numbers_of_x(const FwmConvolution *c)
 }
 
 typedef struct {
-    size_t first, last;  /* tokens of all sequences */
-    size_t channel, n;   /* the first, and how many */
+    size_t first, last; /* tokens of all sequences */
+    size_t channel, n;  /* the first, and how many */
 } Block;
 
 static inline Block block_at(const FwmConvolution *c, size_t tokens, size_t channels)
 {
     const size_t first = tokens * BLOCK_TOKENS, channel = channels * BLOCK_CHANNELS;
-    return (Block){.first = first, .last = fwm_min(first + BLOCK_TOKENS, (size_t)c->offsets[c->n_sequences]),
-                   .channel = channel, .n = fwm_min(BLOCK_CHANNELS, c->D - channel)};
+    return (Block){.first = first,
+                   .last = fwm_min(first + BLOCK_TOKENS, (size_t)c->offsets[c->n_sequences]),
+                   .channel = channel,
+                   .n = fwm_min(BLOCK_CHANNELS, c->D - channel)};
 }
 
 /* The block's rows of weight, across: a row for each of the W tokens that a token sees, the oldest first. */
@@ -52,16 +55,18 @@ void load_filters(const FwmConvolution *c, const Block *b, Filters *f);
 
 /* What a block sees of a sequence, with its tokens counted from 0. */
 typedef struct {
-    size_t at, state_at;      /* where the block's first channel is, of its first token and of its states: in numbers */
+    size_t at, state_at; /* where the block's first channel is, of its first token and of its states: in numbers */
     ptrdiff_t length;
-    ptrdiff_t from, to;       /* those of its tokens that are the block's */
+    ptrdiff_t from, to; /* those of its tokens that are the block's */
 } Sequence;
 
 static inline Sequence sequence_at(const FwmConvolution *c, const Block *b, size_t index)
 {
     const size_t start = (size_t)c->offsets[index], end = (size_t)c->offsets[index + 1];
-    return (Sequence){.at = start * c->D + b->channel, .state_at = index * (c->W - 1) * c->D + b->channel,
-                      .length = (ptrdiff_t)(end - start), .from = b->first > start ? (ptrdiff_t)(b->first - start) : 0,
+    return (Sequence){.at = start * c->D + b->channel,
+                      .state_at = index * (c->W - 1) * c->D + b->channel,
+                      .length = (ptrdiff_t)(end - start),
+                      .from = b->first > start ? (ptrdiff_t)(b->first - start) : 0,
                       .to = (ptrdiff_t)fwm_min(b->last, end) - (ptrdiff_t)start};
 }
 
@@ -78,7 +83,8 @@ static inline const real *token_at(const FwmConvolution *c, const Sequence *s, p
     return state ? state + s->state_at + (c->W - 1 - (size_t)-t) * c->D : no_token;
 }
 
-/* Asks for a row ahead of its time: a block's rows are far apart, and the processor does not foresee where the next begins. */
+/* Asks for a row ahead of its time: a block's rows are far apart, and the processor does not foresee where the next
+ * begins. */
 static inline void ask_for(const Block *b, const real *row)
 {
     for (size_t i = 0; i < b->n; i += 64 / sizeof(real))

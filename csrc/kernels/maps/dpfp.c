@@ -8,8 +8,8 @@
  *     dx[i] = dr[i] where x[i] > 0,  -dr[d + i] where x[i] < 0,  0 at 0
  *
  * Cyclic indices cost nothing where a row has its own end in front of it, and a product its own start behind it. A few
- * tokens' rows are written before the first is read at an offset, because a load that straddles two stores of a moment ago
- * has to wait for both; no more than a few, for they should stay in the first-level cache. */
+ * tokens' rows are written before the first is read at an offset, because a load that straddles two stores of a moment
+ * ago has to wait for both; no more than a few, for they should stay in the first-level cache. */
 #include <stdbool.h>
 #include <string.h>
 
@@ -18,7 +18,8 @@
 
 #define TOKENS 8
 
-/* The scratch rows of these sizes: r with its end in front and its start behind; products dphi_j r with their start behind. */
+/* The scratch rows of these sizes: r with its end in front and its start behind; products dphi_j r with their start
+ * behind. */
 typedef struct {
     size_t width;     /* 2d */
     size_t lead, row; /* row = lead + 2d + lead */
@@ -57,7 +58,8 @@ static inline void split_signs(size_t d, const real *restrict x, real *restrict 
     }
 }
 
-/* The end of a row in front of it, and its start behind it: whole vectors, where the row is as long as what is asked for. */
+/* The end of a row in front of it, and its start behind it: whole vectors, where the row is as long as what is asked
+ * for. */
 static inline void wrap(const Rows *rows, real *row)
 {
     real *end = row + rows->width;
@@ -108,10 +110,10 @@ static void forward_few(const MapShape *s, const Rows *rows, size_t n, const rea
     }
 }
 
-/* Rows of whole vectors and shifts below a vector need no copy of r: with x[i - d] = -x[i], r and its neighbours are clipped
- * from x where it lies. The first vector before a row, and the last behind it, are put together out of two loads, which reach
- * into the rows beside it for what they do not use. Beside the first and the last row of a call (`at_end`) another thread may be
- * storing: there the two are put together in memory of our own, which takes longer. */
+/* Rows of whole vectors and shifts below a vector need no copy of r: with x[i - d] = -x[i], r and its neighbours are
+ * clipped from x where it lies. The first vector before a row, and the last behind it, are put together out of two
+ * loads, which reach into the rows beside it for what they do not use. Beside the first and the last row of a call
+ * (`at_end`) another thread may be storing: there the two are put together in memory of our own, which takes longer. */
 static bool in_vectors(const MapShape *s)
 {
     return s->d % FWM_LANES == 0 && s->argument < FWM_LANES;
@@ -143,7 +145,8 @@ static inline vec behind(const real *x, size_t d, size_t i, size_t j, bool at_en
         return vec_load(x + i + j);
     if (at_end)
         return straddle(vec_load(x + i), -vec_load(x), j);
-    return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, vec_load(x + i + j), -vec_load(x + j - FWM_LANES));
+    return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, vec_load(x + i + j),
+                      -vec_load(x + j - FWM_LANES));
 }
 
 /* Block j of dphi from i + j on, in its second half; behind its end comes its start. */
@@ -157,7 +160,8 @@ static inline vec block_behind(const real *block, size_t d, size_t i, size_t j, 
                       vec_load(block + j - FWM_LANES));
 }
 
-/* Inlined for the nu of the paper, because a loop of one or two rounds around a row's vectors costs as much as the work. */
+/* Inlined for the nu of the paper, because a loop of one or two rounds around a row's vectors costs as much as the
+ * work. */
 ALWAYS_INLINE void forward_vectors(const MapShape *s, size_t nu, size_t n, const real *pre, real *phi)
 {
     const size_t d = s->d;
@@ -176,7 +180,8 @@ ALWAYS_INLINE void forward_vectors(const MapShape *s, size_t nu, size_t n, const
     }
 }
 
-ALWAYS_INLINE void backward_vectors(const MapShape *s, size_t nu, size_t n, const real *dphi, const real *pre, real *dpre)
+ALWAYS_INLINE void backward_vectors(const MapShape *s, size_t nu, size_t n, const real *dphi, const real *pre,
+                                    real *dpre)
 {
     const size_t d = s->d;
     const vec zero = {0};
@@ -188,7 +193,8 @@ ALWAYS_INLINE void backward_vectors(const MapShape *s, size_t nu, size_t n, cons
                 const real *block = dphi + (j - 1) * 2 * d;
                 const vec left = before(pre, d, i, j, at_end), right = behind(pre, d, i, j, at_end);
                 up += vec_load(block + i) * vec_positive(left) + vec_load(block + i + j) * vec_positive(right);
-                down += vec_load(block + d + i) * vec_negative(left) + block_behind(block, d, i, j, at_end) * vec_negative(right);
+                down += vec_load(block + d + i) * vec_negative(left) +
+                        block_behind(block, d, i, j, at_end) * vec_negative(right);
             }
             const vec x = vec_load(pre + i);
             vec_store(dpre + i, vec_select(x > 0, up, vec_select(x < 0, down, zero)));
@@ -214,8 +220,8 @@ static void forward(const MapShape *s, size_t n, const real *pre, real *phi, rea
 }
 
 /* dr (2d a token) += the gradients of block j, = for the first; products is room for dphi_j r. */
-static inline void backward_block(const MapShape *s, const Rows *rows, size_t n, size_t j, const real *dphi_j, const real *r, real *products,
-                           real *dr)
+static inline void backward_block(const MapShape *s, const Rows *rows, size_t n, size_t j, const real *dphi_j,
+                                  const real *r, real *products, real *dr)
 {
     const size_t width = rows->width, shift = j % width;
     for (size_t t = 0; t < n; t++) {
@@ -225,7 +231,8 @@ static inline void backward_block(const MapShape *s, const Rows *rows, size_t n,
         memcpy(product + width, product, shift * sizeof(real));
     }
     for (size_t t = 0; t < n; t++) {
-        const real *restrict d_t = dphi_j + t * s->ld_features, *restrict right = r + t * rows->row + rows->lead - shift;
+        const real *restrict d_t = dphi_j + t * s->ld_features, *restrict right =
+                                                                    r + t * rows->row + rows->lead - shift;
         const real *restrict left = products + t * rows->row + shift;
         real *restrict out = dr + t * width;
 #pragma omp simd
@@ -234,7 +241,8 @@ static inline void backward_block(const MapShape *s, const Rows *rows, size_t n,
     }
 }
 
-static void backward_few(const MapShape *s, const Rows *rows, size_t n, const real *dphi, const real *pre, real *dpre, real *scratch)
+static void backward_few(const MapShape *s, const Rows *rows, size_t n, const real *dphi, const real *pre, real *dpre,
+                         real *scratch)
 {
     const size_t d = s->d;
     real *r = scratch, *products = r + TOKENS * rows->row, *dr = products + TOKENS * rows->row;
@@ -254,7 +262,8 @@ static void backward_few(const MapShape *s, const Rows *rows, size_t n, const re
     }
 }
 
-static void backward(const MapShape *s, size_t n, const real *dphi, const real *pre, const real *phi, real *dpre, real *scratch)
+static void backward(const MapShape *s, size_t n, const real *dphi, const real *pre, const real *phi, real *dpre,
+                     real *scratch)
 {
     const Rows rows = rows_of_shape(s);
     (void)phi;
@@ -267,11 +276,14 @@ static void backward(const MapShape *s, size_t n, const real *dphi, const real *
         }
     }
     for (size_t t = 0; t < n; t += TOKENS)
-        backward_few(s, &rows, fwm_min(TOKENS, n - t), dphi + t * s->ld_features, pre + t * s->ld, dpre + t * s->ld, scratch);
+        backward_few(s, &rows, fwm_min(TOKENS, n - t), dphi + t * s->ld_features, pre + t * s->ld, dpre + t * s->ld,
+                     scratch);
 }
 
 const FeatureMap FWM_NAME(map_dpfp) = {
-    .info = {.name = "dpfp", .function = "dpfp", .argument = "nu",
+    .info = {.name = "dpfp",
+             .function = "dpfp",
+             .argument = "nu",
              .summary = "deterministic parameter-free projection: products of rectified neighbours"},
     .features = features,
     .scratch = scratch_size,

@@ -28,7 +28,8 @@ static size_t extension(size_t m)
     return m;
 }
 
-/* Whether every feature is exp of something so small that it is 0: early in training, where N is large, all of them are. */
+/* Whether every feature is exp of something so small that it is 0: early in training, where N is large, all of them
+ * are. */
 static bool all_vanish(size_t m, const real *restrict u, real o)
 {
     real largest = 0, nan = 0;
@@ -66,8 +67,8 @@ static void forward(const MapShape *s, size_t n, const real *restrict pre, real 
     }
 }
 
-static void backward(const MapShape *s, size_t n, const real *restrict dphi, const real *restrict pre, const real *restrict phi,
-                     real *restrict dpre, real *scratch)
+static void backward(const MapShape *s, size_t n, const real *restrict dphi, const real *restrict pre,
+                     const real *restrict phi, real *restrict dpre, real *scratch)
 {
     (void)scratch;
     const size_t m = s->argument;
@@ -88,7 +89,9 @@ static void backward(const MapShape *s, size_t n, const real *restrict dphi, con
 }
 
 const FeatureMap FWM_NAME(map_favor) = {
-    .info = {.name = "favor", .function = "favor", .argument = "m",
+    .info = {.name = "favor",
+             .function = "favor",
+             .argument = "m",
              .summary = "FAVOR+: positive orthogonal random features of the softmax kernel"},
     .features = features,
     .extension = extension,

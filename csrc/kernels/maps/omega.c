@@ -14,7 +14,8 @@
 #include "kernels/base/vector.h"
 #include "kernels/base/vmath.h"
 
-/* x -= 2 v (v . x) / v . v, for n columns x that are rows of ld behind one another; the first `from` entries of v are 0. */
+/* x -= 2 v (v . x) / v . v, for n columns x that are rows of ld behind one another; the first `from` entries of v are
+ * 0. */
 static void reflect(size_t n, size_t ld, size_t from, const real *v, real two_over_vv, real *x)
 {
     from = from / FWM_PAD * FWM_PAD;

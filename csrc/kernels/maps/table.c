@@ -1,10 +1,10 @@
 /* The table of feature maps: the command line, the help, the Python functions and the tests follow from it. */
 #include "kernels/maps/map.h"
 
-#define MAPS(ROW) \
-    ROW(elu1)     \
-    ROW(tanh)     \
-    ROW(dpfp)     \
+#define MAPS(ROW)                                                                                                      \
+    ROW(elu1)                                                                                                          \
+    ROW(tanh)                                                                                                          \
+    ROW(dpfp)                                                                                                          \
     ROW(favor)
 
 #define DECLARE(name) extern const FeatureMap FWM_NAME(map_##name);

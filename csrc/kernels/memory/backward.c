@@ -1,10 +1,11 @@
-/* The family, backward. Everything is made again from the inputs: a first pass leaves the state before each segment of chunks
- * (a checkpoint); then, segment by segment from the last, the state before each chunk and the values written in it, and, chunk by
- * chunk from the last, the gradients (slab_backward.c, chunk_backward.c).
+/* The family, backward. Everything is made again from the inputs: a first pass leaves the state before each segment of
+ * chunks (a checkpoint); then, segment by segment from the last, the state before each chunk and the values written in
+ * it, and, chunk by chunk from the last, the gradients (slab_backward.c, chunk_backward.c).
  *
- * The columns' shares of a chunk's gradients are added up slab by slab, and the value heads of a key head add to its dk and dq in
- * order, whichever thread made them: the bits do not depend on the number of threads. With as many key heads as threads, a task is
- * a key head. With fewer, heads run one after the other, and the threads share the slabs and the chunks of a segment. */
+ * The columns' shares of a chunk's gradients are added up slab by slab, and the value heads of a key head add to its dk
+ * and dq in order, whichever thread made them: the bits do not depend on the number of threads. With as many key heads
+ * as threads, a task is a key head. With fewer, heads run one after the other, and the threads share the slabs and the
+ * chunks of a segment. */
 #include <string.h>
 
 #include "kernels/memory/family.h"
@@ -14,10 +15,10 @@
 #include "runtime/subnormals.h"
 #include "runtime/threads.h"
 
-#define SHORTEST_SEGMENT 8                    /* chunks: their states fit the second-level cache */
+#define SHORTEST_SEGMENT 8 /* chunks: their states fit the second-level cache */
 /* Of a head; with more, segments get longer, as far as that saves memory. */
 #define CHECKPOINT_BYTES ((size_t)12 << 20)
-#define KEPT_BYTES ((size_t)17 << 20)       /* of a head's written values; with more, they are made again */
+#define KEPT_BYTES ((size_t)17 << 20) /* of a head's written values; with more, they are made again */
 
 typedef struct {
     const FwmMemory *m;
@@ -32,13 +33,13 @@ typedef struct {
 } Backward;
 
 typedef struct {
-    real *checkpoints; /* segments x slabs x slab_size */
-    real *z0;          /* (longest + 1) x ld: the sum of keys before each chunk, with normalize */
-    Chunk *chunks;     /* a segment */
-    real *S0, *N;      /* (a segment + 1) x slabs x slab_size; a segment (all, if kept) x slabs x C x W */
-    real *dS;          /* slabs x slab_size */
-    real *rows;        /* of the segment's tokens, inputs and gradients: if threads do not share it */
-    real *dz;          /* ld */
+    real *checkpoints;      /* segments x slabs x slab_size */
+    real *z0;               /* (longest + 1) x ld: the sum of keys before each chunk, with normalize */
+    Chunk *chunks;          /* a segment */
+    real *S0, *N;           /* (a segment + 1) x slabs x slab_size; a segment (all, if kept) x slabs x C x W */
+    real *dS;               /* slabs x slab_size */
+    real *rows;             /* of the segment's tokens, inputs and gradients: if threads do not share it */
+    real *dz;               /* ld */
     ChunkGradients *shares; /* parts x slabs */
     char *thread_scratch;
     size_t thread_stride;
@@ -90,7 +91,8 @@ static Memory take_memory(const Backward *f, uintptr_t *next)
     w.rows = take(next, f->inner > 1 ? 0 : f->segment * C * numbers_of_token(f->m) * sizeof(real));
     w.dz = take(next, ld * sizeof(real));
     w.shares = take_all_gradients(f, f->parts * f->slabs, there, next);
-    w.thread_stride = largest(chunk_scratch(&f->shape), largest(slab_scratch(&f->shape), slab_backward_scratch(&f->shape)));
+    w.thread_stride =
+        largest(chunk_scratch(&f->shape), largest(slab_scratch(&f->shape), slab_backward_scratch(&f->shape)));
     w.thread_stride = (w.thread_stride + 63) / 64 * 64;
     w.thread_scratch = take(next, w.thread_stride * (size_t)f->inner);
     return w;
@@ -153,8 +155,8 @@ static void checkpoint_task(void *context, size_t slab, int thread)
     }
 }
 
-/* The states before the segment's chunks, and what is written in them, which the first pass may have kept of all segments but the
- * last. */
+/* The states before the segment's chunks, and what is written in them, which the first pass may have kept of all
+ * segments but the last. */
 static void states_task(void *context, size_t slab, int thread)
 {
     const Pass *p = context;
@@ -341,7 +343,8 @@ static size_t scratch_bytes(const Backward *f)
     return next;
 }
 
-/* Longer segments have fewer checkpoints between them, and more states within: their sum grows with the square root of T. */
+/* Longer segments have fewer checkpoints between them, and more states within: their sum grows with the square root of
+ * T. */
 static void choose_segment(Backward *f)
 {
     const size_t most = largest(2, CHECKPOINT_BYTES / (f->slabs * f->slab_size * sizeof(real)));

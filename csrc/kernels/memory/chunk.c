@@ -12,7 +12,12 @@ ChunkShape chunk_shape(const FwmMemory *m, bool reads)
 {
     const bool erases = erases_of(m);
     return (ChunkShape){
-        .gate = m->gate, .erases = erases, .reads = reads, .normalize = m->normalize, .K = m->K, .ld = fwm_padded(m->K),
+        .gate = m->gate,
+        .erases = erases,
+        .reads = reads,
+        .normalize = m->normalize,
+        .K = m->K,
+        .ld = fwm_padded(m->K),
         .readers = (size_t)erases + (reads ? queries_per_state(m) : 0),
     };
 }
@@ -50,8 +55,11 @@ ChunkGradients take_gradients(const ChunkShape *s, uintptr_t *next)
 {
     const size_t M = s->readers * C;
     return (ChunkGradients){
-        .dx0 = take_numbers(next, s->ld * M), .dk1 = take_numbers(next, s->ld * C), .dscores = take_numbers(next, M * C),
-        .ddecay = take_numbers(next, s->ld), .dbeta = take_numbers(next, C),
+        .dx0 = take_numbers(next, s->ld * M),
+        .dk1 = take_numbers(next, s->ld * C),
+        .dscores = take_numbers(next, M * C),
+        .ddecay = take_numbers(next, s->ld),
+        .dbeta = take_numbers(next, C),
     };
 }
 
@@ -66,8 +74,8 @@ static void clear_rows(size_t from, size_t ld, real *block)
     memset(block + from * ld, 0, (C - from) * ld * sizeof(real));
 }
 
-/* What value heads share that share a key and a query: keys, queries, and, where decays are numbers, their products. What lies behind
- * the last token reads and writes nothing. */
+/* What value heads share that share a key and a query: keys, queries, and, where decays are numbers, their products.
+ * What lies behind the last token reads and writes nothing. */
 static void load_shared(const Head *h, size_t t0, Chunk *c)
 {
     const ChunkShape *s = &c->shape;
@@ -100,8 +108,8 @@ static void load_head(const Head *h, size_t t0, Chunk *c)
     clear_rows(c->n, s->gate == FWM_CHANNEL_GATE ? ld : 1, g);
 }
 
-/* Scores as products of whole blocks, X K^T, times the decays; what lies in the future is left out, not multiplied by 0: a NaN
- * there must not come back. */
+/* Scores as products of whole blocks, X K^T, times the decays; what lies in the future is left out, not multiplied by
+ * 0: a NaN there must not come back. */
 static void scores_of_blocks(Chunk *c)
 {
     const size_t M = c->shape.readers * C, first = c->shape.erases * C;
@@ -152,7 +160,8 @@ static void prepare_scalar(Chunk *c)
         multiply_row(C, c->decays + (C - 1) * C, c->k_t + i * C, c->k1_t + i * C);
 }
 
-/* a, and the two parts of the chunk's decay. The rows of decay and rest hold the sums of gates, and what a product has lost, first. */
+/* a, and the two parts of the chunk's decay. The rows of decay and rest hold the sums of gates, and what a product has
+ * lost, first. */
 static void decays_of_channels(Chunk *c)
 {
     const size_t ld = c->shape.ld;
@@ -174,12 +183,14 @@ static void decays_of_channels(Chunk *c)
 }
 
 /* key *= a, and the products of two readers with it. */
-static inline void decay_and_read(size_t ld, const real *a, real *key, const real *x, const real *y, real *with_x, real *with_y)
+static inline void decay_and_read(size_t ld, const real *a, real *key, const real *x, const real *y, real *with_x,
+                                  real *with_y)
 {
     vec s0 = {0}, s1 = {0}, r0 = {0}, r1 = {0};
     size_t i = 0;
     for (; i + 2 * FWM_LANES <= ld; i += 2 * FWM_LANES) {
-        const vec k0 = vec_load(a + i) * vec_load(key + i), k1 = vec_load(a + i + FWM_LANES) * vec_load(key + i + FWM_LANES);
+        const vec k0 = vec_load(a + i) * vec_load(key + i),
+                  k1 = vec_load(a + i + FWM_LANES) * vec_load(key + i + FWM_LANES);
         vec_store(key + i, k0);
         vec_store(key + i + FWM_LANES, k1);
         s0 += vec_load(x + i) * k0;
@@ -229,7 +240,8 @@ static void prepare_channels(Chunk *c)
     transpose(C, ld, c->k1, ld, c->k1_t, C);
 }
 
-/* What the queries read is divided by x_t . z_t + eps, z_t = z0 + k_0 + .. + k_t: the sum of the scores is x_t . (z_t - z0). */
+/* What the queries read is divided by x_t . z_t + eps, z_t = z0 + k_0 + .. + k_t: the sum of the scores is x_t . (z_t -
+ * z0). */
 static void denominators(const Head *h, Chunk *c)
 {
     const size_t ld = c->shape.ld;

@@ -1,4 +1,5 @@
-/* What of a chunk's backward needs no state: from sums over the columns to the gradients of keys, queries, strengths and gates.
+/* What of a chunk's backward needs no state: from sums over the columns to the gradients of keys, queries, strengths
+ * and gates.
  *
  * Forward (chunk.h), for each column of the state, with A_t = a_0 .. a_t, D_ts = a_{s+1} .. a_t, D_ts = 1 for t = s:
  *
@@ -9,16 +10,17 @@
  *     dx_t = A_t dx0_t + sum_s dscores_ts D_ts k_s
  *     dk_s = D_{C-1,s} dk1_s + sum_t D_ts Z_ts,                               Z_ts = sum over readers of dscores_ts x_t
  *
- * dg_t collects every path from a write (or S0) before t to a reader (or the end) at t or behind it, as <dS', S'> does in the
- * recurrence, term by term and without differences:
+ * dg_t collects every path from a write (or S0) before t to a reader (or the end) at t or behind it, as <dS', S'> does
+ * in the recurrence, term by term and without differences:
  *
  *     dg_t = decay ddecay + sum_{s < t} k1_s dk1_s + sum_{r >= t} x0_r dx0_r + sum_{s < t <= r} dscores_rs x_r D_rs k_s
  *
- * element by element; a scalar gate takes the sum over i. For the last term, Y_ts = Z_ts + a_{t+1} Y_{t+1,s} runs backwards and
- * (D_ts k_s) Y_ts is what straddles t for the key s; a_{s+1} Y_{s+1,s} + Z_ss completes dk_s.
+ * element by element; a scalar gate takes the sum over i. For the last term, Y_ts = Z_ts + a_{t+1} Y_{t+1,s} runs
+ * backwards and (D_ts k_s) Y_ts is what straddles t for the key s; a_{s+1} Y_{s+1,s} + Z_ss completes dk_s.
  *
- * Normalised reading: o = y / den, den_t = x_t . z_t + eps, and the columns were given do / den. So dden_t = -(do . y) / den^2
- * = -(x0_t . dx0_t + sum_s scores_ts dscores_ts) / den_t, which goes to dscores_ts (s <= t), and with z0 to x_t and z0. */
+ * Normalised reading: o = y / den, den_t = x_t . z_t + eps, and the columns were given do / den. So dden_t = -(do . y)
+ * / den^2 = -(x0_t . dx0_t + sum_s scores_ts dscores_ts) / den_t, which goes to dscores_ts (s <= t), and with z0 to x_t
+ * and z0. */
 #include <string.h>
 
 #include "kernels/base/gemm.h"
@@ -73,7 +75,8 @@ static void denominators_backward(const Chunk *c, real *dscores, const Scratch *
     for (size_t m = c->shape.erases * C; m < c->shape.readers * C; m++) {
         const size_t t = m % C;
         real *row = dscores + m * C;
-        const real dden = -(dot(ld, c->x0 + m * ld, w->dx + m * ld) + dot(C, c->scores + m * C, row)) * c->reciprocal[m];
+        const real dden =
+            -(dot(ld, c->x0 + m * ld, w->dx + m * ld) + dot(C, c->scores + m * C, row)) * c->reciprocal[m];
         if (t >= c->n)
             continue;
         for (size_t s = 0; s <= t; s++)
@@ -104,7 +107,8 @@ static void products_backward(const Chunk *c, const real *dscores, const Scratch
 }
 
 /* dg (C) of a scalar gate, from dx0 and dk1. */
-static void scalar_gate_backward(const Chunk *c, const real *dscores, const ChunkGradients *sum_over_columns, const Scratch *w)
+static void scalar_gate_backward(const Chunk *c, const real *dscores, const ChunkGradients *sum_over_columns,
+                                 const Scratch *w)
 {
     const size_t ld = c->shape.ld, M = c->shape.readers * C;
     real later[C + 1], straddling[C]; /* what readers from t on ask of S0; pairs of s and a reader from t on */
@@ -172,7 +176,8 @@ static void key_backward(const Chunk *c, size_t s, const real *dscores, const Sc
     }
 }
 
-static void channels_backward(const Chunk *c, const real *dscores, const ChunkGradients *sum_over_columns, const Scratch *w)
+static void channels_backward(const Chunk *c, const real *dscores, const ChunkGradients *sum_over_columns,
+                              const Scratch *w)
 {
     const size_t ld = c->shape.ld;
     channel_gate_backward(c, sum_over_columns, w);

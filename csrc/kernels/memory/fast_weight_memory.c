@@ -1,32 +1,32 @@
-/* The fast weight memory of Schlag, Munkhdalai and Schmidhuber (2021), every token read: a delta rule whose state is kept at
- * norm 1. For each sequence and value head, state S (K x V):
+/* The fast weight memory of Schlag, Munkhdalai and Schmidhuber (2021), every token read: a delta rule whose state is
+ * kept at norm 1. For each sequence and value head, state S (K x V):
  *
  *     r_t = S_{t-1}^T k_t,   d_t = v_t - r_t                      what the memory held for the key, and what it lacks
  *     S~_t = S_{t-1} + beta_t k_t d_t^T
  *     S_t = S~_t / s_t,   s_t = max(1, |S~_t|_F)
  *     o_t = S_t^T q_t                                             q scaled
  *
- * clamp_first false leaves the first write of a sequence without an initial state as it is, s_1 = 1, as the paper has it;
- * where an initial state is given, it is the outcome of earlier writes, and every write is clamped.
+ * clamp_first false leaves the first write of a sequence without an initial state as it is, s_1 = 1, as the paper has
+ * it; where an initial state is given, it is the outcome of earlier writes, and every write is clamped.
  *
  * The norm couples the whole state, but it follows from scalars: with n = |S_{t-1}|^2 and kk = |k|^2,
  *     |S~_t|^2 = n + 2 beta (d . r) + beta^2 |d|^2 kk
- * n is 1 after a clamped token. At the start of every chunk it is summed anew from the state, and a state that a clamped token
- * has left at a chunk's end is brought to norm 1 once more, so that no rounding errors are carried along. A state far above
- * norm 1 (an initial one, or a first write that is not clamped) could lose its digits in that sum: there the norm is measured.
+ * n is 1 after a clamped token. At the start of every chunk it is summed anew from the state, and a state that a
+ * clamped token has left at a chunk's end is brought to norm 1 once more, so that no rounding errors are carried along.
+ * A state far above norm 1 (an initial one, or a first write that is not clamped) could lose its digits in that sum:
+ * there the norm is measured.
  *
- * Chunks of C = 16 tokens, so that the work is in matrix products. Dividing by s makes the rule a delta rule with decay 1 / s,
- * S_t = S_{t-1} / s_t + k_t w_t^T with w = beta d / s. With fade(a, b) = 1 / (s_{a+1} .. s_b), never above 1, and S_0 the state
- * before the chunk:
- *     r_t = fade(0, t-1) S_0^T k_t + sum_{j < t} fade(j, t-1) (k_j . k_t) w_j
- *     S_t = fade(0, t) S_0 + sum_{j <= t} fade(j, t) k_j w_j^T
- *     o_t = fade(0, t) S_0^T q_t + sum_{j <= t} fade(j, t) (k_j . q_t) w_j
- * In the code tokens of a chunk count from 0: token t leads from state t to state t + 1. No sum over tokens contains one that
- * comes later, not even with weight 0, so that a NaN spreads forwards only.
+ * Chunks of C = 16 tokens, so that the work is in matrix products. Dividing by s makes the rule a delta rule with decay
+ * 1 / s, S_t = S_{t-1} / s_t + k_t w_t^T with w = beta d / s. With fade(a, b) = 1 / (s_{a+1} .. s_b), never above 1,
+ * and S_0 the state before the chunk: r_t = fade(0, t-1) S_0^T k_t + sum_{j < t} fade(j, t-1) (k_j . k_t) w_j S_t =
+ * fade(0, t) S_0 + sum_{j <= t} fade(j, t) k_j w_j^T o_t = fade(0, t) S_0^T q_t + sum_{j <= t} fade(j, t) (k_j . q_t)
+ * w_j In the code tokens of a chunk count from 0: token t leads from state t to state t + 1. No sum over tokens
+ * contains one that comes later, not even with weight 0, so that a NaN spreads forwards only.
  *
- * A norm of 1 is the rule's usual state, and a write that changes nothing (beta = 0) leaves it there: it is not clamped. As
- * rounding errors would decide that, and the gradient with it, the plain recurrence clamps where |S~|^2 exceeds 1 by more than
- * ROUNDING; the chunks, which know the change of n by itself, take an n within ROUNDING of 1 for 1 at their start. */
+ * A norm of 1 is the rule's usual state, and a write that changes nothing (beta = 0) leaves it there: it is not
+ * clamped. As rounding errors would decide that, and the gradient with it, the plain recurrence clamps where |S~|^2
+ * exceeds 1 by more than ROUNDING; the chunks, which know the change of n by itself, take an n within ROUNDING of 1 for
+ * 1 at their start. */
 #include "kernels/memory/fast_weight_memory.h"
 
 #include <float.h>
@@ -41,7 +41,7 @@
 
 #define EPSILON (FWM_REAL_IS_DOUBLE ? DBL_EPSILON : (double)FLT_EPSILON)
 #define ROUNDING (FWM_REAL_IS_DOUBLE ? 1e-13 : 5e-7) /* of a norm around 1, squared: what its sum may be off by */
-#define LARGEST_CARRIED 4 /* |S|^2 from which the next norm may be computed */
+#define LARGEST_CARRIED 4                            /* |S|^2 from which the next norm may be computed */
 
 Chunk take_chunk(const Head *h, uintptr_t *next)
 {
@@ -73,7 +73,8 @@ void load_chunk(const Head *h, Chunk *c, size_t start, bool with_queries)
 /* s of token t, from |S~|^2 and the largest that is left as it is. 1 says that the token is not clamped. */
 static real clamp(const Head *h, size_t t, double written, double largest)
 {
-    const bool first_is_free = !h->m->clamp_first && !h->initial_state, unclamped = written <= largest || (t == 0 && first_is_free);
+    const bool first_is_free = !h->m->clamp_first && !h->initial_state,
+               unclamped = written <= largest || (t == 0 && first_is_free);
     const real s = (real)sqrt(written);
     return unclamped ? 1 : s == 1 ? (real)(1 + EPSILON) : s;
 }
@@ -114,7 +115,8 @@ static void read_token(const Head *h, const Chunk *c, const real *S, real *o)
     }
 }
 
-/* Columns of k_t behind the chunk's last token hold what they held: so do the products' columns, and nobody reads them. */
+/* Columns of k_t behind the chunk's last token hold what they held: so do the products' columns, and nobody reads them.
+ */
 void multiply_keys(const Head *h, const Chunk *c)
 {
     transpose(c->n, h->K, c->k, c->ld_k, c->k_t, C);
@@ -272,7 +274,10 @@ static void forward(const FwmMemory *m, int threads, void *scratch)
 }
 
 const MemoryRule FWM_NAME(memory_fast_weight_memory) = {
-    .info = {.function = "fast_weight_memory", .strength = FWM_BETA, .has_qk_norm = true, .clamps = true,
+    .info = {.function = "fast_weight_memory",
+             .strength = FWM_BETA,
+             .has_qk_norm = true,
+             .clamps = true,
              .summary = "delta rule with the state kept at norm 1"},
     .forward_scratch = forward_scratch,
     .backward_scratch = fast_weight_memory_backward_scratch,

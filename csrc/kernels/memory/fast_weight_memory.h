@@ -10,12 +10,12 @@ typedef struct {
     size_t ld_k, ld_v; /* K and V, padded */
     size_t length;     /* tokens of a chunk: C, or 1 for the plain recurrence */
     size_t start, n;
-    real *k, *q;       /* C x ld_k, C R x ld_k: normalised, q scaled */
-    real *k_t;         /* K x C, transposed */
-    real *gram, *qk;   /* C x C: k_t . k_j; C R x C: q_i . k_j */
-    real *d, *w;       /* C x ld_v: v - r (at first v); beta d / s */
-    real *scaled;      /* C x ld_v: of w, to the chunk's end */
-    real *fade;        /* (C + 1) x (C + 1): see faded */
+    real *k, *q;     /* C x ld_k, C R x ld_k: normalised, q scaled */
+    real *k_t;       /* K x C, transposed */
+    real *gram, *qk; /* C x C: k_t . k_j; C R x C: q_i . k_j */
+    real *d, *w;     /* C x ld_v: v - r (at first v); beta d / s */
+    real *scaled;    /* C x ld_v: of w, to the chunk's end */
+    real *fade;      /* (C + 1) x (C + 1): see faded */
 } Chunk;
 
 /* A call on several threads. */
@@ -90,8 +90,8 @@ void multiply_keys(const Head *h, const Chunk *c);
 void begin_fading(const Chunk *c);
 void fade_states(const Chunk *c, size_t t, real s);
 
-/* The state S0 before a loaded chunk becomes S1, the one after it: chunks of one token by the plain recurrence, and in place if
- * wanted, others in the fast form. r (C x ld_v) and s (C) are kept for the backward. */
+/* The state S0 before a loaded chunk becomes S1, the one after it: chunks of one token by the plain recurrence, and in
+ * place if wanted, others in the fast form. r (C x ld_v) and s (C) are kept for the backward. */
 void write_tokens(const Head *h, const Chunk *c, const real *S0, real *S1, real *r, real *s);
 
 size_t fast_weight_memory_backward_scratch(const FwmMemory *m, int threads);

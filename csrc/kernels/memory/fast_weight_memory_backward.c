@@ -3,30 +3,26 @@
  *     r_t = S_{t-1}^T k_t,   d_t = v_t - r_t,   S~_t = S_{t-1} + beta_t k_t d_t^T
  *     S_t = S~_t / s_t,   s_t = max(1, |S~_t|_F),   o_t = S_t^T q_t                     q scaled
  *
- * Let dS_t hold all that happens from token t's reading on. It is kept as dS_t = H_t + gamma_t S_t with c_t = <dS_t, S_t>; at
- * the end H = dfinal_state and gamma = 0.
- * Reading, with e_t = do_t for each query head of the state:
- *     dq_t = S_t e_t,   H_t += q_t e_t^T,   c_t += e_t . S_t^T q_t = dq_t . q_t
- * Through the division, where <dS, S~> = s c, and the length of a clamped S~ has no influence:
- *     dS~_t = H_t / s_t + kappa S~_t,   kappa = (gamma_t - c_t) / s_t^2 if clamped, else gamma_t
- * Through the write, with kk = |k|^2:
- *     g = dS~_t^T k_t = y + kappa (r + beta kk d),   y = H_t^T k_t / s_t
- *     dv_t = beta g,   dbeta_t = d . g,   eta_t = beta (kappa d - g)
- *     H_{t-1} = H_t / s_t + k_t eta_t^T,   gamma_{t-1} = kappa,   c_{t-1} = (clamped ? 0 : c_t) - beta g . v
- *     dk_t = H_t w_t + kappa beta^2 |d|^2 k_t + S_{t-1} eta_t,   w = beta d / s
- * In a chunk of n tokens, with fade(a, b) = 1 / (s_{a+1} .. s_b) and H_n without the reading of token n:
- *     H_t = fade(t, n) H_n + sum_{j > t} fade(t, j-1) k_j eta_j^T + sum_{j >= t} fade(t, j) q_j e_j^T
- *     S_t = fade(0, t) S_0 + sum_{j <= t} fade(j, t) k_j w_j^T
- * Put in, y_t follows for t from the last token to the first from one product K H_n and Gram matrices, and
- *     dq_t = fade(0, t) S_0 e_t + sum_{j <= t} fade(j, t) (w_j . e_t) k_j
- *     dk_t = fade(t, n) H_n w_t + fade(0, t-1) S_0 eta_t + kappa beta^2 |d|^2 k_t
+ * Let dS_t hold all that happens from token t's reading on. It is kept as dS_t = H_t + gamma_t S_t with c_t = <dS_t,
+ * S_t>; at the end H = dfinal_state and gamma = 0. Reading, with e_t = do_t for each query head of the state: dq_t =
+ * S_t e_t,   H_t += q_t e_t^T,   c_t += e_t . S_t^T q_t = dq_t . q_t Through the division, where <dS, S~> = s c, and
+ * the length of a clamped S~ has no influence: dS~_t = H_t / s_t + kappa S~_t,   kappa = (gamma_t - c_t) / s_t^2 if
+ * clamped, else gamma_t Through the write, with kk = |k|^2: g = dS~_t^T k_t = y + kappa (r + beta kk d),   y = H_t^T
+ * k_t / s_t dv_t = beta g,   dbeta_t = d . g,   eta_t = beta (kappa d - g) H_{t-1} = H_t / s_t + k_t eta_t^T,
+ * gamma_{t-1} = kappa,   c_{t-1} = (clamped ? 0 : c_t) - beta g . v dk_t = H_t w_t + kappa beta^2 |d|^2 k_t + S_{t-1}
+ * eta_t,   w = beta d / s In a chunk of n tokens, with fade(a, b) = 1 / (s_{a+1} .. s_b) and H_n without the reading of
+ * token n: H_t = fade(t, n) H_n + sum_{j > t} fade(t, j-1) k_j eta_j^T + sum_{j >= t} fade(t, j) q_j e_j^T S_t =
+ * fade(0, t) S_0 + sum_{j <= t} fade(j, t) k_j w_j^T Put in, y_t follows for t from the last token to the first from
+ * one product K H_n and Gram matrices, and dq_t = fade(0, t) S_0 e_t + sum_{j <= t} fade(j, t) (w_j . e_t) k_j dk_t =
+ * fade(t, n) H_n w_t + fade(0, t-1) S_0 eta_t + kappa beta^2 |d|^2 k_t
  *            + sum_{j > t} fade(t, j-1) (eta_j . w_t) k_j + sum_{j < t} fade(j, t-1) (w_j . eta_t) k_j
  *            + sum_{j >= t} fade(t, j) (e_j . w_t) q_j
  *
  * c must not keep its rounding errors, which would not fade while H does: it is summed anew at every chunk's end.
  *
- * Saved: nothing but the inputs. Made again: states at two levels. n chunks are cut into about sqrt(n) segments; the state before
- * each segment is kept from a first pass, and of the segment at hand all states between chunks, all r and all s. */
+ * Saved: nothing but the inputs. Made again: states at two levels. n chunks are cut into about sqrt(n) segments; the
+ * state before each segment is kept from a first pass, and of the segment at hand all states between chunks, all r and
+ * all s. */
 #include <string.h>
 
 #include "kernels/base/gemm.h"
@@ -39,21 +35,21 @@
 /* m is the chunks of a segment; R as in Chunk. */
 typedef struct {
     Chunk chunk;
-    size_t state, segment;      /* numbers of a state; chunks of a segment */
-    real *checkpoints;          /* segments x state: before each segment */
-    real *states;               /* (m + 1) x state: before each chunk of the segment at hand, and behind the last */
-    real *r, *s;                /* m C x ld_v, m C */
-    real *H;                    /* state */
-    real *e, *e_scaled;         /* C R x ld_v: do; the same times fade(0, t) */
-    real *eta, *eta_scaled;     /* C x ld_v, eta at first y; the same times fade(0, t-1) */
-    real *dv;                   /* C x ld_v */
-    real *e_t, *eta_t, *w_t;    /* V x C R, V x C, V x C: transposed */
-    real *e_w, *eta_w;          /* C R x C: e_i . w_j; C x C: eta_t . w_j */
-    real *dk, *dq;              /* C x ld_k, C R x ld_k */
-    real *dk_t, *dq_t;          /* K x C, K x C R: transposed */
-    real *row;                  /* ld_k */
+    size_t state, segment;   /* numbers of a state; chunks of a segment */
+    real *checkpoints;       /* segments x state: before each segment */
+    real *states;            /* (m + 1) x state: before each chunk of the segment at hand, and behind the last */
+    real *r, *s;             /* m C x ld_v, m C */
+    real *H;                 /* state */
+    real *e, *e_scaled;      /* C R x ld_v: do; the same times fade(0, t) */
+    real *eta, *eta_scaled;  /* C x ld_v, eta at first y; the same times fade(0, t-1) */
+    real *dv;                /* C x ld_v */
+    real *e_t, *eta_t, *w_t; /* V x C R, V x C, V x C: transposed */
+    real *e_w, *eta_w;       /* C R x C: e_i . w_j; C x C: eta_t . w_j */
+    real *dk, *dq;           /* C x ld_k, C R x ld_k */
+    real *dk_t, *dq_t;       /* K x C, K x C R: transposed */
+    real *row;               /* ld_k */
     double gamma, c;
-    double k_on_itself[C];      /* kappa beta^2 |d|^2 */
+    double k_on_itself[C]; /* kappa beta^2 |d|^2 */
 } Scratch;
 
 /* Chunks of a segment: the smallest m with m^2 at least as many as there are. */
@@ -95,7 +91,8 @@ static Scratch take_scratch(const Head *h, uintptr_t *next)
     return w;
 }
 
-/* A loaded chunk with its queries: e = do, d = v - r. The padding of dk and dq is multiplied with that of keys and queries. */
+/* A loaded chunk with its queries: e = do, d = v - r. The padding of dk and dq is multiplied with that of keys and
+ * queries. */
 static void begin_chunk(const Head *h, Scratch *w, size_t start, const real *r)
 {
     Chunk *c = &w->chunk;

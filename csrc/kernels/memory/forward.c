@@ -1,5 +1,6 @@
-/* The family, forward. A task takes the value heads of a key head, all over a segment of some chunks before the next segment, for
- * they share keys, and their values lie side by side. For each it prepares the chunks, and runs slab after slab over them. */
+/* The family, forward. A task takes the value heads of a key head, all over a segment of some chunks before the next
+ * segment, for they share keys, and their values lie side by side. For each it prepares the chunks, and runs slab after
+ * slab over them. */
 #include "kernels/memory/family.h"
 
 #include <string.h>
@@ -18,8 +19,8 @@ typedef struct {
     Chunk chunks[CHUNKS];
     real *states; /* heads x slabs x ld x W */
     real *sums;   /* heads x ld: of keys, with normalize */
-    real *N;     /* C x W */
-    real *v, *o; /* CHUNKS C x V, CHUNKS C x R V: of the chunks at hand */
+    real *N;      /* C x W */
+    real *v, *o;  /* CHUNKS C x V, CHUNKS C x R V: of the chunks at hand */
     void *slab_scratch;
 } Memory;
 
@@ -53,7 +54,8 @@ static void add_keys(const Chunk *c, real *z0)
         add(c->shape.ld, c->k + t * c->shape.ld, z0);
 }
 
-/* The chunks of a segment, which h begins with; returns how many. sum: of the keys before it, becomes that behind it. */
+/* The chunks of a segment, which h begins with; returns how many. sum: of the keys before it, becomes that behind it.
+ */
 static size_t prepare(const Head *h, bool shared, Chunk *chunks, real *sum)
 {
     size_t count = 0;
@@ -73,8 +75,8 @@ static real *slab_state(const Forward *f, const Memory *w, size_t head, size_t s
     return w->states + (head * f->slabs + slab) * f->shape.ld * W;
 }
 
-/* The chunks from token t0 on, on slabs first .. last - 1. The tokens of one head lie far apart: values are fetched, and outputs
- * brought away, a whole row at a time, for stores that miss the caches would hold up those of the state. */
+/* The chunks from token t0 on, on slabs first .. last - 1. The tokens of one head lie far apart: values are fetched,
+ * and outputs brought away, a whole row at a time, for stores that miss the caches would hold up those of the state. */
 static void run_chunks(const Forward *f, const Head *h, size_t t0, size_t index, size_t first, size_t last, Memory *w)
 {
     const size_t V = h->V, j0 = first * W, columns = fwm_min(V, last * W) - j0, tokens = fwm_min(CHUNKS * C, h->T - t0);
@@ -146,8 +148,8 @@ static void forward_task(void *context, size_t task, int thread)
     fwm_restore_subnormals(before);
 }
 
-/* The value heads of a key head are a task, where that gives every thread work; else each is one, divided into as many groups of
- * slabs as it takes, though every group prepares again. */
+/* The value heads of a key head are a task, where that gives every thread work; else each is one, divided into as many
+ * groups of slabs as it takes, though every group prepares again. */
 static Forward forward_of(const FwmMemory *m, int threads, void *scratch)
 {
     Forward f = {.m = m, .shape = chunk_shape(m, true), .slabs = slabs_of(m->V), .groups = 1, .scratch = scratch};
@@ -164,7 +166,8 @@ static Forward forward_of(const FwmMemory *m, int threads, void *scratch)
 
 size_t family_forward_scratch(const FwmMemory *m, int threads)
 {
-    return recurrent_serves(m) ? recurrent_forward_scratch(m, threads) : forward_of(m, threads, NULL).stride * (size_t)threads;
+    return recurrent_serves(m) ? recurrent_forward_scratch(m, threads)
+                               : forward_of(m, threads, NULL).stride * (size_t)threads;
 }
 
 /* final_sum = initial_sum + all keys: behind the rest, which may start from the same array. */

@@ -1,12 +1,12 @@
 /* The general memories: many heads, an output for every token, states in and out.
  *
- * A row of the table (table.c) is a rule: what it is called, what it takes, and the core that computes it. All rules but
- * fast_weight_memory are one family with one core:
+ * A row of the table (table.c) is a rule: what it is called, what it takes, and the core that computes it. All rules
+ * but fast_weight_memory are one family with one core:
  *
  *     S = diag(exp g) S;   S += k (u - S^T e)^T;   o = scale S^T q          S (K x V), for each value head
  *
- * where k writes, e erases and u is what is written: a sum has u = v and e = 0, the delta rule u = beta v and e = beta k,
- * Gated DeltaNet 2 u = w * v and e = b * k. The gate g is none, a scalar or a vector over K. */
+ * where k writes, e erases and u is what is written: a sum has u = v and e = 0, the delta rule u = beta v and e = beta
+ * k, Gated DeltaNet 2 u = w * v and e = b * k. The gate g is none, a scalar or a vector over K. */
 #ifndef FWM_KERNELS_MEMORY_H
 #define FWM_KERNELS_MEMORY_H
 

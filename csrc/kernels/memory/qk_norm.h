@@ -4,8 +4,8 @@
  *     sum: y = x / sum(x)                    dx = (dy - dy . y) / sum(x), the scalar taken from every component
  *          y = 0                             dx = 0                           where all of x is 0
  *
- * A map may give a token no features: DPFP of alternating signs, FAVOR+ that has underflowed. Such a key writes nothing and such a query
- * reads 0. Subnormal numbers count as 0. Nothing is saved but the inputs. */
+ * A map may give a token no features: DPFP of alternating signs, FAVOR+ that has underflowed. Such a key writes nothing
+ * and such a query reads 0. Subnormal numbers count as 0. Nothing is saved but the inputs. */
 #ifndef FWM_KERNELS_MEMORY_QK_NORM_H
 #define FWM_KERNELS_MEMORY_QK_NORM_H
 

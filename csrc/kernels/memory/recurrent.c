@@ -2,9 +2,9 @@
  *
  *     S = diag(a) S,   n = u - S^T e,   S += k n^T,   o = S^T q,                  a = exp(g), q scaled
  *
- * computed as n = u - S^T (a e), o = S^T (a q) + (k . q) n, so that S is read once for both products and once for the write. There a S is
- * added up from two parts (exp_in_two), and the state is rounded once: the rounding of a weak gate's a, or of a S, would have one sign at
- * all tokens. */
+ * computed as n = u - S^T (a e), o = S^T (a q) + (k . q) n, so that S is read once for both products and once for the
+ * write. There a S is added up from two parts (exp_in_two), and the state is rounded once: the rounding of a weak
+ * gate's a, or of a S, would have one sign at all tokens. */
 #include "kernels/memory/recurrent.h"
 
 #include <string.h>
@@ -27,15 +27,15 @@ typedef struct {
 } Recurrence;
 
 typedef struct {
-    real *k, *e, *q;     /* ld, ld, R x ld: of the token */
-    real *a, *rest;      /* ld: exp(g), and its two parts */
+    real *k, *e, *q; /* ld, ld, R x ld: of the token */
+    real *a, *rest;  /* ld: exp(g), and its two parts */
     lane_number *one_more;
-    real *z;             /* ld: the sum of keys */
-    real *own;           /* R: k . q */
-    real *reciprocal;    /* R: of the denominators; 1 without normalize */
-    real *u, *o;         /* W */
-    real *slab;          /* K x W: columns that are not whole vectors */
-    real *state;         /* K x V, where the caller keeps no final state */
+    real *z;          /* ld: the sum of keys */
+    real *own;        /* R: k . q */
+    real *reciprocal; /* R: of the denominators; 1 without normalize */
+    real *u, *o;      /* W */
+    real *slab;       /* K x W: columns that are not whole vectors */
+    real *state;      /* K x V, where the caller keeps no final state */
 } Memory;
 
 bool recurrent_serves(const FwmMemory *m)
@@ -48,12 +48,19 @@ static Memory take_memory(const Recurrence *f, uintptr_t *next)
     const FwmMemory *m = f->m;
     const size_t row = f->ld * sizeof(real);
     return (Memory){
-        .k = take(next, row), .e = take(next, row), .q = take(next, row * queries_per_state(m)), .a = take(next, row),
-        .rest = take(next, row), .one_more = take(next, f->ld * sizeof(lane_number)),
-        .z = take(next, row), .own = take(next, queries_per_state(m) * sizeof(real)),
+        .k = take(next, row),
+        .e = take(next, row),
+        .q = take(next, row * queries_per_state(m)),
+        .a = take(next, row),
+        .rest = take(next, row),
+        .one_more = take(next, f->ld * sizeof(lane_number)),
+        .z = take(next, row),
+        .own = take(next, queries_per_state(m) * sizeof(real)),
         .reciprocal = take(next, queries_per_state(m) * sizeof(real)),
-        .u = take(next, W * sizeof(real)), .o = take(next, W * sizeof(real)),
-        .slab = take(next, m->K * W * sizeof(real)), .state = take(next, m->final_state ? 0 : m->K * m->V * sizeof(real)),
+        .u = take(next, W * sizeof(real)),
+        .o = take(next, W * sizeof(real)),
+        .slab = take(next, m->K * W * sizeof(real)),
+        .state = take(next, m->final_state ? 0 : m->K * m->V * sizeof(real)),
     };
 }
 
@@ -74,8 +81,8 @@ static inline void read_columns(size_t K, const real *S, size_t ld, const real *
 }
 
 /* out = diag(a) S + k n^T, the parts of a a number for each row, or the same for all. */
-ALWAYS_INLINE void write_columns(size_t K, const real *S, size_t ld, const real *rest, const lane_number *one_more, bool same,
-                                 const real *k, const vec *n, real *out, size_t ld_out)
+ALWAYS_INLINE void write_columns(size_t K, const real *S, size_t ld, const real *rest, const lane_number *one_more,
+                                 bool same, const real *k, const vec *n, real *out, size_t ld_out)
 {
     const real first = rest[0];
     const lane_number first_mask = one_more[0];
@@ -92,8 +99,10 @@ ALWAYS_INLINE void write_columns(size_t K, const real *S, size_t ld, const real 
     }
 }
 
-/* One token on W columns: S -> out, which may be the same; o (rows of o_stride, n columns each) is what the queries read. */
-static void step(const Head *h, const Memory *w, size_t ld, const real *S, size_t ld_S, real *out, size_t ld_out, size_t n, real *o)
+/* One token on W columns: S -> out, which may be the same; o (rows of o_stride, n columns each) is what the queries
+ * read. */
+static void step(const Head *h, const Memory *w, size_t ld, const real *S, size_t ld_S, real *out, size_t ld_out,
+                 size_t n, real *o)
 {
     const size_t R = h->R;
     vec er[NV], read[NV], written[NV];

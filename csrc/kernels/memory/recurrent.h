@@ -21,8 +21,8 @@ size_t recurrent_backward_scratch(const FwmMemory *, int threads);
 void recurrent_forward(const FwmMemory *, int threads, void *scratch);
 void recurrent_backward(const FwmMemory *, int threads, void *scratch);
 
-/* Packed among longer sequences: a value head, and the value heads of a key head, of a sequence of one token, on the thread that calls,
- * with the bits that the sequence has by itself. */
+/* Packed among longer sequences: a value head, and the value heads of a key head, of a sequence of one token, on the
+ * thread that calls, with the bits that the sequence has by itself. */
 size_t one_token_scratch(const FwmMemory *);
 void one_token_forward(const FwmMemory *, size_t sequence, size_t hv, void *scratch);
 void one_token_backward(const FwmMemory *, size_t sequence, size_t key_head, void *scratch);

@@ -2,15 +2,16 @@
  *
  *     S' = diag(a) S,   n = u - S'^T e,   S_t = S' + k n^T,   o = S_t^T q / den,   den = z_t . q + eps or 1
  *
- * Saved: nothing but the inputs. States are made again: one every L tokens in a first pass (L about sqrt T), then, segment by
- * segment from the last, those of the segment's tokens. Backward, with dS = dS_t, what comes from later tokens:
+ * Saved: nothing but the inputs. States are made again: one every L tokens in a first pass (L about sqrt T), then,
+ * segment by segment from the last, those of the segment's tokens. Backward, with dS = dS_t, what comes from later
+ * tokens:
  *
  *     do <- do / den;   dden = -(do . S_t^T q) / den;   dq = S_t do + dden z_t,   dz += dden q,   dk = dz
  *     dS += q do^T;     dn = dS^T k;   dk += dS n;   du = dn;   de = -S' dn
  *     dS' = dS - e dn^T;   dg_i = <dS'_i, S'_i>;   dS = diag(a) dS'
  *
- * As in the forward a has two parts, and the state and dS are rounded once a token: diag(a) dS' waits for the q do^T of the
- * token before. */
+ * As in the forward a has two parts, and the state and dS are rounded once a token: diag(a) dS' waits for the q do^T of
+ * the token before. */
 #include <string.h>
 
 #include "kernels/base/workspace.h"
@@ -27,18 +28,19 @@ typedef struct {
 } Recurrence;
 
 typedef struct {
-    real *k, *e, *q, *dk, *de, *dq, *row;     /* ld; R x ld for q, dq */
-    real *a, *rest, *rest_later;              /* ld: exp(g), and its two parts; those of the token behind, which dS waits for */
+    real *k, *e, *q, *dk, *de, *dq, *row; /* ld; R x ld for q, dq */
+    real *a, *rest, *rest_later; /* ld: exp(g), and its two parts; those of the token behind, which dS waits for */
     lane_number *one_more, *one_more_later;
-    real *dz;                                 /* ld */
-    real *u, *n, *dn, *o;                     /* V */
-    real *dS;                                 /* K x V */
-    real *checkpoints, *states;               /* (K x V + ld) each: state and sum of keys before a segment, before a token */
+    real *dz;                   /* ld */
+    real *u, *n, *dn, *o;       /* V */
+    real *dS;                   /* K x V */
+    real *checkpoints, *states; /* (K x V + ld) each: state and sum of keys before a segment, before a token */
 } Memory;
 
 static Memory take_memory(const Recurrence *f, uintptr_t *next)
 {
-    const size_t K = f->m->K, V = f->m->V, R = queries_per_state(f->m), row = f->ld * sizeof(real), column = V * sizeof(real);
+    const size_t K = f->m->K, V = f->m->V, R = queries_per_state(f->m), row = f->ld * sizeof(real),
+                 column = V * sizeof(real);
     const size_t state = (K * V + f->ld) * sizeof(real);
     Memory w;
     real **const rows[] = {&w.k, &w.e, &w.a, &w.rest, &w.rest_later, &w.dk, &w.de, &w.row, &w.dz};
@@ -78,7 +80,8 @@ static void read_decayed(const Head *h, const real *a, const real *S, const real
 }
 
 /* n, and S -> next, the state behind token t; the sum of keys stands behind the state. */
-static void write_token(const Head *h, const Recurrence *f, size_t t, const Memory *w, const real *S, real *restrict next)
+static void write_token(const Head *h, const Recurrence *f, size_t t, const Memory *w, const real *S,
+                        real *restrict next)
 {
     const size_t K = h->K, V = h->V;
     load_rows(h, f, t, w);
@@ -174,7 +177,8 @@ static void backward_head(const Head *h, const Recurrence *f, const Memory *w)
     load_row(K, f->ld, h->dfinal_sum, w->dz);
     for (size_t t = 0; t + L < segments * L; t++) {
         const real *from = t % L ? w->states + t % L * state : w->checkpoints + t / L * state;
-        write_token(h, f, t, w, from, (t + 1) % L ? w->states + (t + 1) % L * state : w->checkpoints + (t + 1) / L * state);
+        write_token(h, f, t, w, from,
+                    (t + 1) % L ? w->states + (t + 1) % L * state : w->checkpoints + (t + 1) / L * state);
     }
     for (size_t segment = segments; segment-- > 0;) {
         const size_t t0 = segment * L, n = fwm_min(L, h->T - t0);
@@ -186,7 +190,8 @@ static void backward_head(const Head *h, const Recurrence *f, const Memory *w)
     }
     for (size_t i = 0; h->dinitial_state && i < K; i++)
         for (size_t j = 0; j < V; j++)
-            h->dinitial_state[i * V + j] = (w->one_more_later[i] ? w->dS[i * V + j] : 0) + w->rest_later[i] * w->dS[i * V + j];
+            h->dinitial_state[i * V + j] =
+                (w->one_more_later[i] ? w->dS[i * V + j] : 0) + w->rest_later[i] * w->dS[i * V + j];
     if (h->dinitial_sum)
         give(K, w->dz, h->first_of_key, h->dinitial_sum);
 }

@@ -12,11 +12,13 @@ typedef struct {
 } Array;
 
 static const Array arrays[] = {
-    {offsetof(Head, k), WRITING, KEY},     {offsetof(Head, v), WRITING, VALUE},    {offsetof(Head, g), WRITING, GATE},
-    {offsetof(Head, beta), WRITING, ONE},  {offsetof(Head, b), WRITING, KEY},      {offsetof(Head, w), WRITING, VALUE},
-    {offsetof(Head, q), READING, QUERIES}, {offsetof(Head, dout), READING, OUTPUTS},
-    {offsetof(Head, dk), GRADIENT, KEY},   {offsetof(Head, dv), GRADIENT, VALUE},  {offsetof(Head, dg), GRADIENT, GATE},
-    {offsetof(Head, dbeta), GRADIENT, ONE}, {offsetof(Head, db), GRADIENT, KEY},   {offsetof(Head, dw), GRADIENT, VALUE},
+    {offsetof(Head, k), WRITING, KEY},       {offsetof(Head, v), WRITING, VALUE},
+    {offsetof(Head, g), WRITING, GATE},      {offsetof(Head, beta), WRITING, ONE},
+    {offsetof(Head, b), WRITING, KEY},       {offsetof(Head, w), WRITING, VALUE},
+    {offsetof(Head, q), READING, QUERIES},   {offsetof(Head, dout), READING, OUTPUTS},
+    {offsetof(Head, dk), GRADIENT, KEY},     {offsetof(Head, dv), GRADIENT, VALUE},
+    {offsetof(Head, dg), GRADIENT, GATE},    {offsetof(Head, dbeta), GRADIENT, ONE},
+    {offsetof(Head, db), GRADIENT, KEY},     {offsetof(Head, dw), GRADIENT, VALUE},
     {offsetof(Head, dq), GRADIENT, QUERIES},
 };
 enum { ARRAYS = sizeof arrays / sizeof arrays[0] };
@@ -24,7 +26,11 @@ enum { ARRAYS = sizeof arrays / sizeof arrays[0] };
 static size_t numbers_of(const FwmMemory *m, const Array *array)
 {
     const size_t R = queries_per_state(m);
-    const size_t numbers[] = {[ONE] = 1, [KEY] = m->K, [VALUE] = m->V, [QUERIES] = R * m->K, [OUTPUTS] = R * m->V,
+    const size_t numbers[] = {[ONE] = 1,
+                              [KEY] = m->K,
+                              [VALUE] = m->V,
+                              [QUERIES] = R * m->K,
+                              [OUTPUTS] = R * m->V,
                               [GATE] = m->gate == FWM_CHANNEL_GATE ? m->K : 1};
     return numbers[array->numbers];
 }

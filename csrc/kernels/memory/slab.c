@@ -3,8 +3,8 @@
  *     [E0; Q0] = X0 S0,   N_t = u_t - E0_t - sum_{s < t} A_ts N_s,   O_t = Q0_t + sum_{s <= t} P_ts N_s,
  *     S = diag(decay) S0 + K1^T N
  *
- * Two products of M x K x W and K x C x W, and triangles of C x C x W. 6 K V operations a token in all, as the recurrence has, and
- * (2 C + ..) V more. */
+ * Two products of M x K x W and K x C x W, and triangles of C x C x W. 6 K V operations a token in all, as the
+ * recurrence has, and (2 C + ..) V more. */
 #include "kernels/memory/slab.h"
 
 #include <string.h>
@@ -23,7 +23,8 @@ static void load_written(const Head *h, size_t t0, const Chunk *c, const Slab *s
     }
 }
 
-/* N (C x W), u at first: N_t -= E0_t + sum_{s < t} A_ts N_s. A vector of columns at a time, whose N stay in registers. */
+/* N (C x W), u at first: N_t -= E0_t + sum_{s < t} A_ts N_s. A vector of columns at a time, whose N stay in registers.
+ */
 static void solve(size_t columns, const real *A, const real *E0, real *N)
 {
     for (size_t j = 0; j < columns; j += FWM_LANES) {

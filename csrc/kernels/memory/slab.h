@@ -1,5 +1,5 @@
-/* A slab: W columns of the state of a head, ld x W, rows behind K unused. Columns of the state do not meet in the family, so that
- * a slab stays in the first-level cache from chunk to chunk, and slabs may run on different threads. */
+/* A slab: W columns of the state of a head, ld x W, rows behind K unused. Columns of the state do not meet in the
+ * family, so that a slab stays in the first-level cache from chunk to chunk, and slabs may run on different threads. */
 #ifndef FWM_KERNELS_MEMORY_SLAB_H
 #define FWM_KERNELS_MEMORY_SLAB_H
 
@@ -42,8 +42,8 @@ static inline void store_slab(const Slab *slab, size_t K, size_t V, const real *
 
 size_t slab_scratch(const ChunkShape *); /* bytes for write_chunk */
 
-/* The chunk at tokens t0 .. on a slab: from the state S0 before it to S behind it, which may be the same memory. N (C x W) are the
- * values written; what the queries read goes into the head's output, if the chunk has queries. */
+/* The chunk at tokens t0 .. on a slab: from the state S0 before it to S behind it, which may be the same memory. N (C x
+ * W) are the values written; what the queries read goes into the head's output, if the chunk has queries. */
 void write_chunk(const Head *, size_t t0, const Chunk *, const Slab *, const real *S0, real *S, real *N, void *scratch);
 
 /* Its last step alone, with N at hand. */
@@ -51,8 +51,9 @@ void update_state(const Chunk *, const Slab *, const real *S0, const real *N, re
 
 size_t slab_backward_scratch(const ChunkShape *); /* bytes */
 
-/* Its backward: S0, the state before the chunk, N, and dS, the gradient of the state behind it, which becomes that of S0. The
- * gradients of the written values go into the head's arrays, the slab's share of the others into part, all of it. */
+/* Its backward: S0, the state before the chunk, N, and dS, the gradient of the state behind it, which becomes that of
+ * S0. The gradients of the written values go into the head's arrays, the slab's share of the others into part, all of
+ * it. */
 void write_chunk_backward(const Head *, size_t t0, const Chunk *, const Slab *, const real *S0, const real *N, real *dS,
                           ChunkGradients *part, void *scratch);
 

@@ -4,14 +4,16 @@
  *
  *     [U - N; O] = X0 S0 + scores N,      S = diag(decay) S0 + K1^T N
  *
- * Given dO and dS; N and S0 are handed in, made again by a forward pass. With A and P the blocks of scores for E and the queries,
+ * Given dO and dS; N and S0 are handed in, made again by a forward pass. With A and P the blocks of scores for E and
+ * the queries,
  *
  *     (I + A)^T dN = P^T dO + K1 dS          by substitution from the last token; dU = dN
  *     Y = [-dN; dO]                          the gradient of the stack on the left
  *     dX0 = Y S0^T,   dscores = Y N^T,   dK1 = N dS^T,   ddecay_i = <S0_i, dS_i>
  *     dS0 = diag(decay) dS + X0^T Y
  *
- * dX0 and dK1 are made transposed, for then the state is read along its rows. 12 K V operations a token with an erase key. */
+ * dX0 and dK1 are made transposed, for then the state is read along its rows. 12 K V operations a token with an erase
+ * key. */
 #include <string.h>
 
 #include "kernels/base/gemm.h"
@@ -20,9 +22,9 @@
 #include "kernels/memory/tokens.h"
 
 typedef struct {
-    real *dN;       /* C x W */
-    real *Y, *Y_t;  /* M x W, W x M */
-    real *N_t;      /* W x C */
+    real *dN;      /* C x W */
+    real *Y, *Y_t; /* M x W, W x M */
+    real *N_t;     /* W x C */
 } Scratch;
 
 static Scratch divide(const ChunkShape *s, real *scratch)
@@ -87,8 +89,8 @@ static void load_dout(const Head *h, size_t t0, const Chunk *c, const Slab *slab
     }
 }
 
-void write_chunk_backward(const Head *h, size_t t0, const Chunk *c, const Slab *slab, const real *S0, const real *N, real *dS,
-                          ChunkGradients *part, void *scratch)
+void write_chunk_backward(const Head *h, size_t t0, const Chunk *c, const Slab *slab, const real *S0, const real *N,
+                          real *dS, ChunkGradients *part, void *scratch)
 {
     const ChunkShape *s = &c->shape;
     const size_t M = s->readers * C, K = s->K, columns = slab->padded;

@@ -10,9 +10,10 @@ bool erases_of(const FwmMemory *m)
     return memory_rules[m->rule]->info.strength != FWM_NO_STRENGTH;
 }
 
-/* Row i of n tokens from t0 on, normalised. All are fetched first: the rows of a head lie far apart in memory, and what misses the
- * caches should be waited for together. */
-static void load_normalised(const Head *h, Tokens from, size_t t0, size_t n, size_t i, size_t ld, real *x, size_t per_token)
+/* Row i of n tokens from t0 on, normalised. All are fetched first: the rows of a head lie far apart in memory, and what
+ * misses the caches should be waited for together. */
+static void load_normalised(const Head *h, Tokens from, size_t t0, size_t n, size_t i, size_t ld, real *x,
+                            size_t per_token)
 {
     for (size_t t = 0; t < n; t++)
         load_row(h->K, ld, token(from, t0 + t) + i * h->K, x + t * per_token);
@@ -111,7 +112,8 @@ real store_value(const Head *h, size_t t, size_t j0, size_t n, const real *restr
 }
 
 /* Row i of token t: dx behind the normalisation, to what is before it. */
-static void store_normalised(const Head *h, Tokens x, Tokens to, size_t t, size_t i, size_t ld, bool first, real *dx, real *row)
+static void store_normalised(const Head *h, Tokens x, Tokens to, size_t t, size_t i, size_t ld, bool first, real *dx,
+                             real *row)
 {
     if (h->m->qk_norm != FWM_NO_NORM) {
         load_row(h->K, ld, token(x, t) + i * h->K, row);
@@ -133,8 +135,8 @@ void store_queries(const Head *h, size_t t, size_t ld, real *dq, size_t q_stride
     }
 }
 
-void store_token(const Head *h, size_t t, size_t ld, const real *restrict k, real dbeta, real *restrict dk, const real *restrict de,
-                 real *restrict dq, size_t q_stride, real *restrict row)
+void store_token(const Head *h, size_t t, size_t ld, const real *restrict k, real dbeta, real *restrict dk,
+                 const real *restrict de, real *restrict dq, size_t q_stride, real *restrict row)
 {
     const size_t K = h->K;
     if (h->b.data) {

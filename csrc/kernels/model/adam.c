@@ -22,7 +22,8 @@ AdamStep adam_step(double lr, uint64_t t)
     };
 }
 
-void adam_update(const AdamStep *a, size_t n, const real *restrict g, real *restrict p, real *restrict m, real *restrict v)
+void adam_update(const AdamStep *a, size_t n, const real *restrict g, real *restrict p, real *restrict m,
+                 real *restrict v)
 {
     const real rate = a->lr_over_bias1, scale = a->inverse_root_bias2;
 #pragma omp simd
@@ -38,8 +39,8 @@ void adam_update(const AdamStep *a, size_t n, const real *restrict g, real *rest
 void adam_on(const Step *s, size_t start, size_t n)
 {
     const FwmModel *model = s->model;
-    adam_update(&s->adam, n, (real *)model->gradients + start, (real *)model->numbers + start, (real *)model->moment1 + start,
-                (real *)model->moment2 + start);
+    adam_update(&s->adam, n, (real *)model->gradients + start, (real *)model->numbers + start,
+                (real *)model->moment1 + start, (real *)model->moment2 + start);
 }
 
 /* From key_bias over beta's parameters to the last value row of key_weight; its other rows come behind them. */

@@ -1,9 +1,9 @@
-/* An evaluation: sequences of length N, each answering many queries, in chunks of B queries. Every chunk's mean loss is a
- * float32, and the evaluation's is the mean over all chunks, whatever their size.
+/* An evaluation: sequences of length N, each answering many queries, in chunks of B queries. Every chunk's mean loss is
+ * a float32, and the evaluation's is the mean over all chunks, whatever their size.
  *
  * All keys are projected once, as keys and as queries. A sequence is then one task: its queries are answered together,
- * except with FAVOR+, where every chunk is a forward pass with an Omega of its own; an Omega is known by its number in the
- * stream, so that sequences need not wait for each other. */
+ * except with FAVOR+, where every chunk is a forward pass with an Omega of its own; an Omega is known by its number in
+ * the stream, so that sequences need not wait for each other. */
 #include <math.h>
 #include <string.h>
 
@@ -18,14 +18,14 @@
 #define MAX_SEQUENCES 64
 
 typedef struct {
-    Step step;          /* by_key: the projected keys, x alone */
+    Step step; /* by_key: the projected keys, x alone */
     const FwmEvaluation *evaluation;
-    real *queries;      /* N x table_ld: every key, projected as a query */
-    real *keys_t;       /* softmax: d x padded(N) */
-    real *values_t;     /* softmax: d x padded(N) */
-    real *key_scores;   /* softmax: N x padded(N), a row a query */
+    real *queries;    /* N x table_ld: every key, projected as a query */
+    real *keys_t;     /* softmax: d x padded(N) */
+    real *values_t;   /* softmax: d x padded(N) */
+    real *key_scores; /* softmax: N x padded(N), a row a query */
     real *value_scores;
-    float *chunk_losses;               /* of all sequences, one behind the other */
+    float *chunk_losses; /* of all sequences, one behind the other */
     size_t first_chunk[MAX_SEQUENCES + 1];
 } Evaluation;
 
@@ -38,9 +38,15 @@ static uintptr_t place(Evaluation *e, uintptr_t next)
 {
     const FwmModelSizes *z = e->step.sizes;
     const size_t r = sizeof(real), table = z->n_keys * e->step.table_ld * r, ld_n = fwm_padded(z->n_keys);
-    real **const arrays[] = {&e->step.by_key, &e->step.logit_by_key, &e->queries, &e->keys_t, &e->values_t, &e->key_scores, &e->value_scores};
+    real **const arrays[] = {&e->step.by_key, &e->step.logit_by_key, &e->queries,     &e->keys_t,
+                             &e->values_t,    &e->key_scores,        &e->value_scores};
     const size_t softmax = z->with_map ? 0 : r;
-    const size_t bytes[] = {table, ld_n * r, table, z->d * ld_n * softmax, z->d * ld_n * softmax, z->n_keys * ld_n * softmax,
+    const size_t bytes[] = {table,
+                            ld_n * r,
+                            table,
+                            z->d * ld_n * softmax,
+                            z->d * ld_n * softmax,
+                            z->n_keys * ld_n * softmax,
                             z->n_keys * ld_n * softmax};
     for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++) {
         *arrays[i] = (real *)next;
@@ -59,14 +65,14 @@ size_t model_activations(const FwmModel *model)
 
 /* A thread's memory for one sequence with a feature map. */
 typedef struct {
-    real *phi;            /* N x ld_features */
-    real *pre;            /* N x ld; not first: a map may read some numbers before its rows */
-    real *beta;           /* N */
-    real *query_pre;      /* n_queries x ld */
-    real *query_phi;      /* n_queries x ld_features */
-    real *columns;        /* ld_features x ld_queries */
-    real *y;              /* N x ld_queries */
-    real *omega;          /* d x padded(m) */
+    real *phi;       /* N x ld_features */
+    real *pre;       /* N x ld; not first: a map may read some numbers before its rows */
+    real *beta;      /* N */
+    real *query_pre; /* n_queries x ld */
+    real *query_phi; /* n_queries x ld_features */
+    real *columns;   /* ld_features x ld_queries */
+    real *y;         /* N x ld_queries */
+    real *omega;     /* d x padded(m) */
     real *omega_scratch, *map_scratch, *rule_workspace;
 } Scratch;
 
@@ -78,17 +84,25 @@ static real *take(real **next, size_t n)
 }
 
 /* Numbers needed by pass of n queries; fills w if there is memory. */
-static size_t divide(const FwmModelSizes *z, const MapShape *shape, const FeatureMap *map, size_t n, real *memory, Scratch *w)
+static size_t divide(const FwmModelSizes *z, const MapShape *shape, const FeatureMap *map, size_t n, real *memory,
+                     Scratch *w)
 {
     const size_t N = z->n_keys, ld_queries = fwm_padded(n), extension = shape->extension;
-    const size_t sizes[] = {N * shape->ld_features, N * shape->ld, N, n * shape->ld, n * shape->ld_features,
-                            shape->ld_features * ld_queries, N * ld_queries, z->d * fwm_padded(extension),
-                            extension ? omega_scratch(z->d) : 0, map->scratch ? map->scratch(shape) : 0,
+    const size_t sizes[] = {N * shape->ld_features,
+                            N * shape->ld,
+                            N,
+                            n * shape->ld,
+                            n * shape->ld_features,
+                            shape->ld_features * ld_queries,
+                            N * ld_queries,
+                            z->d * fwm_padded(extension),
+                            extension ? omega_scratch(z->d) : 0,
+                            map->scratch ? map->scratch(shape) : 0,
                             readouts[z->rule]->workspace(N, N, shape->ld_features, n)};
     size_t total = 0;
     if (w) {
-        real **const arrays[] = {&w->phi, &w->pre, &w->beta, &w->query_pre, &w->query_phi, &w->columns, &w->y, &w->omega,
-                                 &w->omega_scratch, &w->map_scratch, &w->rule_workspace};
+        real **const arrays[] = {&w->phi, &w->pre,   &w->beta,          &w->query_pre,   &w->query_phi,     &w->columns,
+                                 &w->y,   &w->omega, &w->omega_scratch, &w->map_scratch, &w->rule_workspace};
         for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
             *arrays[i] = take(&memory, sizes[i]);
     }
@@ -108,7 +122,8 @@ size_t evaluation_scratch(const FwmModel *model)
 }
 
 /* The mean of 0.5 |one-hot(answer) - y|^2 over each chunk of columns c0, c0 + B, .. of y (N x ld). Changes y. */
-static void chunk_losses(size_t n_values, size_t n, size_t batch, const int32_t *answers, real *y, size_t ld, float *losses)
+static void chunk_losses(size_t n_values, size_t n, size_t batch, const int32_t *answers, real *y, size_t ld,
+                         float *losses)
 {
     for (size_t c = 0; c < n; c++)
         y[(size_t)answers[c] * ld + c] -= 1;
@@ -143,8 +158,13 @@ static void answer_queries(const Evaluation *e, const Scratch *w, size_t i, size
     s->map->forward(shape, n, w->query_pre, w->query_phi, w->map_scratch);
     memset(w->columns, 0, shape->ld_features * ld_queries * sizeof(real));
     transpose(n, shape->ld_features, w->query_phi, shape->ld_features, w->columns, ld_queries);
-    const Sequence sequence = {.length = N, .n_values = N, .features = shape->features, .ld = shape->ld_features, .keys = w->phi,
-                               .values = e->evaluation->values + i * N, .beta = beta};
+    const Sequence sequence = {.length = N,
+                               .n_values = N,
+                               .features = shape->features,
+                               .ld = shape->ld_features,
+                               .keys = w->phi,
+                               .values = e->evaluation->values + i * N,
+                               .beta = beta};
     s->rule->answer(&sequence, w->rule_workspace, w->columns, ld_queries, w->y);
     chunk_losses(N, n, z->batch, e->evaluation->answers + i * e->evaluation->max_queries + q0, w->y, ld_queries,
                  e->chunk_losses + e->first_chunk[i] + q0 / z->batch);
@@ -300,6 +320,7 @@ float model_evaluate(FwmModel *model, const FwmEvaluation *evaluation)
         score_all(&e);
     fwm_parallel_for(model->threads, evaluation->n_sequences, z->with_map ? memory_task : softmax_task, &e);
     if (e.step.map_shape.extension)
-        fwm_skip_normal_blocks(&model->omega_source, z->d * z->d, n_chunks * omega_blocks(z->d, e.step.map_shape.extension));
+        fwm_skip_normal_blocks(&model->omega_source, z->d * z->d,
+                               n_chunks * omega_blocks(z->d, e.step.map_shape.extension));
     return pairwise_sum(e.chunk_losses, n_chunks) / (float)n_chunks;
 }

@@ -11,15 +11,15 @@
 #include "runtime/threads.h"
 
 typedef struct {
-    real *pre;           /* L x ld */
-    real *phi;           /* L x ld_features */
-    real *beta;          /* L */
-    real *query;         /* ld_features */
-    real *dquery;        /* ld_features */
-    real *dy;            /* N */
-    real *dphi;          /* TILE x ld_features */
-    real *dpre;          /* TILE x ld */
-    real *dbeta;         /* TILE */
+    real *pre;    /* L x ld */
+    real *phi;    /* L x ld_features */
+    real *beta;   /* L */
+    real *query;  /* ld_features */
+    real *dquery; /* ld_features */
+    real *dy;     /* N */
+    real *dphi;   /* TILE x ld_features */
+    real *dpre;   /* TILE x ld */
+    real *dbeta;  /* TILE */
     real *map_scratch, *rule_workspace;
 } Scratch;
 
@@ -82,17 +82,19 @@ static real *logits_of(const Step *s, size_t block)
     return s->block_logits + block * 2 * fwm_padded(s->sizes->n_keys);
 }
 
-static void sequence_backward(const Step *s, const Scratch *w, const Sequence *sequence, const int32_t *keys, size_t b, size_t block)
+static void sequence_backward(const Step *s, const Scratch *w, const Sequence *sequence, const int32_t *keys, size_t b,
+                              size_t block)
 {
     real *dby_key = table_of(s, block), *dby_value = dby_key + sequence->n_values * s->table_ld;
     real *dlogit_by_key = logits_of(s, block), *dlogit_by_value = dlogit_by_key + fwm_padded(sequence->n_values);
     const MapShape *shape = &s->map_shape;
     const size_t ld = shape->ld;
-    const size_t n_tiles = s->rule->backward_begin(sequence, w->rule_workspace, s->y + b * fwm_padded(sequence->n_values), w->dy);
+    const size_t n_tiles =
+        s->rule->backward_begin(sequence, w->rule_workspace, s->y + b * fwm_padded(sequence->n_values), w->dy);
     for (size_t tile = 0; tile < n_tiles; tile++) {
         const TokenRange range = s->rule->backward_tile(sequence, w->rule_workspace, tile, w->dphi, w->dbeta);
-        s->map->backward(shape, range.count, w->dphi, w->pre + range.start * ld, w->phi + range.start * shape->ld_features, w->dpre,
-                         w->map_scratch);
+        s->map->backward(shape, range.count, w->dphi, w->pre + range.start * ld,
+                         w->phi + range.start * shape->ld_features, w->dpre, w->map_scratch);
         for (size_t t = 0; t < range.count; t++) {
             const size_t token = range.start + t;
             add(ld, w->dpre + t * ld, dby_key + (size_t)keys[token] * ld);
@@ -130,9 +132,15 @@ static void block_task(void *context, size_t block, int thread)
     for (size_t b = block * n / blocks; b < (block + 1) * n / blocks; b++) {
         const int32_t *keys = s->batch->keys + b * z->length;
         const Sequence sequence = {
-            .length = z->length, .n_values = z->n_keys, .features = s->map_shape.features, .ld = s->map_shape.ld_features,
-            .keys = w.phi, .values = s->batch->values + b * z->length, .beta = s->rule->info.uses_beta ? w.beta : NULL,
-            .query = w.query, .as_published = true,
+            .length = z->length,
+            .n_values = z->n_keys,
+            .features = s->map_shape.features,
+            .ld = s->map_shape.ld_features,
+            .keys = w.phi,
+            .values = s->batch->values + b * z->length,
+            .beta = s->rule->info.uses_beta ? w.beta : NULL,
+            .query = w.query,
+            .as_published = true,
         };
         real *y = s->y + b * fwm_padded(z->n_keys);
         map_tokens(s, &w, keys, sequence.values);

@@ -1,7 +1,7 @@
 /* The model of the experiments: sizes, where its numbers lie, and the memory of a step.
  *
- * All parameters stand in one array `numbers` of the model's precision; the first n_trained of them are trained, and the
- * arrays of their gradients and of Adam's moments have the same layout. Matrices are stored with padded rows, the
+ * All parameters stand in one array `numbers` of the model's precision; the first n_trained of them are trained, and
+ * the arrays of their gradients and of Adam's moments have the same layout. Matrices are stored with padded rows, the
  * projections transposed, so that the row of a value or of an embedding entry is contiguous:
  *
  *     query_weight (E x ld)          W_q^T
@@ -26,13 +26,13 @@
 #define FWM_MAX_PARAMETERS 12
 
 typedef struct {
-    size_t n_keys;    /* N */
-    size_t d;         /* hidden size */
-    size_t embedding; /* E = int(2N * 1.1) */
-    size_t length;    /* L: N, or 2N with replacement */
-    size_t batch;     /* B */
+    size_t n_keys;        /* N */
+    size_t d;             /* hidden size */
+    size_t embedding;     /* E = int(2N * 1.1) */
+    size_t length;        /* L: N, or 2N with replacement */
+    size_t batch;         /* B */
     size_t map, argument; /* row of the table of maps; nu, m or 0 */
-    size_t rule;      /* row of the table of rules */
+    size_t rule;          /* row of the table of rules */
     bool with_map, with_beta;
     size_t ld, ld_e; /* d and E, padded */
 } FwmModelSizes;
@@ -57,9 +57,9 @@ struct FwmModel {
     void *gradients, *moment1, *moment2; /* n_trained each */
     uint64_t steps;                      /* of Adam so far */
     FwmBlockSource omega_source;
-    int threads;                         /* for this call */
-    void *activations;                   /* memory of a step, shared */
-    void *scratch;                       /* scratch_stride bytes for each of scratch_threads threads */
+    int threads;       /* for this call */
+    void *activations; /* memory of a step, shared */
+    void *scratch;     /* scratch_stride bytes for each of scratch_threads threads */
     size_t scratch_stride;
     int scratch_threads;
 };
@@ -75,8 +75,8 @@ struct FwmBatch {
 /* Twenty sequences of length N; sequence s has n_queries[s] queries at queries + s * max_queries. */
 struct FwmEvaluation {
     size_t n_sequences, max_queries;
-    const int32_t *keys, *values;       /* n_sequences x N */
-    const int32_t *queries, *answers;   /* n_sequences x max_queries */
+    const int32_t *keys, *values;     /* n_sequences x N */
+    const int32_t *queries, *answers; /* n_sequences x max_queries */
     const size_t *n_queries;
 };
 

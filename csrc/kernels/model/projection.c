@@ -1,16 +1,16 @@
 /* The projections k = W_k x + b_k and q = W_q x + b_q, and their gradients.
  *
- * A key is projected once, not once for each token that holds it; a value's projection is a row of W_k^T itself. With dK
- * (N x ld) the gradient of the projected keys, E the embedding, X the queries' embeddings and dQ their gradients:
+ * A key is projected once, not once for each token that holds it; a value's projection is a row of W_k^T itself. With
+ * dK (N x ld) the gradient of the projected keys, E the embedding, X the queries' embeddings and dQ their gradients:
  *
  *     dW_k^T = E^T dK,   dW_q^T = X^T dQ,   db_k = sum of the rows of dK,   db_q = sum of the rows of dQ
  *     dE = dK W_k,  and row query[b] of dE += (dQ W_q)[b]
  *
  * and with dl (N) the gradient of the keys' logits of beta:  dw_b = E^T dl,  db_b = sum of dl,  dE += dl w_b^T.
  *
- * In an update Adam takes a tile of gradients while it is in the cache: dE needs the weights before the update, which are there
- * transposed. A tile of dE lives in scratch memory only until Adam has taken it, for dE, m, v and E are most of the bytes
- * that a step moves. */
+ * In an update Adam takes a tile of gradients while it is in the cache: dE needs the weights before the update, which
+ * are there transposed. A tile of dE lives in scratch memory only until Adam has taken it, for dE, m, v and E are most
+ * of the bytes that a step moves. */
 #include <string.h>
 
 #include "kernels/base/vector.h"
@@ -28,8 +28,8 @@ static void project_keys_task(void *context, size_t index, int thread)
     real *rows = s->by_key + n0 * ld;
     for (size_t n = 0; n < count; n++)
         memcpy(rows + n * ld, s->key_bias, z->ld * sizeof(real));
-    gemm(count, z->ld, z->embedding, rows_of(s->embedding + n0 * z->ld_e, z->ld_e), s->key_weight + z->n_keys * z->ld, z->ld,
-         1, rows, rows, ld);
+    gemm(count, z->ld, z->embedding, rows_of(s->embedding + n0 * z->ld_e, z->ld_e), s->key_weight + z->n_keys * z->ld,
+         z->ld, 1, rows, rows, ld);
     for (size_t n = n0; n < n0 + count && z->with_beta; n++)
         s->logit_by_key[n] = dot(z->ld_e, s->embedding + n * z->ld_e, s->beta_weight + z->n_keys) + *s->beta_bias;
     if (s->map_shape.extension == 0)
@@ -101,10 +101,12 @@ static void weight_gradients_task(void *context, size_t index, int thread)
     const size_t e0 = index * ENTRIES_IN_TILE, count = fwm_min(ENTRIES_IN_TILE, z->embedding - e0);
     const size_t width = fwm_min(ENTRIES_IN_TILE, z->ld_e - e0), B = s->batch->n;
     const Product keys = rows_from(&s->weight_gradient, e0);
-    gemm(count, z->ld, keys.k, keys.left, keys.right, keys.ld_right, 0, NULL, s->dkey_weight + (z->n_keys + e0) * z->ld, z->ld);
+    gemm(count, z->ld, keys.k, keys.left, keys.right, keys.ld_right, 0, NULL, s->dkey_weight + (z->n_keys + e0) * z->ld,
+         z->ld);
     gemm(count, z->ld, B, transposed(s->query_rows + e0, z->ld_e), s->dqueries, s->table_ld, 0, NULL,
          s->dquery_weight + e0 * z->ld, z->ld);
-    gemm(B, width, z->d, rows_of(s->dqueries, s->table_ld), s->query_weight_t + e0, z->ld_e, 0, NULL, s->dquery_rows + e0, z->ld_e);
+    gemm(B, width, z->d, rows_of(s->dqueries, s->table_ld), s->query_weight_t + e0, z->ld_e, 0, NULL,
+         s->dquery_rows + e0, z->ld_e);
     if (z->with_beta)
         gemm(1, width, z->n_keys, rows_of(s->block_logits, z->n_keys), s->embedding + e0, z->ld_e, 0, NULL,
              s->dbeta_weight + z->n_keys + e0, width);
@@ -145,7 +147,8 @@ static void embedding_gradients_task(void *context, size_t index, int thread)
             add(z->ld_e, s->dquery_rows + b * z->ld_e, out + row * z->ld_e);
     }
     if (s->purpose == UPDATE)
-        adam_update(&s->adam, count * z->ld_e, out, s->embedding + at, (real *)s->model->moment1 + s->model->embedding + at,
+        adam_update(&s->adam, count * z->ld_e, out, s->embedding + at,
+                    (real *)s->model->moment1 + s->model->embedding + at,
                     (real *)s->model->moment2 + s->model->embedding + at);
 }
 

@@ -1,5 +1,6 @@
-/* Softmax attention of a pass, without projecting a single key: of the product q (W_k x) the queries side is short, B rows.
- * With Q (B x d) the projected queries and [T; R^T] = [W_v^T; W_k^T] Q^T, where W_v are the columns of W_k for the values,
+/* Softmax attention of a pass, without projecting a single key: of the product q (W_k x) the queries side is short, B
+ * rows. With Q (B x d) the projected queries and [T; R^T] = [W_v^T; W_k^T] Q^T, where W_v are the columns of W_k for
+ * the values,
  *
  *     score of a token = (S[key, b] + T[value, b]) / sqrt(d),   S = E R^T   (N x B)
  *
@@ -30,8 +31,8 @@ static void fold_task(void *context, size_t index, int thread)
     const FwmModelSizes *z = s->sizes;
     const size_t ld_b = fwm_padded(s->batch->n), rows = z->n_keys + z->embedding;
     const size_t r0 = index * ENTRIES_IN_TILE, r1 = fwm_min(r0 + ENTRIES_IN_TILE, rows);
-    gemm(r1 - r0, ld_b, z->d, rows_of(s->key_weight + r0 * z->ld, z->ld), s->queries_t, ld_b, 0, NULL, s->folded_t + r0 * ld_b,
-         ld_b);
+    gemm(r1 - r0, ld_b, z->d, rows_of(s->key_weight + r0 * z->ld, z->ld), s->queries_t, ld_b, 0, NULL,
+         s->folded_t + r0 * ld_b, ld_b);
     const size_t e0 = r0 > z->n_keys ? r0 : z->n_keys;
     if (e0 < r1)
         transpose(r1 - e0, s->batch->n, s->folded_t + e0 * ld_b, ld_b, s->folded + e0 - z->n_keys, z->ld_e);
@@ -42,9 +43,10 @@ static void key_scores_task(void *context, size_t index, int thread)
     (void)thread;
     const Step *s = context;
     const FwmModelSizes *z = s->sizes;
-    const size_t ld_b = fwm_padded(s->batch->n), n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, z->n_keys - n0);
-    gemm(count, ld_b, z->embedding, rows_of(s->embedding + n0 * z->ld_e, z->ld_e), s->folded_t + z->n_keys * ld_b, ld_b, 0, NULL,
-         s->key_scores + n0 * ld_b, ld_b);
+    const size_t ld_b = fwm_padded(s->batch->n), n0 = index * KEYS_IN_TILE,
+                 count = fwm_min(KEYS_IN_TILE, z->n_keys - n0);
+    gemm(count, ld_b, z->embedding, rows_of(s->embedding + n0 * z->ld_e, z->ld_e), s->folded_t + z->n_keys * ld_b, ld_b,
+         0, NULL, s->key_scores + n0 * ld_b, ld_b);
 }
 
 static void sequence_task(void *context, size_t b, int thread)
@@ -80,8 +82,8 @@ static void dfolded_task(void *context, size_t index, int thread)
     const Step *s = context;
     const FwmModelSizes *z = s->sizes;
     const size_t e0 = index * ENTRIES_IN_COLUMN_TILE, width = fwm_min(ENTRIES_IN_COLUMN_TILE, z->ld_e - e0);
-    gemm(s->batch->n, width, z->n_keys, rows_of(s->dkey_scores, fwm_padded(z->n_keys)), s->embedding + e0, z->ld_e, 0, NULL,
-         s->dfolded + e0, z->ld_e);
+    gemm(s->batch->n, width, z->n_keys, rows_of(s->dkey_scores, fwm_padded(z->n_keys)), s->embedding + e0, z->ld_e, 0,
+         NULL, s->dfolded + e0, z->ld_e);
 }
 
 /* dQ for a few queries, and dW_v for a few values. */
@@ -94,13 +96,14 @@ static void dqueries_task(void *context, size_t index, int thread)
     if (index < query_tiles) {
         const size_t b0 = index * 8, count = fwm_min(8, B - b0);
         real *dq = s->dqueries + b0 * s->table_ld;
-        gemm(count, z->ld, z->embedding, rows_of(s->dfolded + b0 * z->ld_e, z->ld_e), s->key_weight + z->n_keys * z->ld, z->ld, 0,
-             NULL, dq, s->table_ld);
-        gemm(count, z->ld, z->n_keys, rows_of(s->dvalue_scores + b0 * ld_n, ld_n), s->key_weight, z->ld, 1, dq, dq, s->table_ld);
+        gemm(count, z->ld, z->embedding, rows_of(s->dfolded + b0 * z->ld_e, z->ld_e), s->key_weight + z->n_keys * z->ld,
+             z->ld, 0, NULL, dq, s->table_ld);
+        gemm(count, z->ld, z->n_keys, rows_of(s->dvalue_scores + b0 * ld_n, ld_n), s->key_weight, z->ld, 1, dq, dq,
+             s->table_ld);
     } else {
         const size_t n0 = (index - query_tiles) * ENTRIES_IN_TILE, count = fwm_min(ENTRIES_IN_TILE, z->n_keys - n0);
-        gemm(count, z->ld, B, transposed(s->dvalue_scores + n0, ld_n), s->queries, s->table_ld, 0, NULL, s->dkey_weight + n0 * z->ld,
-             z->ld);
+        gemm(count, z->ld, B, transposed(s->dvalue_scores + n0, ld_n), s->queries, s->table_ld, 0, NULL,
+             s->dkey_weight + n0 * z->ld, z->ld);
     }
 }
 

@@ -1,5 +1,5 @@
-/* One forward or backward pass of the model: what its phases share. A phase is a loop of tasks over tiles of rows or blocks
- * of sequences; the tiles are cut without regard to threads, and every sum has a fixed order. */
+/* One forward or backward pass of the model: what its phases share. A phase is a loop of tasks over tiles of rows or
+ * blocks of sequences; the tiles are cut without regard to threads, and every sum has a fixed order. */
 #ifndef FWM_KERNELS_STEP_H
 #define FWM_KERNELS_STEP_H
 
@@ -13,7 +13,7 @@
 
 /* Sequences are dealt into this many blocks at most, each with gradient tables of its own, added up in order. */
 #define SEQUENCE_BLOCKS 8
-#define KEYS_IN_TILE 12   /* keys: rows of the embedding that are projected or updated by one task */
+#define KEYS_IN_TILE 12    /* keys: rows of the embedding that are projected or updated by one task */
 #define ENTRIES_IN_TILE 48 /* rows of the transposed weights */
 
 typedef enum { LOSS_ONLY, GRADIENTS, UPDATE } Purpose;
@@ -41,7 +41,7 @@ typedef struct {
     /* parameters and their gradients */
     real *key_bias, *query_bias, *beta_bias, *beta_weight, *query_weight, *key_weight, *embedding;
     real *dkey_bias, *dquery_bias, *dbeta_bias, *dbeta_weight, *dquery_weight, *dkey_weight, *dembedding;
-    size_t table_ld;      /* of the tables below: map_shape.ld, or ld for softmax */
+    size_t table_ld; /* of the tables below: map_shape.ld, or ld for softmax */
     /* shared memory of the pass */
     real *by_key;         /* N x table_ld: projections of the keys, with the bias */
     real *by_value;       /* N x table_ld: projections of the values */
@@ -53,19 +53,20 @@ typedef struct {
     real *dquery_rows;    /* B x ld_e */
     real *key_weight_t;   /* ld x ld_e: W_k^T's embedding part, transposed back; the weights before the update */
     real *query_weight_t; /* ld x ld_e */
-    real *block_tables;   /* blocks x 2 x N x table_ld: gradients of by_key, by_value; block 0 holds the sum in the end */
-    real *logit_by_key;   /* N: w_b . embedding + b_b; that of a value is an entry of beta_weight itself */
-    real *block_logits;   /* blocks x 2 x padded(N): gradients of logits by key, by value; block 0 holds the sum in the end */
+    real *block_tables; /* blocks x 2 x N x table_ld: gradients of by_key, by_value; block 0 holds the sum in the end */
+    real *logit_by_key; /* N: w_b . embedding + b_b; that of a value is an entry of beta_weight itself */
+    real *block_logits; /* blocks x 2 x padded(N): gradients of logits by key, by value; block 0 holds the sum in the
+                           end */
     real *beta_weight_before; /* ld_e: beta_weight's embedding part before the update */
-    real *y;              /* B x padded(N) */
-    double *losses;       /* B */
+    real *y;                  /* B x padded(N) */
+    double *losses;           /* B */
     /* softmax */
-    real *queries_t;      /* d x padded(B) */
-    real *folded_t;       /* (N + E) x padded(B): [W_v; W_k] q, transposed */
-    real *folded;         /* B x ld_e: q W_k */
-    real *key_scores;     /* N x padded(B) */
+    real *queries_t;                   /* d x padded(B) */
+    real *folded_t;                    /* (N + E) x padded(B): [W_v; W_k] q, transposed */
+    real *folded;                      /* B x ld_e: q W_k */
+    real *key_scores;                  /* N x padded(B) */
     real *dkey_scores, *dvalue_scores; /* B x padded(N) each */
-    real *dfolded;        /* B x ld_e */
+    real *dfolded;                     /* B x ld_e */
     /* how the gradients of the big matrices come about */
     Product weight_gradient;    /* of key_weight's E embedding rows */
     Product embedding_gradient; /* of embedding's N key rows, without the queries' share */

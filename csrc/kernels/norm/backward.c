@@ -2,17 +2,18 @@
  *
  *     n = r x with r = 1 / sqrt(mean(x^2) + eps),   y = weight n a
  *
- * where a = 1 without a gate, else a = s, or z s (SiLU), with s = 1 / (1 + exp(-z)). Nothing is saved; r and s are computed
- * again. With a' = s (1 - s), or s (1 + z (1 - s)):
+ * where a = 1 without a gate, else a = s, or z s (SiLU), with s = 1 / (1 + exp(-z)). Nothing is saved; r and s are
+ * computed again. With a' = s (1 - s), or s (1 + z (1 - s)):
  *
  *     dweight = sum of dy n a over the rows,   dn = dy weight a,   dz = dy weight n a'
  *
- * x reaches n by itself and by r, dr/dx_i = -r^3 x_i / D = -r^2 n_i / D, so that sum_j dn_j x_j dr/dx_i = -r n_i sum_j dn_j n_j / D:
+ * x reaches n by itself and by r, dr/dx_i = -r^3 x_i / D = -r^2 n_i / D, so that sum_j dn_j x_j dr/dx_i = -r n_i sum_j
+ * dn_j n_j / D:
  *
  *     dx = r (dn - n mean(dn n))
  *
- * A row is gone through once for r, once for everything else, with dn left in dx, and once for dx. Each block of rows leaves its
- * dweight, and the blocks' are added in their order: the bits do not depend on the number of threads. */
+ * A row is gone through once for r, once for everything else, with dn left in dx, and once for dx. Each block of rows
+ * leaves its dweight, and the blocks' are added in their order: the bits do not depend on the number of threads. */
 #include <string.h>
 
 #include "kernels/norm/norm.h"
@@ -32,11 +33,13 @@ typedef struct {
 
 static inline Row row_at(const FwmRmsNorm *c, size_t i)
 {
-    return (Row){row_of(c, c->x, i), row_of(c, c->gate, i), row_of(c, c->dy, i), row_of(c, c->dx, i), row_of(c, c->dgate, i)};
+    return (Row){row_of(c, c->x, i), row_of(c, c->gate, i), row_of(c, c->dy, i), row_of(c, c->dx, i),
+                 row_of(c, c->dgate, i)};
 }
 
 /* dn, dz and the row's part of dweight; returns sum(dn n). */
-ALWAYS_INLINE real through_gate(FwmGating gating, size_t D, real r, Row row, const real *restrict weight, real *restrict dweight)
+ALWAYS_INLINE real through_gate(FwmGating gating, size_t D, real r, Row row, const real *restrict weight,
+                                real *restrict dweight)
 {
     const real *restrict x = row.x, *restrict dy = row.dy;
     real *restrict dn = row.dx, *restrict dz = row.dz, total = 0;

@@ -8,22 +8,18 @@
  * u_L = q / (sum(q) + eps) unrolls from the end; for t = L..1
  *     a_t = k_t . u_t,   y[v_t] += beta_t a_t,   u_{t-1} = u_t - beta_t a_t k_t
  *
- * Backward, forwards in time: saved a_t, sum(phi_t) and u_t (adding back what was removed from u would be unstable where
- * keys are divided by a sum near zero).
- * With w = dL/du_{t-1}, from w = 0, and e_t = dy[v_t] - w . k_t:
- *     da_t = beta_t e_t,   dbeta_t = a_t e_t
- *     dk_t = da_t u_t - beta_t a_t w
- *     w   += da_t k_t                                     now dL/du_t
- * Through the normalisations, with dk_t . k_t = da_t a_t - beta_t a_t (w . k_t), w before its update:
- *     dphi_t = (dk_t - (dk_t . k_t)) / sum(phi_t)
- *     dq = (w - (w . u_L)) / (sum(q) + eps)               the bracket's scalar is taken from every component
- * 0 / 0 (all features of a key have underflowed) gives NaN, as in the equations: in all of y, for W becomes NaN as a whole. What has met
- * a NaN is NaN in u_0, where every token has been.
+ * Backward, forwards in time: saved a_t, sum(phi_t) and u_t (adding back what was removed from u would be unstable
+ * where keys are divided by a sum near zero). With w = dL/du_{t-1}, from w = 0, and e_t = dy[v_t] - w . k_t: da_t =
+ * beta_t e_t,   dbeta_t = a_t e_t dk_t = da_t u_t - beta_t a_t w w   += da_t k_t now dL/du_t Through the
+ * normalisations, with dk_t . k_t = da_t a_t - beta_t a_t (w . k_t), w before its update: dphi_t = (dk_t - (dk_t .
+ * k_t)) / sum(phi_t) dq = (w - (w . u_L)) / (sum(q) + eps)               the bracket's scalar is taken from every
+ * component 0 / 0 (all features of a key have underflowed) gives NaN, as in the equations: in all of y, for W becomes
+ * NaN as a whole. What has met a NaN is NaN in u_0, where every token has been.
  *
- * Tokens are taken two at a time, tokens 2i and 2i + 1 of a tile: each a_t must wait for the u that its neighbour leaves, but
- *     a_{t-1} = k_{t-1} . u_{t-1} = k_{t-1} . u_t - beta_t a_t (k_t . k_{t-1})
- * (and w . k likewise on the way back), so that three sums over p run side by side where two would queue; and one u a pair is
- * enough, that of its second token. Keys are not divided by their totals: a scale goes along, 1 / sum(phi_t). */
+ * Tokens are taken two at a time, tokens 2i and 2i + 1 of a tile: each a_t must wait for the u that its neighbour
+ * leaves, but a_{t-1} = k_{t-1} . u_{t-1} = k_{t-1} . u_t - beta_t a_t (k_t . k_{t-1}) (and w . k likewise on the way
+ * back), so that three sums over p run side by side where two would queue; and one u a pair is enough, that of its
+ * second token. Keys are not divided by their totals: a scale goes along, 1 / sum(phi_t). */
 #include <stdbool.h>
 #include <string.h>
 
@@ -35,7 +31,8 @@
 
 static const real EPS = (real)1e-6;
 static const real SMALLEST_TO_INVERT = (real)1e-12; /* below, a product of two features may be subnormal */
-static const real SMALLEST_TO_SQUARE = (real)1e-15; /* well above where float32's total * total becomes subnormal, 1e-19 */
+static const real SMALLEST_TO_SQUARE =
+    (real)1e-15; /* well above where float32's total * total becomes subnormal, 1e-19 */
 
 typedef struct {
     real *w;       /* ld */
@@ -55,7 +52,8 @@ static size_t pairs_of(size_t length)
     return (length + 1) / 2;
 }
 
-/* Many queries: keys (L x ld), their transpose (ld x L), products of keys (L x L), answers (L x n_queries), denominators. */
+/* Many queries: keys (L x ld), their transpose (ld x L), products of keys (L x L), answers (L x n_queries),
+ * denominators. */
 static size_t workspace_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
 {
     const size_t ld_t = fwm_padded(length), ld_queries = fwm_padded(n_queries);
@@ -109,7 +107,8 @@ typedef struct {
 
 static TileKeys tile_keys(const Sequence *s, const Workspace *w, TokenRange range)
 {
-    const real *phi = s->keys + range.start * s->ld, *total = w->total + range.start, *inverse = w->inverse + range.start;
+    const real *phi = s->keys + range.start * s->ld, *total = w->total + range.start,
+               *inverse = w->inverse + range.start;
     bool scales_do = true;
     for (size_t t = 0; t < range.count; t++)
         scales_do &= inverse[t] != 0;
@@ -122,9 +121,10 @@ static TileKeys tile_keys(const Sequence *s, const Workspace *w, TokenRange rang
     return (TileKeys){w->keys, w->ones};
 }
 
-/* k0 . x, k1 . x and k0 . k1, each in every lane: the next pair waits for what is made of them, and not for a detour through
- * scalar registers. */
-static inline void three_dots(size_t ld, const real *restrict k0, const real *restrict k1, const real *restrict x, vec out[3])
+/* k0 . x, k1 . x and k0 . k1, each in every lane: the next pair waits for what is made of them, and not for a detour
+ * through scalar registers. */
+static inline void three_dots(size_t ld, const real *restrict k0, const real *restrict k1, const real *restrict x,
+                              vec out[3])
 {
     vec a[2] = {{0}, {0}}, b[2] = {{0}, {0}}, c[2] = {{0}, {0}};
     size_t i = 0;
@@ -167,7 +167,8 @@ static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range
     }
     while (t > 0) {
         t -= 2;
-        const real *restrict k0 = keys.rows + t * ld, *restrict k1 = k0 + ld, *restrict u = u_of_pair(s, w, range.start + t);
+        const real *restrict k0 = keys.rows + t * ld, *restrict k1 = k0 + ld,
+                             *restrict u = u_of_pair(s, w, range.start + t);
         real *restrict next = w->u + (range.start + t) / 2 * ld;
         vec dots[3];
         three_dots(ld, k0, k1, u, dots);
@@ -227,15 +228,17 @@ static size_t backward_begin(const Sequence *s, real *numbers, const real *y, co
 
 /* Whether the quotient phi / total of this token needs care on its way back.
  *
- * The PyTorch of the published runs took the gradient of the quotient's denominator as -dk phi / (total * total). In float32
- * that square underflows long before the total does: a total under 4e-23 makes the gradient infinite or NaN, and it is this
- * that ends the published FAVOR+ runs in NaN. as_published computes it in that way where the two differ. */
+ * The PyTorch of the published runs took the gradient of the quotient's denominator as -dk phi / (total * total). In
+ * float32 that square underflows long before the total does: a total under 4e-23 makes the gradient infinite or NaN,
+ * and it is this that ends the published FAVOR+ runs in NaN. as_published computes it in that way where the two differ.
+ */
 static inline bool needs_care(const Sequence *s, const Workspace *w, size_t token)
 {
     return w->inverse[token] == 0 || (s->as_published && FWM_FABS(w->total[token]) < SMALLEST_TO_SQUARE);
 }
 
-/* The scalars of a token's gradients, once w . k_t is known: dk_t = da u_t - beta_a w, and dphi_t = (dk_t - dk_k) inverse. */
+/* The scalars of a token's gradients, once w . k_t is known: dk_t = da u_t - beta_a w, and dphi_t = (dk_t - dk_k)
+ * inverse. */
 typedef struct {
     real da, beta_a, dk_k, inverse;
 } TokenGradient;
@@ -250,8 +253,8 @@ static inline TokenGradient token_gradient(const Sequence *s, const Workspace *w
     return (TokenGradient){da, beta_a, da * a - beta_a * w_k, w->inverse[token]};
 }
 
-static void backward_pair(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t, real *restrict dk0,
-                          real *dbeta)
+static void backward_pair(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t,
+                          real *restrict dk0, real *dbeta)
 {
     const size_t ld = s->ld, token = start + t;
     const real *restrict u1 = u_of_pair(s, ws, token);
@@ -266,7 +269,8 @@ static void backward_pair(const Sequence *s, const Workspace *ws, const TileKeys
     const vec step0 = write0 * dy0 - (write0 * scale[0]) * dots[0];
     const vec step1 = (write1 * dy1 - (write1 * scale[1]) * dots[1]) - (write1 * scale[1] * product) * step0;
     const TokenGradient g0 = token_gradient(s, ws, token, scale[0] * dots[0][0], dbeta + t);
-    const TokenGradient g1 = token_gradient(s, ws, token + 1, scale[1] * (dots[1][0] + step0[0] * product), dbeta + t + 1);
+    const TokenGradient g1 =
+        token_gradient(s, ws, token + 1, scale[1] * (dots[1][0] + step0[0] * product), dbeta + t + 1);
     const real removed1 = g1.beta_a * scale[1];
     for (size_t i = 0; i < ld; i += FWM_LANES) {
         const vec k0_i = vec_load(k0 + i), k1_i = vec_load(k1 + i), u1_i = vec_load(u1 + i), w0 = vec_load(w + i);
@@ -277,8 +281,8 @@ static void backward_pair(const Sequence *s, const Workspace *ws, const TileKeys
     }
 }
 
-static void backward_single(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t, real *restrict dk,
-                            real *dbeta)
+static void backward_single(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t,
+                            real *restrict dk, real *dbeta)
 {
     const size_t ld = s->ld;
     const real *restrict u = u_of_pair(s, ws, start + t);
@@ -294,7 +298,8 @@ static void backward_single(const Sequence *s, const Workspace *ws, const TileKe
 }
 
 /* dk (p) becomes dphi, for a total so small that the two quotients are taken apart. */
-static void through_small_total(const Sequence *s, const Workspace *w, size_t token, const real *key, real scale, real *dk)
+static void through_small_total(const Sequence *s, const Workspace *w, size_t token, const real *key, real scale,
+                                real *dk)
 {
     const real *phi = s->keys + token * s->ld;
     const real total = w->total[token];
@@ -330,8 +335,8 @@ static void backward_end(const Sequence *s, real *numbers, real *dquery)
         dquery[i] = (ws.w[i] - w_u) / total;
 }
 
-/* Many queries at once: a_t . columns = k_t . u_L - sum_{s > t} beta_s a_s (k_s . k_t), by substitution from the end, the
- * part that lies in later tiles as a matrix product. */
+/* Many queries at once: a_t . columns = k_t . u_L - sum_{s > t} beta_s a_s (k_s . k_t), by substitution from the end,
+ * the part that lies in later tiles as a matrix product. */
 static void answer(const Sequence *s, real *numbers, const real *queries, size_t ld_queries, real *y)
 {
     const size_t L = s->length, ld = s->ld, ld_t = fwm_padded(L);
@@ -350,12 +355,14 @@ static void answer(const Sequence *s, real *numbers, const real *queries, size_t
     for (size_t tile = fwm_tiles(L, FWM_TILE); tile-- > 0;) {
         const size_t start = tile * FWM_TILE, end = fwm_min(start + FWM_TILE, L);
         real *tile_written = written + start * ld_queries;
-        gemm(end - start, ld_queries, ld, rows_of(keys + start * ld, ld), queries, ld_queries, 0, NULL, tile_written, ld_queries);
-        gemm(end - start, ld_t - start, ld, rows_of(keys + start * ld, ld), keys_t + start, ld_t, 0, NULL, products, ld_t);
+        gemm(end - start, ld_queries, ld, rows_of(keys + start * ld, ld), queries, ld_queries, 0, NULL, tile_written,
+             ld_queries);
+        gemm(end - start, ld_t - start, ld, rows_of(keys + start * ld, ld), keys_t + start, ld_t, 0, NULL, products,
+             ld_t);
         for (size_t i = 0; i < (end - start) * ld_t; i++)
             products[i] = -products[i];
-        gemm(end - start, ld_queries, L - end, rows_of(products + end - start, ld_t), written + end * ld_queries, ld_queries, 1,
-             tile_written, tile_written, ld_queries);
+        gemm(end - start, ld_queries, L - end, rows_of(products + end - start, ld_t), written + end * ld_queries,
+             ld_queries, 1, tile_written, tile_written, ld_queries);
         for (size_t t = end; t-- > start;) {
             real *row = written + t * ld_queries;
             for (size_t later = t + 1; later < end; later++)
@@ -367,14 +374,18 @@ static void answer(const Sequence *s, real *numbers, const real *queries, size_t
     }
     for (size_t t = 0; t < L; t++) /* a NaN on the way makes all of a column NaN, as in forward */
         for (size_t c = 0; c < ld_queries; c++)
-            total[c] = written[t * ld_queries + c] != written[t * ld_queries + c] ? written[t * ld_queries + c] : total[c];
+            total[c] =
+                written[t * ld_queries + c] != written[t * ld_queries + c] ? written[t * ld_queries + c] : total[c];
     for (size_t n = 0; n < s->n_values; n++)
         for (size_t c = 0; c < ld_queries; c++)
             y[n * ld_queries + c] /= total[c] + EPS;
 }
 
 const Readout FWM_NAME(readout_delta) = {
-    .info = {.name = "ours", .function = "delta_rule", .uses_map = 1, .uses_beta = 1,
+    .info = {.name = "ours",
+             .function = "delta_rule",
+             .uses_map = 1,
+             .uses_beta = 1,
              .summary = "delta rule: a write replaces what its key held before"},
     .workspace = workspace_size,
     .forward = forward,

@@ -4,34 +4,32 @@
  *     W~_t = W_{t-1} + beta_t d_t k_t^T,   W_t = W~_t / s_t,   s_t = max(1, |W~_t|_F), s_1 = 1, W_0 = 0
  *     y = layer_norm(W_L q) over the N values: biased variance, eps 1e-5, no affine part
  *
- * The norm couples the whole state, but it follows from scalars: with r = |o|^2, a = o[v], kk = |k|^2 and n = |W_{t-1}|^2,
- *     |W~_t|^2 = n + 2 beta (a - r) + beta^2 (r - 2 a + 1) kk
+ * The norm couples the whole state, but it follows from scalars: with r = |o|^2, a = o[v], kk = |k|^2 and n =
+ * |W_{t-1}|^2, |W~_t|^2 = n + 2 beta (a - r) + beta^2 (r - 2 a + 1) kk
  *
- * Forward, in chunks of at most C = 16 tokens, so that the work is in matrix products. S_t is the product of the s within
- * the chunk and F_t = S_{t-1} beta_t d_t; W0 is the state before the chunk:
- *     W_t = (W0 + sum_{j <= t} F_j k_j^T) / S_t
- *     o_t = (W0 k_t + sum_{j < t} F_j (k_j . k_t)) / S_{t-1}
- * A chunk ends early when S_t has grown past what float32 can carry (LARGEST_GROWTH).
+ * Forward, in chunks of at most C = 16 tokens, so that the work is in matrix products. S_t is the product of the s
+ * within the chunk and F_t = S_{t-1} beta_t d_t; W0 is the state before the chunk: W_t = (W0 + sum_{j <= t} F_j k_j^T)
+ * / S_t o_t = (W0 k_t + sum_{j < t} F_j (k_j . k_t)) / S_{t-1} A chunk ends early when S_t has grown past what float32
+ * can carry (LARGEST_GROWTH).
  *
- * Backward: saved W0 of every chunk, o_t, and the scalars; d_t and F_t are recomputed. Write dL/dW_t = H_t + gamma_t W_t and
- * c_t = <dL/dW_t, W_t>; at the end H = dy q^T, gamma = 0, c = dy . (W_L q). Through the division, with s_t = |W~_t|:
- *     dL/dW~_t = H_t / s_t + kappa W~_t,    kappa = (gamma_t - c_t) / s_t^2 if clamped, else gamma_t
- *     g = (dL/dW~_t) k_t = x / s_t + kappa (o + beta kk d),   x = H_t k_t
- *     dbeta_t = d . g,   eta = beta (kappa d - g)
- *     H_{t-1} = H_t / s_t + eta k_t^T,   gamma_{t-1} = kappa,   c_{t-1} = (clamped ? 0 : c_t) - beta g[v]
- *     dk_t = (beta / s_t) H_t^T d + kappa beta^2 |d|^2 k_t + W_{t-1}^T eta
- * In the chunk, with P_t = eta_t / S_{t-1} and H_C the gradient at the chunk's end:
+ * Backward: saved W0 of every chunk, o_t, and the scalars; d_t and F_t are recomputed. Write dL/dW_t = H_t + gamma_t
+ * W_t and c_t = <dL/dW_t, W_t>; at the end H = dy q^T, gamma = 0, c = dy . (W_L q). Through the division, with s_t =
+ * |W~_t|: dL/dW~_t = H_t / s_t + kappa W~_t,    kappa = (gamma_t - c_t) / s_t^2 if clamped, else gamma_t g = (dL/dW~_t)
+ * k_t = x / s_t + kappa (o + beta kk d),   x = H_t k_t dbeta_t = d . g,   eta = beta (kappa d - g) H_{t-1} = H_t / s_t
+ * + eta k_t^T,   gamma_{t-1} = kappa,   c_{t-1} = (clamped ? 0 : c_t) - beta g[v] dk_t = (beta / s_t) H_t^T d + kappa
+ * beta^2 |d|^2 k_t + W_{t-1}^T eta In the chunk, with P_t = eta_t / S_{t-1} and H_C the gradient at the chunk's end:
  *     H_t = S_t (H_C / S_C + sum_{j > t} P_j k_j^T),   x_t = S_t (H_C k_t / S_C + sum_{j > t} P_j (k_j . k_t))
  *     dk_t = H_C^T F_t / S_C + W0^T P_t + sum_j M_jt k_j
  *     M_jt = P_j . F_t for j > t,  P_t . F_j for j < t,  kappa beta^2 |d|^2 for j = t
  *
- * Only rows of W of values that have been written are kept, transposed: p x rows. A row is 0 before its first write, and what
- * the gradient would do to it there reaches nothing. Early in training s is 3 to 6 a token: a row fades from the state within
- * a few dozen tokens, and the gradient fades as fast on its way back. A row whose |row|^2 has fallen below FADED of the
- * state's is dropped, its place goes to the next value written, and the backward ends when the gradient of the state has
- * fallen below GONE of what it was at the end. Both lie below the resolution of the number type (test_readouts.py compares
- * with the full form), and without them most of the work would be on numbers that vanish in every sum, many of them
- * subnormal and slow. For that, c must not keep its rounding errors: it is summed anew at every chunk. */
+ * Only rows of W of values that have been written are kept, transposed: p x rows. A row is 0 before its first write,
+ * and what the gradient would do to it there reaches nothing. Early in training s is 3 to 6 a token: a row fades from
+ * the state within a few dozen tokens, and the gradient fades as fast on its way back. A row whose |row|^2 has fallen
+ * below FADED of the state's is dropped, its place goes to the next value written, and the backward ends when the
+ * gradient of the state has fallen below GONE of what it was at the end. Both lie below the resolution of the number
+ * type (test_readouts.py compares with the full form), and without them most of the work would be on numbers that
+ * vanish in every sum, many of them subnormal and slow. For that, c must not keep its rounding errors: it is summed
+ * anew at every chunk. */
 #include <math.h>
 #include <string.h>
 
@@ -57,9 +55,9 @@ typedef struct {
 } Token;
 
 typedef struct {
-    size_t start, count, rows;  /* tokens; rows of W in use, padded */
+    size_t start, count, rows;   /* tokens; rows of W in use, padded */
     size_t first_given, n_given; /* rows that were given to values before this chunk: Workspace.given */
-    real S;                     /* S_C */
+    real S;                      /* S_C */
 } Chunk;
 
 typedef struct {
@@ -77,18 +75,18 @@ typedef struct {
     int32_t *value_of; /* ld_rows: and back, -1 for a row that is free */
     int32_t *free;     /* ld_rows: rows without a value, a stack */
     int32_t *given;    /* L: rows in the order in which they were given to values */
-    Token *tokens;   /* L */
-    Chunk *chunks;   /* L: at most one a token */
-    real *raw;       /* N: W q before the layer norm */
-    real *dy;        /* ld_rows: dL/d raw, by row */
-    real *o;         /* L x ld_rows */
-    real *F, *P;     /* C x ld_rows */
-    real *F_t, *P_t; /* ld_rows x C, transposed */
-    real *keys_t;    /* ld x C, transposed */
-    real *dkeys_t;   /* ld x C, transposed */
-    real *gram, *M;  /* C x C; gram[j][t] = k_j . k_t */
-    real *H;         /* ld x ld_rows */
-    real *W;         /* (chunks + 1) x ld x ld_rows: the state before each chunk, and the last one */
+    Token *tokens;     /* L */
+    Chunk *chunks;     /* L: at most one a token */
+    real *raw;         /* N: W q before the layer norm */
+    real *dy;          /* ld_rows: dL/d raw, by row */
+    real *o;           /* L x ld_rows */
+    real *F, *P;       /* C x ld_rows */
+    real *F_t, *P_t;   /* ld_rows x C, transposed */
+    real *keys_t;      /* ld x C, transposed */
+    real *dkeys_t;     /* ld x C, transposed */
+    real *gram, *M;    /* C x C; gram[j][t] = k_j . k_t */
+    real *H;           /* ld x ld_rows */
+    real *W;           /* (chunks + 1) x ld x ld_rows: the state before each chunk, and the last one */
 } Workspace;
 
 static Workspace divide(real *numbers, size_t length, size_t n_values, size_t ld, size_t ld_rows)
@@ -161,7 +159,8 @@ static int32_t give_row(const Workspace *w, int32_t v)
     return w->row_of[v];
 }
 
-/* Frees the rows of W (p x ld_rows) that have faded. A row of zeros has been given to a value and waits for its write. */
+/* Frees the rows of W (p x ld_rows) that have faded. A row of zeros has been given to a value and waits for its write.
+ */
 static void drop_faded_rows(const Sequence *s, const Workspace *w, size_t rows, double norm, real *W)
 {
     const size_t ld_rows = w->totals->ld_rows;
@@ -193,8 +192,8 @@ static void multiply_keys(const Sequence *s, const Workspace *w, const real *key
 }
 
 /* target = scale (target + sum_{j = from}^{to - 1} weights[j * C] others_j); returns |target|^2 */
-static real combine(size_t rows, size_t from, size_t to, const real *weights, const real *others, size_t ld_rows, real scale,
-                    real *target)
+static real combine(size_t rows, size_t from, size_t to, const real *weights, const real *others, size_t ld_rows,
+                    real scale, real *target)
 {
     vec square = {0};
     for (size_t i = 0; i < rows; i += FWM_LANES) {
@@ -255,7 +254,8 @@ static void run_chunk(const Sequence *s, const Workspace *w, Chunk *chunk, const
     gemm(s->features, rows, chunk->count, transposed(keys, s->ld), w->F, ld_rows, 1 / S, W0, W_next, ld_rows);
 }
 
-/* A chunk of at most C tokens from here, with a row for each of its values; rows that are new in W (p x ld_rows) are 0. */
+/* A chunk of at most C tokens from here, with a row for each of its values; rows that are new in W (p x ld_rows) are 0.
+ */
 static Chunk begin_chunk(const Sequence *s, const Workspace *w, size_t start, size_t rows_before, real *W)
 {
     Chunk chunk = {.start = start, .count = fwm_min(C, s->length - start), .first_given = w->totals->n_given};
@@ -345,8 +345,8 @@ static size_t backward_begin(const Sequence *s, real *numbers, const real *y, co
 }
 
 /* One token of the backward: x holds H_C k_t / S_C + sum_{j > t} P_j (k_j . k_t) and becomes P_t. Returns dbeta. */
-static real backward_token(Totals *totals, const Token *token, size_t rows, real beta, const real *restrict o, real *restrict x,
-                           real *M_tt)
+static real backward_token(Totals *totals, const Token *token, size_t rows, real beta, const real *restrict o,
+                           real *restrict x, real *M_tt)
 {
     const double a = token->a, r = token->r, kk = token->kk, S = token->S_before, b = beta;
     const double kappa = token->clamped ? (totals->gamma - totals->c) / ((double)token->s * token->s) : totals->gamma;
@@ -411,7 +411,8 @@ static void step_back(const Sequence *s, const Workspace *w, const Chunk *chunk)
 {
     const size_t ld_rows = w->totals->ld_rows;
     const real *keys = s->keys + chunk->start * s->ld;
-    gemm(s->features, chunk->rows, chunk->count, transposed(keys, s->ld), w->P, ld_rows, 1 / chunk->S, w->H, w->H, ld_rows);
+    gemm(s->features, chunk->rows, chunk->count, transposed(keys, s->ld), w->P, ld_rows, 1 / chunk->S, w->H, w->H,
+         ld_rows);
     for (size_t i = 0; i < s->features; i++)
         for (size_t j = 0; j < chunk->n_given; j++)
             w->H[i * ld_rows + w->given[chunk->first_given + j]] = 0;
@@ -448,7 +449,8 @@ static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, r
             renew_c(s, &w, chunk);
         chunk_gradients(s, &w, chunk, dkeys, dbeta);
         step_back(s, &w, chunk);
-        if (fabs(totals->gamma) < totals->gone && fabs(totals->c) < totals->gone && largest(s, &w, chunk->rows) < totals->gone)
+        if (fabs(totals->gamma) < totals->gone && fabs(totals->c) < totals->gone &&
+            largest(s, &w, chunk->rows) < totals->gone)
             totals->gone = -1;
     }
     return (TokenRange){chunk->start, chunk->count};
@@ -473,14 +475,17 @@ static void answer(const Sequence *s, real *numbers, const real *queries, size_t
         add_scaled(ld_queries, 0, queries + i * ld_queries, y); /* a row makes all of the layer norm NaN */
     for (size_t n = 0; n < s->n_values; n++)
         if (w.row_of[n] >= 0)
-            gemm(1, ld_queries, s->features, transposed(W + w.row_of[n], w.totals->ld_rows), queries, ld_queries, 0, NULL,
-                 y + n * ld_queries, ld_queries);
+            gemm(1, ld_queries, s->features, transposed(W + w.row_of[n], w.totals->ld_rows), queries, ld_queries, 0,
+                 NULL, y + n * ld_queries, ld_queries);
     for (size_t c = 0; c < ld_queries; c++)
         layer_norm_forward(s->n_values, y + c, y + c, ld_queries);
 }
 
 const Readout FWM_NAME(readout_fwm) = {
-    .info = {.name = "fwm", .function = "fwm_rule", .uses_map = 1, .uses_beta = 1,
+    .info = {.name = "fwm",
+             .function = "fwm_rule",
+             .uses_map = 1,
+             .uses_beta = 1,
              .summary = "delta rule with the memory kept at norm 1, layer norm on the read-out"},
     .workspace = workspace_size,
     .forward = forward,

@@ -1,7 +1,7 @@
 /* Update rules with their read-out, in the one-query form of the experiments.
  *
- * A sequence writes L pairs (key feature k_t, one-hot value e_{v_t}) into a fast weight memory W (N x p); one query q reads
- * y = W q. Because the values are one-hot, no rule needs W to answer one query, except through the norm in fwm.
+ * A sequence writes L pairs (key feature k_t, one-hot value e_{v_t}) into a fast weight memory W (N x p); one query q
+ * reads y = W q. Because the values are one-hot, no rule needs W to answer one query, except through the norm in fwm.
  *
  * A rule is one file that defines a Readout: equation, fast forward, derivation, backward. The forward leaves in the
  * workspace what the backward needs. The backward hands out the gradients of the keys tile by tile (at most FWM_TILE
@@ -15,15 +15,15 @@
 #include "kernels/kernels.h"
 
 typedef struct {
-    size_t length;          /* L */
-    size_t n_values;        /* N */
-    size_t features;        /* p */
-    size_t ld;              /* p, padded: rows of keys and query end in zeros */
-    const real *keys;       /* L x ld */
-    const int32_t *values;  /* L, each in 0..N-1 */
-    const real *beta;       /* L, or NULL for a rule without it */
-    const real *query;      /* ld */
-    bool as_published;      /* overflow where the published program does (delta.c) */
+    size_t length;         /* L */
+    size_t n_values;       /* N */
+    size_t features;       /* p */
+    size_t ld;             /* p, padded: rows of keys and query end in zeros */
+    const real *keys;      /* L x ld */
+    const int32_t *values; /* L, each in 0..N-1 */
+    const real *beta;      /* L, or NULL for a rule without it */
+    const real *query;     /* ld */
+    bool as_published;     /* overflow where the published program does (delta.c) */
 } Sequence;
 
 typedef struct {
@@ -32,7 +32,8 @@ typedef struct {
 
 typedef struct {
     FwmRuleInfo info;
-    /* Subnormal features decide nothing: the model may flush them to 0. FAVOR+'s are all subnormal where |x| is large. */
+    /* Subnormal features decide nothing: the model may flush them to 0. FAVOR+'s are all subnormal where |x| is large.
+     */
     bool flushes_subnormals;
     /* numbers of workspace for sequences of these sizes, for n_queries answered at once */
     size_t (*workspace)(size_t length, size_t n_values, size_t ld, size_t n_queries);

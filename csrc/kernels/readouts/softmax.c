@@ -15,8 +15,8 @@
 #include "kernels/base/vmath.h"
 #include "kernels/readouts/readout.h"
 
-/* A weight below exp(this) of the largest is set to 0, and so is the gradient of a score when it is as small against dy: far
- * below the resolution of the number type, and what is made of them would soon be subnormal and slow. */
+/* A weight below exp(this) of the largest is set to 0, and so is the gradient of a score when it is as small against
+ * dy: far below the resolution of the number type, and what is made of them would soon be subnormal and slow. */
 #define NEGLIGIBLE (real)(FWM_REAL_IS_DOUBLE ? -300 : -60)
 
 void softmax_forward(size_t length, size_t n_values, const int32_t *values, real *scores, real *y)
@@ -40,7 +40,8 @@ void softmax_forward(size_t length, size_t n_values, const int32_t *values, real
     }
 }
 
-void softmax_backward(size_t length, size_t n_values, const int32_t *values, const real *y, const real *dy, real *weights)
+void softmax_backward(size_t length, size_t n_values, const int32_t *values, const real *y, const real *dy,
+                      real *weights)
 {
     real dy_y = 0, largest = 0;
     for (size_t n = 0; n < n_values; n++) {
@@ -115,7 +116,10 @@ static void answer(const Sequence *s, real *workspace, const real *queries, size
 }
 
 const Readout FWM_NAME(readout_softmax) = {
-    .info = {.name = "softmax", .function = "softmax_rule", .uses_map = 0, .uses_beta = 0,
+    .info = {.name = "softmax",
+             .function = "softmax_rule",
+             .uses_map = 0,
+             .uses_beta = 0,
              .summary = "softmax attention: every pair is kept, no feature map"},
     .workspace = workspace_size,
     .forward = forward,

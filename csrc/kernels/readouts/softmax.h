@@ -12,6 +12,7 @@
 void softmax_forward(size_t length, size_t n_values, const int32_t *values, real *scores, real *y);
 
 /* weights (L) become the gradients of the scores: weights_t (dy[v_t] - dy . y). */
-void softmax_backward(size_t length, size_t n_values, const int32_t *values, const real *y, const real *dy, real *weights);
+void softmax_backward(size_t length, size_t n_values, const int32_t *values, const real *y, const real *dy,
+                      real *weights);
 
 #endif

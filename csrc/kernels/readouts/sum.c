@@ -94,9 +94,13 @@ static void answer(const Sequence *s, real *workspace, const real *queries, size
 }
 
 const Readout FWM_NAME(readout_sum) = {
-    .info = {.name = "sum", .function = "sum_rule", .uses_map = 1, .uses_beta = 0,
+    .info = {.name = "sum",
+             .function = "sum_rule",
+             .uses_map = 1,
+             .uses_beta = 0,
              .summary = "linear attention: every write is added, the read-out is normalised"},
-    .flushes_subnormals = true, /* a score of them is nothing beside eps, and a gradient of them nothing beside Adam's eps */
+    .flushes_subnormals =
+        true, /* a score of them is nothing beside eps, and a gradient of them nothing beside Adam's eps */
     .workspace = workspace_size,
     .forward = forward,
     .backward_begin = backward_begin,
