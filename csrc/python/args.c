@@ -9,7 +9,9 @@
 #include <string.h>
 
 #include "python/args.h"
-#include "runtime/dispatch.h"
+#include "runtime/scratch.h"
+#include "runtime/threads.h"
+#include "api/dispatch.h"
 
 static const char *type_name(int type)
 {
@@ -249,6 +251,23 @@ int fwm_check_count(const char *function, Py_ssize_t got, Py_ssize_t expected)
     return -1;
 }
 
+int fwm_run(const FwmOperation *operation, const FwmPass *pass, const void *call)
+{
+    const int threads = fwm_num_threads();
+    void *scratch = pass->scratch ? fwm_scratch(pass->scratch(call, threads)) : NULL;
+    if (pass->scratch && !scratch) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    const bool flushed = fwm_loops_flush(operation->flushes_subnormals);
+    pass->run(call, threads, scratch);
+    fwm_loops_flush(flushed);
+    Py_END_ALLOW_THREADS
+    fwm_release_scratch(scratch);
+    return 0;
+}
+
 const FwmKernels *fwm_kernels_for(PyArrayObject *array)
 {
     return PyArray_TYPE(array) == NPY_FLOAT ? fwm_kernels_f32() : fwm_kernels_f64();
@@ -275,6 +294,19 @@ Py_ssize_t fwm_find_map(PyObject *name, const char *argument)
     return -1;
 }
 
+Py_ssize_t fwm_find_readout(PyObject *name, const char *argument)
+{
+    const char *text;
+    if (!is_text(name, argument, &text))
+        return -1;
+    const FwmReadoutInfo *info;
+    for (size_t row = 0; (info = fwm_kernels_f32()->readout_info(row)); row++)
+        if (strcmp(info->function, text) == 0 || strcmp(info->name, text) == 0)
+            return (Py_ssize_t)row;
+    PyErr_Format(PyExc_ValueError, "%s: got %R, expected the name of an update rule", argument, name);
+    return -1;
+}
+
 Py_ssize_t fwm_find_rule(PyObject *name, const char *argument)
 {
     const char *text;
@@ -282,19 +314,6 @@ Py_ssize_t fwm_find_rule(PyObject *name, const char *argument)
         return -1;
     const FwmRuleInfo *info;
     for (size_t row = 0; (info = fwm_kernels_f32()->rule_info(row)); row++)
-        if (strcmp(info->function, text) == 0 || strcmp(info->name, text) == 0)
-            return (Py_ssize_t)row;
-    PyErr_Format(PyExc_ValueError, "%s: got %R, expected the name of an update rule", argument, name);
-    return -1;
-}
-
-Py_ssize_t fwm_find_memory(PyObject *name, const char *argument)
-{
-    const char *text;
-    if (!is_text(name, argument, &text))
-        return -1;
-    const FwmMemoryInfo *info;
-    for (size_t row = 0; (info = fwm_kernels_f32()->memory.info(row)); row++)
         if (strcmp(info->function, text) == 0)
             return (Py_ssize_t)row;
     PyErr_Format(PyExc_ValueError, "%s: got %R, expected the name of a function of fwm_py.kernels", argument, name);

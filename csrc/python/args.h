@@ -5,7 +5,7 @@
 #ifndef FWM_PYTHON_ARGS_H
 #define FWM_PYTHON_ARGS_H
 
-#include "kernels/kernels.h"
+#include "api/kernels.h"
 
 /* 0, or -1 with an exception if this is a masked array, or a list with one, that has masked entries. */
 int fwm_check_unmasked(PyObject *given, const char *name);
@@ -88,13 +88,16 @@ int fwm_check_pair(PyObject *given, const char *name, const char *expected);
 /* A function was called with so many arguments, and takes so many. */
 int fwm_check_count(const char *function, Py_ssize_t got, Py_ssize_t expected);
 
+/* Runs a pass of an operation on scratch of its own; 0, or -1 with a MemoryError. */
+int fwm_run(const FwmOperation *operation, const FwmPass *pass, const void *call);
+
 /* The kernels of an array's precision. */
 const FwmKernels *fwm_kernels_for(PyArrayObject *array);
 
 /* A row of the table of maps or rules by the name of its function or on the command line, or of the general memories by
  * the name of its function; -1 with an exception that names `argument`. */
 Py_ssize_t fwm_find_map(PyObject *name, const char *argument);
+Py_ssize_t fwm_find_readout(PyObject *name, const char *argument);
 Py_ssize_t fwm_find_rule(PyObject *name, const char *argument);
-Py_ssize_t fwm_find_memory(PyObject *name, const char *argument);
 
 #endif

@@ -11,7 +11,7 @@
 
 #include "python/args.h"
 #include "python/bind_attention.h"
-#include "python/scratch.h"
+#include "runtime/scratch.h"
 #include "runtime/threads.h"
 
 /* The arrays of a call; the first three have gradients. */
@@ -20,7 +20,7 @@ enum { N_GRADIENTS = IN_V + 1 };
 
 typedef struct {
     const FwmKernels *kernels;
-    FwmAttention a;
+    FwmAttentionCall a;
     int type;
     npy_intp o_shape[4], lse_shape[3];
     PyArrayObject *inputs[N_INPUTS]; /* as the kernel reads them; NULL where there is none */
@@ -43,7 +43,7 @@ static void release(AttentionCall *c)
     Py_XDECREF(c->lse);
 }
 
-static int check_sizes(const FwmAttention *a)
+static int check_sizes(const FwmAttentionCall *a)
 {
     if (a->HQ == 0 || a->K == 0)
         PyErr_SetString(PyExc_ValueError, "q: got no heads or no features, expected at least one of each");
@@ -71,7 +71,7 @@ static PyArrayObject *read_array(AttentionCall *c, Input which, PyObject *given,
 
 static int read_inputs(AttentionCall *c, PyObject *q, PyObject *k, PyObject *v, PyObject *causal, PyObject *scale)
 {
-    FwmAttention *a = &c->a;
+    FwmAttentionCall *a = &c->a;
     const npy_intp any[] = {-1, -1, -1, -1};
     if (!read_array(c, IN_Q, q, "(B, T, HQ, K)", 4, any))
         return -1;
@@ -108,20 +108,7 @@ static int read_out(AttentionCall *c, PyObject *out)
     return c->o ? 0 : -1;
 }
 
-static int run(AttentionCall *c, size_t (*scratch_of)(const FwmAttention *, int),
-               void (*kernel)(const FwmAttention *, int, void *))
-{
-    const int threads = fwm_num_threads();
-    size_t stride;
-    void *scratch = fwm_scratch(1, scratch_of(&c->a, threads), &stride);
-    if (!scratch)
-        return -1;
-    Py_BEGIN_ALLOW_THREADS kernel(&c->a, threads, scratch);
-    Py_END_ALLOW_THREADS fwm_release_scratch(scratch);
-    return 0;
-}
-
-static bool has_work(const FwmAttention *a)
+static bool has_work(const FwmAttentionCall *a)
 {
     return a->B > 0 && a->T > 0;
 }
@@ -132,7 +119,7 @@ static int forward(AttentionCall *c, bool with_lse)
         return -1;
     c->a.o = PyArray_DATA(c->o);
     c->a.lse = fwm_data(c->lse);
-    return has_work(&c->a) ? run(c, c->kernels->attention.forward_scratch, c->kernels->attention.forward) : 0;
+    return has_work(&c->a) ? fwm_run(&c->kernels->attention, &c->kernels->attention.forward, &c->a) : 0;
 }
 
 PyObject *fwm_py_attention_forward(PyObject *Py_UNUSED(module), PyObject *args)
@@ -190,7 +177,7 @@ static int make_gradients(AttentionCall *c, PyObject *out)
 
 static int backward(AttentionCall *c)
 {
-    return has_work(&c->a) ? run(c, c->kernels->attention.backward_scratch, c->kernels->attention.backward) : 0;
+    return has_work(&c->a) ? fwm_run(&c->kernels->attention, &c->kernels->attention.backward, &c->a) : 0;
 }
 
 PyObject *fwm_py_attention_backward(PyObject *Py_UNUSED(module), PyObject *args)

@@ -8,7 +8,7 @@
 
 #include "python/args.h"
 #include "python/bind_convolution.h"
-#include "python/scratch.h"
+#include "runtime/scratch.h"
 #include "python/sequences.h"
 #include "runtime/threads.h"
 
@@ -18,7 +18,7 @@ typedef enum { IN_X, IN_WEIGHT, IN_BIAS, IN_STATE, IN_DY, IN_DSTATE, N_INPUTS } 
 
 typedef struct {
     const FwmKernels *kernels;
-    FwmConvolution c;
+    FwmConvolutionCall c;
     int type;
     npy_intp x_shape[3], state_shape[3];
     FwmSequences sequences;
@@ -171,11 +171,7 @@ static int forward(Call *k, bool output_final_state)
         return -1;
     k->c.y = PyArray_DATA(k->y);
     k->c.final_state = fwm_data(k->state);
-    if (place_sequences(k) < 0)
-        return -1;
-    const int threads = fwm_num_threads();
-    Py_BEGIN_ALLOW_THREADS k->kernels->convolution.forward(&k->c, threads);
-    Py_END_ALLOW_THREADS return 0;
+    return place_sequences(k) < 0 ? -1 : fwm_run(&k->kernels->convolution, &k->kernels->convolution.forward, &k->c);
 }
 
 /* args: x, weight, bias, activation, initial_state, output_final_state, cu_seqlens, out. */
@@ -211,14 +207,7 @@ static int backward(Call *k, PyObject *out)
 {
     if (make_gradients(k, out) < 0 || place_sequences(k) < 0)
         return -1;
-    const int threads = fwm_num_threads();
-    size_t unused;
-    void *scratch = fwm_scratch(1, k->kernels->convolution.backward_scratch(&k->c), &unused);
-    if (!scratch)
-        return -1;
-    Py_BEGIN_ALLOW_THREADS k->kernels->convolution.backward(&k->c, threads, scratch);
-    Py_END_ALLOW_THREADS fwm_release_scratch(scratch);
-    return 0;
+    return fwm_run(&k->kernels->convolution, &k->kernels->convolution.backward, &k->c);
 }
 
 /* args: dy, x, weight, bias, activation, initial_state, cu_seqlens, dfinal_state, out. */

@@ -9,11 +9,10 @@
 #include "python/args.h"
 #include "python/bind_maps.h"
 #include "python/bind_random.h"
-#include "python/scratch.h"
-#include "runtime/dispatch.h"
+#include "runtime/scratch.h"
+#include "api/dispatch.h"
 #include "runtime/threads.h"
 
-#define TOKENS_IN_TASK 1024
 #define LARGEST_D (1 << 20)
 #define LARGEST_FEATURES 2147483647LL
 
@@ -22,31 +21,13 @@ typedef struct {
     const FwmKernels *kernels;
     size_t map, d, argument, n, features;
     PyArrayObject *x, *dy, *omega, *out; /* dy and omega may be NULL */
-    char *scratch;
-    size_t stride;
 } MapCall;
-
-static void map_task(void *context, size_t index, int thread)
-{
-    const MapCall *c = context;
-    const size_t t = index * TOKENS_IN_TASK, count = fwm_min(TOKENS_IN_TASK, c->n - t), size = c->kernels->real_size;
-    const char *x = (const char *)PyArray_DATA(c->x) + t * c->d * size;
-    const void *omega = c->omega ? PyArray_DATA(c->omega) : NULL;
-    void *scratch = c->scratch + (size_t)thread * c->stride;
-    if (c->dy)
-        c->kernels->map_backward(c->map, c->d, c->argument, count,
-                                 (const char *)PyArray_DATA(c->dy) + t * c->features * size, x, omega,
-                                 (char *)PyArray_DATA(c->out) + t * c->d * size, scratch);
-    else
-        c->kernels->map_forward(c->map, c->d, c->argument, count, x, omega,
-                                (char *)PyArray_DATA(c->out) + t * c->features * size, scratch);
-}
 
 /* The argument of the map: nothing, an integer, or omega (d x m). */
 static int read_argument(MapCall *c, PyObject *given)
 {
     const FwmMapInfo *info = c->kernels->map_info(c->map);
-    if (c->kernels->map_has_extension(c->map)) {
+    if (info->takes_omega) {
         c->omega = fwm_real_array_as(given, "omega", PyArray_TYPE(c->x));
         const npy_intp shape[] = {(npy_intp)c->d, -1};
         if (!c->omega || fwm_check_shape(c->omega, "omega", "(d, m)", 2, shape) < 0)
@@ -118,13 +99,15 @@ static int make_out(MapCall *c, PyObject *given, npy_intp last)
 
 static int run(MapCall *c)
 {
-    const int threads = fwm_num_threads();
-    c->scratch = fwm_scratch((size_t)threads, c->kernels->map_scratch(c->map, c->d, c->argument), &c->stride);
-    if (!c->scratch)
-        return -1;
-    Py_BEGIN_ALLOW_THREADS fwm_parallel_for(threads, (c->n + TOKENS_IN_TASK - 1) / TOKENS_IN_TASK, map_task, c);
-    Py_END_ALLOW_THREADS fwm_release_scratch(c->scratch);
-    return 0;
+    FwmMapCall call = {.map = c->map, .d = c->d, .argument = c->argument, .n = c->n, .x = PyArray_DATA(c->x)};
+    call.omega = fwm_data(c->omega);
+    if (!c->dy) {
+        call.phi = PyArray_DATA(c->out);
+        return fwm_run(&c->kernels->map, &c->kernels->map.forward, &call);
+    }
+    call.dphi = PyArray_DATA(c->dy);
+    call.dx = PyArray_DATA(c->out);
+    return fwm_run(&c->kernels->map, &c->kernels->map.backward, &call);
 }
 
 static PyObject *call_map(PyObject *function, PyObject *dy, PyObject *x, PyObject *argument, PyObject *out)
@@ -169,7 +152,6 @@ PyObject *fwm_py_draw_omega(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *given_d, *given_m, *generator;
     long long d, m;
-    size_t unused;
     if (!PyArg_ParseTuple(args, "OOO:draw_omega", &given_d, &given_m, &generator) ||
         fwm_integer_argument(given_d, "d", 1, 8192, &d) < 0 || fwm_integer_argument(given_m, "m", 1, 1 << 20, &m) < 0)
         return NULL;
@@ -180,15 +162,17 @@ PyObject *fwm_py_draw_omega(PyObject *Py_UNUSED(module), PyObject *args)
     const size_t block = (size_t)(d * d), blocks = (size_t)((m + d - 1) / d);
     const npy_intp shape[] = {(npy_intp)d, (npy_intp)m};
     PyObject *omega = PyArray_SimpleNew(2, shape, NPY_FLOAT);
-    float *normals = omega ? fwm_scratch(blocks, block * sizeof(float), &unused) : NULL;
-    void *scratch = normals ? fwm_scratch(1, kernels->make_omega_scratch((size_t)d), &unused) : NULL;
+    float *normals = omega ? fwm_scratch(blocks * block * sizeof(float)) : NULL;
+    void *scratch = normals ? fwm_scratch(kernels->make_omega_scratch((size_t)d)) : NULL;
     if (scratch) {
-        Py_BEGIN_ALLOW_THREADS for (size_t i = 0; i < blocks; i++)
+        Py_BEGIN_ALLOW_THREADS
+        for (size_t i = 0; i < blocks; i++)
             fwm_next_normal_block(source, block, normals + i * block);
         kernels->make_omega((size_t)d, (size_t)m, normals, PyArray_DATA((PyArrayObject *)omega), scratch);
         Py_END_ALLOW_THREADS
     } else {
         Py_CLEAR(omega);
+        PyErr_NoMemory();
     }
     fwm_release_scratch(normals);
     fwm_release_scratch(scratch);

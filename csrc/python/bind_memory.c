@@ -9,33 +9,21 @@
 #include "python/args.h"
 #include "python/bind_memory.h"
 #include "python/memory_args.h"
-#include "python/scratch.h"
-#include "runtime/dispatch.h"
+#include "runtime/scratch.h"
+#include "api/dispatch.h"
 #include "runtime/threads.h"
 
-typedef struct {
-    size_t (*scratch)(const FwmMemory *, int threads);
-    void (*run)(const FwmMemory *, int threads, void *scratch);
-} Direction;
-
 /* Without tokens there is work for the states only, and without sequences none. */
-static int run(FwmMemoryCall *c, Direction direction)
+static int run(FwmMemoryCall *c, const FwmPass *pass)
 {
-    const FwmMemory *m = &c->m;
-    const int threads = fwm_num_threads();
+    const FwmRuleCall *m = &c->m;
     const bool has_states = m->initial_state || m->final_state || m->dfinal_state;
-    size_t unused;
     if (c->sequences.n == 0 || (c->T == 0 && !has_states))
         return 0;
     if (fwm_make_offsets(&c->sequences, c->T) < 0)
         return -1;
     c->m.offsets = c->sequences.offsets;
-    void *scratch = fwm_scratch(1, direction.scratch(m, threads), &unused);
-    if (!scratch)
-        return -1;
-    Py_BEGIN_ALLOW_THREADS direction.run(m, threads, scratch);
-    Py_END_ALLOW_THREADS fwm_release_scratch(scratch);
-    return 0;
+    return fwm_run(&c->kernels->rule, pass, m);
 }
 
 static PyArrayObject *new_array(const FwmMemoryCall *c, int rank, const npy_intp *shape)
@@ -87,8 +75,7 @@ PyObject *fwm_py_memory_forward(PyObject *Py_UNUSED(module), PyObject *const *ar
         return PyErr_Format(PyExc_TypeError, "output_final_state: got %.100s, expected True or False",
                             Py_TYPE(output_final_state)->tp_name);
     if (fwm_read_memory(&c, args[0], args + 1) == 0 && fwm_read_memory_out(&c, args[N_COMMON_ARGS + 2]) == 0 &&
-        make_outputs(&c, output_final_state == Py_True) == 0 &&
-        run(&c, (Direction){c.kernels->memory.forward_scratch, c.kernels->memory.forward}) == 0)
+        make_outputs(&c, output_final_state == Py_True) == 0 && run(&c, &c.kernels->rule.forward) == 0)
         out = outputs(&c);
     fwm_release_memory(&c);
     return out;
@@ -123,8 +110,7 @@ PyObject *fwm_py_memory_backward(PyObject *Py_UNUSED(module), PyObject *const *a
     if (fwm_check_count("memory_backward", n_args, N_COMMON_ARGS + 4) < 0)
         return NULL;
     if (fwm_read_memory(&c, args[0], args + 3) == 0 && fwm_read_memory_gradients(&c, args[1], args[2]) == 0 &&
-        fwm_memory_gradients(&c, args[N_COMMON_ARGS + 3], gradients) == 0 &&
-        run(&c, (Direction){c.kernels->memory.backward_scratch, c.kernels->memory.backward}) == 0)
+        fwm_memory_gradients(&c, args[N_COMMON_ARGS + 3], gradients) == 0 && run(&c, &c.kernels->rule.backward) == 0)
         out = gradient_tuple(gradients);
     for (int i = 0; i < N_GRADIENTS; i++)
         Py_XDECREF(gradients[i]);
@@ -134,7 +120,7 @@ PyObject *fwm_py_memory_backward(PyObject *Py_UNUSED(module), PyObject *const *a
 
 /* ---- the table ---- */
 
-static PyObject *row_of(const FwmMemoryInfo *info)
+static PyObject *row_of(const FwmRuleInfo *info)
 {
     static const char *const strengths[] = {
         [FWM_NO_STRENGTH] = "", [FWM_BETA] = "beta", [FWM_ERASE_AND_WRITE] = "b, w"};
@@ -151,8 +137,8 @@ int fwm_add_memory_table(PyObject *module)
 {
     PyObject *list = PyList_New(0);
     int status = list ? 0 : -1;
-    const FwmMemoryInfo *info;
-    for (size_t i = 0; status == 0 && (info = fwm_kernels_f32()->memory.info(i)); i++) {
+    const FwmRuleInfo *info;
+    for (size_t i = 0; status == 0 && (info = fwm_kernels_f32()->rule_info(i)); i++) {
         PyObject *row = row_of(info);
         status = row ? PyList_Append(list, row) : -1;
         Py_XDECREF(row);

@@ -16,9 +16,9 @@
 #include "python/model_object.h"
 #include "python/states.h"
 #include "retrieval/initial.h"
-#include "retrieval/model_memory.h"
+#include "retrieval/model.h"
 #include "retrieval/train.h"
-#include "runtime/dispatch.h"
+#include "api/dispatch.h"
 #include "runtime/threads.h"
 
 /* ---- life ---- */
@@ -31,16 +31,16 @@ static int read_sizes(FwmModelSizes *z, PyObject *const given[4], PyObject *map,
     for (int i = 0; i < 4; i++)
         if (fwm_integer_argument(given[i], names[i], lowest[i], highest[i], &numbers[i]) < 0)
             return -1;
-    const Py_ssize_t rule_row = fwm_find_rule(rule, "rule");
+    const Py_ssize_t rule_row = fwm_find_readout(rule, "rule");
     if (rule_row < 0)
         return -1;
     const FwmKernels *kernels = fwm_kernels_f32();
-    const FwmRuleInfo *rule_info = kernels->rule_info((size_t)rule_row);
+    const FwmReadoutInfo *readout_info = kernels->readout_info((size_t)rule_row);
     z->n_keys = (size_t)numbers[0], z->d = (size_t)numbers[1], z->batch = (size_t)numbers[2];
     z->length = replace ? 2 * z->n_keys : z->n_keys;
-    z->rule = (size_t)rule_row;
-    z->with_beta = rule_info->uses_beta;
-    z->with_map = rule_info->uses_map;
+    z->readout = (size_t)rule_row;
+    z->with_beta = readout_info->uses_beta;
+    z->with_map = readout_info->uses_map;
     if (!z->with_map)
         return 0;
     const Py_ssize_t map_row = fwm_find_map(map, "map");
@@ -295,7 +295,7 @@ static int read_omega(FwmModelObject *self, BatchArrays *a, PyObject *omega)
     const FwmModelSizes *z = &self->model.sizes;
     if (omega == Py_None)
         return 0;
-    if (!z->with_map || !self->model.kernels->map_has_extension(z->map)) {
+    if (!z->with_map || !self->model.kernels->map_info(z->map)->takes_omega) {
         PyErr_SetString(PyExc_ValueError, "omega: expected None, for this map has no random features");
         return -1;
     }
@@ -354,10 +354,15 @@ static PyObject *run_batch(PyObject *object, PyObject *args, const char *format,
     const FwmModelUse use = purpose == STEP ? FWM_CHANGES : FWM_READS;
     if (read_batch(self, &a, keys, values, query, answer, omega) == 0 && fwm_model_claim(self, use) == 0) {
         FwmModel *model = &self->model;
-        Py_BEGIN_ALLOW_THREADS if (purpose == LOSS) loss = model->kernels->model.loss(model, &a.batch);
-        else if (purpose == GRADIENTS) loss = model->kernels->model.gradients(model, &a.batch);
-        else loss = model->kernels->model.step(model, &a.batch, lr);
-        Py_END_ALLOW_THREADS out = purpose == GRADIENTS ? gradients(self) : PyFloat_FromDouble(loss);
+        Py_BEGIN_ALLOW_THREADS
+        if (purpose == LOSS)
+            loss = model->kernels->model.loss(model, &a.batch);
+        else if (purpose == GRADIENTS)
+            loss = model->kernels->model.gradients(model, &a.batch);
+        else
+            loss = model->kernels->model.step(model, &a.batch, lr);
+        Py_END_ALLOW_THREADS
+        out = purpose == GRADIENTS ? gradients(self) : PyFloat_FromDouble(loss);
         fwm_model_release(self);
     }
     release_batch(&a);
@@ -390,9 +395,10 @@ static PyObject *model_read_out(PyObject *object, PyObject *args)
         const npy_intp shape[] = {(npy_intp)a.batch.n, (npy_intp)self->model.sizes.n_keys};
         y = PyArray_SimpleNew(2, shape, self->type);
         if (y && fwm_model_claim(self, FWM_READS) == 0) {
-            Py_BEGIN_ALLOW_THREADS self->model.kernels->model.read_out(&self->model, &a.batch,
-                                                                       PyArray_DATA((PyArrayObject *)y));
-            Py_END_ALLOW_THREADS fwm_model_release(self);
+            Py_BEGIN_ALLOW_THREADS
+            self->model.kernels->model.read_out(&self->model, &a.batch, PyArray_DATA((PyArrayObject *)y));
+            Py_END_ALLOW_THREADS
+            fwm_model_release(self);
         } else {
             Py_CLEAR(y);
         }
@@ -423,8 +429,10 @@ static PyObject *model_evaluate(PyObject *object, PyObject *given)
     float loss = 0;
     int status = -1;
     if (fwm_model_claim(self, FWM_READS) == 0) {
-        Py_BEGIN_ALLOW_THREADS status = fwm_evaluate(&self->model, stream, &loss);
-        Py_END_ALLOW_THREADS fwm_model_release(self);
+        Py_BEGIN_ALLOW_THREADS
+        status = fwm_evaluate(&self->model, stream, &loss);
+        Py_END_ALLOW_THREADS
+        fwm_model_release(self);
         if (status < 0)
             PyErr_NoMemory();
     }

@@ -8,7 +8,7 @@
 
 #include "python/args.h"
 #include "python/bind_norm.h"
-#include "python/scratch.h"
+#include "runtime/scratch.h"
 #include "runtime/threads.h"
 
 /* The arrays of a call. In the backward, those up to gate have gradients, in the same order. */
@@ -17,7 +17,7 @@ typedef enum { IN_X, IN_WEIGHT, IN_GATE, IN_DY, N_INPUTS } Input;
 
 typedef struct {
     const FwmKernels *kernels;
-    FwmRmsNorm c;
+    FwmNormCall c;
     int type;
     PyArrayObject *inputs[N_INPUTS];           /* as the kernel reads them; NULL where there is none */
     PyArrayObject *came[N_INPUTS];             /* as they came: what an out must not overlap */
@@ -120,9 +120,7 @@ static int forward(Call *k, PyObject *out)
     if (!k->y)
         return -1;
     k->c.y = PyArray_DATA(k->y);
-    const int threads = fwm_num_threads();
-    Py_BEGIN_ALLOW_THREADS k->kernels->norm.forward(&k->c, threads);
-    Py_END_ALLOW_THREADS return 0;
+    return fwm_run(&k->kernels->norm, &k->kernels->norm.forward, &k->c);
 }
 
 /* args: x, weight, gate, activation, eps, out. */
@@ -153,16 +151,7 @@ static int make_gradients(Call *k, PyObject *out)
 
 static int backward(Call *k, PyObject *out)
 {
-    size_t unused;
-    if (make_gradients(k, out) < 0)
-        return -1;
-    void *scratch = fwm_scratch(1, k->kernels->norm.backward_scratch(&k->c), &unused);
-    if (!scratch)
-        return -1;
-    const int threads = fwm_num_threads();
-    Py_BEGIN_ALLOW_THREADS k->kernels->norm.backward(&k->c, threads, scratch);
-    Py_END_ALLOW_THREADS fwm_release_scratch(scratch);
-    return 0;
+    return make_gradients(k, out) < 0 ? -1 : fwm_run(&k->kernels->norm, &k->kernels->norm.backward, &k->c);
 }
 
 /* args: dy, x, weight, gate, activation, eps, out. */

@@ -33,8 +33,9 @@ void fwm_random_release(PyObject *object);
 
 /* How every object of these types begins. None can be subclassed, so tp_dealloc tells them apart. */
 typedef struct {
-    PyObject_HEAD atomic_bool busy; /* claimed */
-    unsigned long thread;           /* by which */
+    PyObject_HEAD
+    atomic_bool busy;     /* claimed */
+    unsigned long thread; /* by which */
 } FwmRandomObject;
 
 int fwm_add_type(PyObject *module, PyType_Spec *spec);

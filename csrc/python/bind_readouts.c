@@ -9,7 +9,7 @@
 #include "python/args.h"
 #include "python/bind_random.h"
 #include "python/bind_readouts.h"
-#include "python/scratch.h"
+#include "runtime/scratch.h"
 #include "runtime/threads.h"
 
 #define LARGEST_N_VALUES (1 << 24)
@@ -19,27 +19,7 @@ typedef struct {
     size_t rule, B, L, p, n_values;
     PyArrayObject *dy, *keys, *values, *beta, *query; /* dy NULL: forward; beta NULL: the rule has none */
     PyArrayObject *y, *dkeys, *dbeta, *dquery;
-    char *scratch;
-    size_t stride;
 } RuleCall;
-
-static void *row_of(PyArrayObject *array, size_t b)
-{
-    return array ? (char *)PyArray_DATA(array) + (npy_intp)b * PyArray_STRIDE(array, 0) : NULL;
-}
-
-static void sequence_task(void *context, size_t b, int thread)
-{
-    const RuleCall *c = context;
-    void *scratch = c->scratch + (size_t)thread * c->stride;
-    if (c->dy)
-        c->kernels->rule_backward(c->rule, c->L, c->p, c->n_values, row_of(c->dy, b), row_of(c->keys, b),
-                                  row_of(c->values, b), row_of(c->beta, b), row_of(c->query, b), row_of(c->dkeys, b),
-                                  row_of(c->dbeta, b), row_of(c->dquery, b), scratch);
-    else
-        c->kernels->rule_forward(c->rule, c->L, c->p, c->n_values, row_of(c->keys, b), row_of(c->values, b),
-                                 row_of(c->beta, b), row_of(c->query, b), row_of(c->y, b), scratch);
-}
 
 static int read_inputs(RuleCall *c, PyObject *dy, PyObject *keys, PyObject *values, PyObject *beta, PyObject *query,
                        PyObject *n_values)
@@ -64,7 +44,7 @@ static int read_inputs(RuleCall *c, PyObject *dy, PyObject *keys, PyObject *valu
     c->values = fwm_index_array(values, "values", "(B, L)", 2, shape, 0, n - 1);
     if (!c->values)
         return -1;
-    if (c->kernels->rule_info(c->rule)->uses_beta) {
+    if (c->kernels->readout_info(c->rule)->uses_beta) {
         c->beta = fwm_real_array(beta, "beta", type, "keys");
         if (!c->beta || fwm_check_shape(c->beta, "beta", "(B, L)", 2, shape) < 0)
             return -1;
@@ -87,7 +67,6 @@ static PyArrayObject *new_like(PyArrayObject *array)
 
 static int run(RuleCall *c)
 {
-    const int threads = fwm_num_threads();
     if (c->dy) {
         c->dkeys = new_like(c->keys);
         c->dquery = new_like(c->query);
@@ -100,12 +79,21 @@ static int run(RuleCall *c)
         if (!c->y)
             return -1;
     }
-    c->scratch = fwm_scratch((size_t)threads, c->kernels->rule_scratch(c->rule, c->L, c->p, c->n_values), &c->stride);
-    if (!c->scratch)
-        return -1;
-    Py_BEGIN_ALLOW_THREADS fwm_parallel_for(threads, c->B, sequence_task, c);
-    Py_END_ALLOW_THREADS fwm_release_scratch(c->scratch);
-    return 0;
+    const FwmReadoutCall call = {.readout = c->rule,
+                                 .B = c->B,
+                                 .L = c->L,
+                                 .p = c->p,
+                                 .n_values = c->n_values,
+                                 .keys = PyArray_DATA(c->keys),
+                                 .values = PyArray_DATA(c->values),
+                                 .beta = fwm_data(c->beta),
+                                 .query = PyArray_DATA(c->query),
+                                 .y = fwm_data(c->y),
+                                 .dy = fwm_data(c->dy),
+                                 .dkeys = fwm_data(c->dkeys),
+                                 .dbeta = fwm_data(c->dbeta),
+                                 .dquery = fwm_data(c->dquery)};
+    return fwm_run(&c->kernels->readout, c->dy ? &c->kernels->readout.backward : &c->kernels->readout.forward, &call);
 }
 
 static PyObject *result(RuleCall *c)
@@ -119,7 +107,7 @@ static PyObject *call_rule(PyObject *function, PyObject *dy, PyObject *keys, PyO
                            PyObject *query, PyObject *n_values)
 {
     RuleCall c = {0};
-    const Py_ssize_t row = fwm_find_rule(function, "function");
+    const Py_ssize_t row = fwm_find_readout(function, "function");
     if (row < 0)
         return NULL;
     c.rule = (size_t)row;

@@ -10,7 +10,7 @@
 
 #include "python/args.h"
 #include "python/memory_args.h"
-#include "runtime/dispatch.h"
+#include "api/dispatch.h"
 
 /* A state, or a token of all heads, of more numbers is beyond all memory; products of sizes stay far from overflow. */
 #define MOST_NUMBERS ((npy_intp)1 << 40)
@@ -20,7 +20,7 @@
 static int read_options(FwmMemoryCall *c, PyObject *const *args)
 {
     static const char *const norms[] = {"l2", "sum", NULL}, *const methods[] = {"chunked", "recurrent", NULL};
-    FwmMemory *m = &c->m;
+    FwmRuleCall *m = &c->m;
     if (args[ARG_QK_NORM] != Py_None) {
         const int norm = fwm_word(args[ARG_QK_NORM], "qk_norm", norms, "None, 'l2' or 'sum'");
         if (norm < 0)
@@ -156,7 +156,7 @@ static int read_qkv(FwmMemoryCall *c, PyObject *const *args)
 static int read_gate(FwmMemoryCall *c, PyObject *given)
 {
     const npy_intp shape[] = {c->B, c->T, c->HV, c->K};
-    const FwmMemoryInfo *info = c->info;
+    const FwmRuleInfo *info = c->info;
     if (!info->scalar_gate && !info->channel_gate)
         return 0;
     PyArrayObject *g = take_array(c, IN_G, given, "g");
@@ -221,7 +221,7 @@ static int read_state(FwmMemoryCall *c, FwmMemoryInput which, PyObject *given, c
 
 static void fill(FwmMemoryCall *c)
 {
-    FwmMemory *m = &c->m;
+    FwmRuleCall *m = &c->m;
     m->n_sequences = (size_t)c->sequences.n;
     m->HQ = (size_t)c->HQ, m->H = (size_t)c->H, m->HV = (size_t)c->HV, m->K = (size_t)c->K, m->V = (size_t)c->V;
     FwmTokens *const tokens[] = {&m->q, &m->k, &m->v, &m->g, &m->beta, &m->b, &m->w};
@@ -234,11 +234,11 @@ static void fill(FwmMemoryCall *c)
 int fwm_read_memory(FwmMemoryCall *c, PyObject *function, PyObject *const *args)
 {
     static const char *const names[] = {"initial_state", "initial_state[0]", "initial_state[1]"};
-    const Py_ssize_t row = fwm_find_memory(function, "function");
+    const Py_ssize_t row = fwm_find_rule(function, "function");
     if (row < 0)
         return -1;
     c->m.rule = (size_t)row;
-    c->info = fwm_kernels_f32()->memory.info(c->m.rule);
+    c->info = fwm_kernels_f32()->rule_info(c->m.rule);
     if (fwm_flag(args[ARG_NORMALIZE], "normalize", &c->m.normalize) < 0 || read_qkv(c, args) < 0 ||
         read_gate(c, args[ARG_G]) < 0 || read_strengths(c, args) < 0 ||
         fwm_read_sequences(&c->sequences, args[ARG_CU_SEQLENS], c->B, c->T) < 0 ||

@@ -3,7 +3,7 @@
 #ifndef FWM_PYTHON_MEMORY_ARGS_H
 #define FWM_PYTHON_MEMORY_ARGS_H
 
-#include "kernels/kernels.h"
+#include "api/kernels.h"
 #include "python/sequences.h"
 
 /* The arrays of a call. In the backward, those up to the sum have gradients, in the same order. */
@@ -46,8 +46,8 @@ typedef enum {
 
 typedef struct {
     const FwmKernels *kernels;
-    const FwmMemoryInfo *info;
-    FwmMemory m;                           /* its offsets, and all that is written, are set by the caller */
+    const FwmRuleInfo *info;
+    FwmRuleCall m;                         /* its offsets, and all that is written, are set by the caller */
     int type;                              /* NPY_FLOAT or NPY_DOUBLE */
     bool reads_once;                       /* the forward: tokens stay where they lie, even if far apart */
     npy_intp B, T, HQ, H, HV, K, V, heads; /* heads of o */

@@ -117,7 +117,7 @@ static int deal_out(const FwmMemoryCall *c, PyObject *out, PyObject *slots[N_GRA
 
 int fwm_memory_gradients(FwmMemoryCall *c, PyObject *out, PyArrayObject *gradients[N_GRADIENTS])
 {
-    FwmMemory *m = &c->m;
+    FwmRuleCall *m = &c->m;
     void **const pointers[] = {&m->dq,          &m->dk, &m->dv, &m->dg, &m->dbeta, &m->db, &m->dw, &m->dinitial_state,
                                &m->dinitial_sum};
     PyObject *slots[N_GRADIENTS] = {NULL};

@@ -4,11 +4,12 @@
 
 #include <stdatomic.h>
 
-#include "kernels/model/model.h"
+#include "api/model.h"
 #include "retrieval/stream.h"
 
 typedef struct {
-    PyObject_HEAD FwmModel model;
+    PyObject_HEAD
+    FwmModel model;
     int type; /* NPY_FLOAT or NPY_DOUBLE */
     atomic_bool busy;
     unsigned long thread;         /* that has claimed it */

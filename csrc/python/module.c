@@ -16,7 +16,7 @@
 #include "python/bind_random.h"
 #include "python/bind_readouts.h"
 #include "python/bind_view.h"
-#include "runtime/dispatch.h"
+#include "api/dispatch.h"
 #include "runtime/threads.h"
 
 #define MOST_THREADS 1024
@@ -130,8 +130,8 @@ static int add_rules(PyObject *module)
 {
     PyObject *list = PyList_New(0);
     int status = list ? 0 : -1;
-    const FwmRuleInfo *info;
-    for (size_t i = 0; status == 0 && (info = fwm_kernels_f32()->rule_info(i)); i++)
+    const FwmReadoutInfo *info;
+    for (size_t i = 0; status == 0 && (info = fwm_kernels_f32()->readout_info(i)); i++)
         status = append(list, Py_BuildValue("{s:s,s:s,s:O,s:O,s:s}", "name", info->name, "function", info->function,
                                             "uses_map", info->uses_map ? Py_True : Py_False, "uses_beta",
                                             info->uses_beta ? Py_True : Py_False, "summary", info->summary));

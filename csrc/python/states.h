@@ -3,7 +3,7 @@
 #ifndef FWM_PYTHON_STATES_H
 #define FWM_PYTHON_STATES_H
 
-#include "kernels/model/model.h"
+#include "api/model.h"
 #include "random/omega_draws.h"
 
 /* (words (624,) uint32, position). */

@@ -1,7 +1,7 @@
 #ifndef FWM_RETRIEVAL_INITIAL_H
 #define FWM_RETRIEVAL_INITIAL_H
 
-#include "kernels/model/model.h"
+#include "api/model.h"
 #include "random/torch_cpu.h"
 
 /* Draws the initial parameters from the generator, in the order of the published program; the generator goes on from

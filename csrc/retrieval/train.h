@@ -1,7 +1,7 @@
 #ifndef FWM_RETRIEVAL_TRAIN_H
 #define FWM_RETRIEVAL_TRAIN_H
 
-#include "kernels/model/model.h"
+#include "api/model.h"
 #include "retrieval/stream.h"
 
 #define FWM_STEPS_PER_EVALUATION 100

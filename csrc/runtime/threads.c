@@ -14,8 +14,11 @@
 #include <pthread.h>
 #endif
 
+#include "runtime/subnormals.h"
+
 static atomic_int num_threads = 1;
 static _Thread_local int threads_here; /* what a caller has asked for its own calls, or 0 */
+static _Thread_local bool loops_flush;
 
 #ifdef _OPENMP
 /* libgomp hangs in a child that was forked after a parallel region: its threads did not come along. Such a child works
@@ -72,8 +75,16 @@ void fwm_set_threads_here(int threads)
     threads_here = threads;
 }
 
+bool fwm_loops_flush(bool flush)
+{
+    const bool before = loops_flush;
+    loops_flush = flush;
+    return before;
+}
+
 void fwm_parallel_loops(int threads, size_t n_loops, const FwmLoop *loops, void *context)
 {
+    const bool flush = loops_flush;
     size_t most_tasks = 0;
     for (size_t i = 0; i < n_loops; i++)
         most_tasks = loops[i].n_tasks > most_tasks ? loops[i].n_tasks : most_tasks;
@@ -81,18 +92,24 @@ void fwm_parallel_loops(int threads, size_t n_loops, const FwmLoop *loops, void 
     if (threads > 1 && most_tasks > 1 && !after_fork) {
         /* static: a thread meets the same rows in every phase and every step, and finds them in its cache */
 #pragma omp parallel num_threads(threads)
-        for (size_t i = 0; i < n_loops; i++) {
+        {
+            const FwmSubnormals before = fwm_subnormals(flush);
+            for (size_t i = 0; i < n_loops; i++) {
 #pragma omp for schedule(static) nowait
-            for (size_t t = 0; t < loops[i].n_tasks; t++)
-                loops[i].task(context, t, omp_get_thread_num());
+                for (size_t t = 0; t < loops[i].n_tasks; t++)
+                    loops[i].task(context, t, omp_get_thread_num());
+            }
+            fwm_restore_subnormals(before);
         }
         return;
     }
 #endif
     (void)threads;
+    const FwmSubnormals before = fwm_subnormals(flush);
     for (size_t i = 0; i < n_loops; i++)
         for (size_t t = 0; t < loops[i].n_tasks; t++)
             loops[i].task(context, t, 0);
+    fwm_restore_subnormals(before);
 }
 
 void fwm_parallel_for(int threads, size_t n_tasks, FwmTask task, void *context)

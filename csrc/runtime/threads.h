@@ -1,6 +1,7 @@
 #ifndef FWM_RUNTIME_THREADS_H
 #define FWM_RUNTIME_THREADS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* Task index of a loop; thread is 0 .. threads - 1 and says which scratch memory to use. */
@@ -23,6 +24,10 @@ typedef struct {
 } FwmLoop;
 
 void fwm_parallel_loops(int threads, size_t n_loops, const FwmLoop *loops, void *context);
+
+/* Whether the loops that this thread starts flush subnormal numbers to zero, on all their threads and nowhere else.
+ * Returns what was so before, to be set again. */
+bool fwm_loops_flush(bool flush);
 
 /* Threads for a loop over so many numbers: one, where they are less work than it takes to wake another. */
 static inline int fwm_threads_for(size_t numbers, int threads)

@@ -39,7 +39,7 @@ except ImportError as error:
     raise ImportError("fwm_py.torch needs PyTorch: pip install 'fwm_py[torch]'") from error
 
 from fwm_py.torch import (
-    _flops,  # noqa: F401  counts the operators, which are there now
+    _flops,  # noqa: F401  counts the operators
     _operators,
 )
 from fwm_py.torch._arrays import check_flag as _check_flag

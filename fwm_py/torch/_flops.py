@@ -18,6 +18,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from fwm_py import _core
+from fwm_py.torch import _operators  # noqa: F401  whose operators are counted here
 
 Shape = tuple[int, ...]
 

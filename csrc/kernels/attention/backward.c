@@ -16,8 +16,7 @@
 #include "kernels/attention/tiles.h"
 #include "kernels/base/gemm.h"
 #include "kernels/base/transpose.h"
-#include "kernels/base/workspace.h"
-#include "runtime/subnormals.h"
+#include "kernels/base/arena.h"
 #include "runtime/threads.h"
 
 #define ENOUGH_TASKS 16
@@ -48,7 +47,7 @@ typedef struct {
 } Scratch;
 
 typedef struct {
-    const FwmAttention *a;
+    const FwmAttentionCall *a;
     const real *lse;
     real *delta;
     size_t blocks, token_block, key_block, strip; /* blocks of tokens and of keys; their sizes; keys of a strip */
@@ -57,30 +56,37 @@ typedef struct {
     size_t stride;
 } Backward;
 
-static size_t strip_of(const FwmAttention *a)
+static size_t strip_of(const FwmAttentionCall *a)
 {
     const size_t fit = STRIP_BYTES / (2 * (fwm_padded(a->K) + fwm_padded(a->V)) * sizeof(real)) / KEY_TILE * KEY_TILE;
     return fit < KEY_TILE ? KEY_TILE : fwm_min(fit, fwm_tiles(a->S, KEY_TILE) * KEY_TILE);
 }
 
-static size_t place(const FwmAttention *a, Scratch *s, uintptr_t start)
+static Scratch take_scratch(const FwmAttentionCall *a, Arena *arena)
 {
-    const size_t r = sizeof(real), ld_k = fwm_padded(a->K), ld_v = fwm_padded(a->V), strip = strip_of(a);
-    uintptr_t next = start;
-    s->strip.k = take(&next, strip * ld_k * r);
-    s->strip.dk = take(&next, strip * ld_k * r);
-    s->strip.v = take(&next, strip * ld_v * r);
-    s->strip.dv = take(&next, strip * ld_v * r);
-    s->rows.q = take(&next, ROW_TILE * ld_k * r);
-    s->rows.q_t = take(&next, ROW_TILE * a->K * r);
-    s->rows.dout = take(&next, ROW_TILE * ld_v * r);
-    s->rows.dout_t = take(&next, ROW_TILE * a->V * r);
-    s->rows.dq = take(&next, ROW_TILE * ld_k * r);
-    s->rows.lse2 = take(&next, ROW_TILE * r);
-    s->rows.delta = take(&next, ROW_TILE * r);
-    s->p = take(&next, KEY_TILE * ROW_TILE * r);
-    s->ds = take(&next, KEY_TILE * ROW_TILE * r);
-    return next - start;
+    const size_t ld_k = fwm_padded(a->K), ld_v = fwm_padded(a->V), strip = strip_of(a);
+    Scratch s;
+    s.strip.k = take(arena, strip * ld_k);
+    s.strip.dk = take(arena, strip * ld_k);
+    s.strip.v = take(arena, strip * ld_v);
+    s.strip.dv = take(arena, strip * ld_v);
+    s.rows.q = take(arena, ROW_TILE * ld_k);
+    s.rows.q_t = take(arena, ROW_TILE * a->K);
+    s.rows.dout = take(arena, ROW_TILE * ld_v);
+    s.rows.dout_t = take(arena, ROW_TILE * a->V);
+    s.rows.dq = take(arena, ROW_TILE * ld_k);
+    s.rows.lse2 = take(arena, ROW_TILE);
+    s.rows.delta = take(arena, ROW_TILE);
+    s.p = take(arena, KEY_TILE * ROW_TILE);
+    s.ds = take(arena, KEY_TILE * ROW_TILE);
+    return s;
+}
+
+static size_t bytes_of_thread(const FwmAttentionCall *a)
+{
+    Arena arena = {0};
+    take_scratch(a, &arena);
+    return arena.next;
 }
 
 /* out (width x lanes) = factor rows^T, lanes that are no rows 0. */
@@ -95,7 +101,7 @@ static void transpose_rows(const RowTile *tile, const real *rows, size_t ld, siz
 
 static void load_rows(const Backward *w, const Head *head, size_t first, size_t count, RowTile *tile)
 {
-    const FwmAttention *a = head->a;
+    const FwmAttentionCall *a = head->a;
     const size_t ld_k = fwm_padded(a->K), ld_v = fwm_padded(a->V);
     const real scale = (real)a->scale;
     tile->first = first, tile->count = count, tile->lanes = fwm_padded(count);
@@ -159,7 +165,7 @@ static void add_seen(const Head *head, size_t first_key, size_t keys, const Scra
 /* The rows at hand meet a tile of keys, those of the strip from `offset` on. */
 static void meet(const Head *head, size_t offset, size_t keys, const Scratch *s)
 {
-    const FwmAttention *a = head->a;
+    const FwmAttentionCall *a = head->a;
     const RowTile *rows = &s->rows;
     const size_t ld = rows->lanes, ld_k = fwm_padded(a->K), ld_v = fwm_padded(a->V),
                  first_key = s->strip.first + offset;
@@ -191,7 +197,7 @@ static void meet(const Head *head, size_t offset, size_t keys, const Scratch *s)
 /* Rows first .. end - 1 meet the strip's keys. */
 static void meet_strip(const Backward *w, const Head *head, size_t first, size_t end, Scratch *s)
 {
-    const FwmAttention *a = head->a;
+    const FwmAttentionCall *a = head->a;
     const size_t ld_k = fwm_padded(a->K), ld_v = fwm_padded(a->V);
     Strip *strip = &s->strip;
     load_tile(head, key_index, strip->first, strip->count, a->k, a->K, strip->k, ld_k);
@@ -215,7 +221,7 @@ static void meet_strip(const Backward *w, const Head *head, size_t first, size_t
 /* Whether key block n has a token block in this round that sees it, and which. */
 static bool partner(const Backward *w, size_t n, size_t *token_block)
 {
-    const FwmAttention *a = w->a;
+    const FwmAttentionCall *a = w->a;
     const size_t key = n * w->key_block, token = (*token_block = (n + w->round) % w->blocks) * w->token_block;
     if (key >= a->S || token >= a->T)
         return false;
@@ -225,7 +231,7 @@ static bool partner(const Backward *w, size_t n, size_t *token_block)
 static void block_task(void *context, size_t index, int thread)
 {
     const Backward *w = context;
-    const FwmAttention *a = w->a;
+    const FwmAttentionCall *a = w->a;
     const Head head = head_at(a, index / w->tasks);
     size_t n = 0, token_block;
     for (size_t before = index % w->tasks; !partner(w, n, &token_block) || before-- > 0;)
@@ -233,14 +239,12 @@ static void block_task(void *context, size_t index, int thread)
     const size_t first = token_block * w->token_block * head.group;
     const size_t end = fwm_min((token_block + 1) * w->token_block, a->T) * head.group;
     const size_t end_of_keys = fwm_min(fwm_min((n + 1) * w->key_block, a->S), seen(&head, end - 1));
-    Scratch s;
-    place(a, &s, (uintptr_t)(w->scratch + (size_t)thread * w->stride));
-    const FwmSubnormals mode = fwm_subnormals(true);
+    Arena arena = arena_of_thread(w->scratch, thread, w->stride);
+    Scratch s = take_scratch(a, &arena);
     for (size_t key = n * w->key_block; key < end_of_keys; key += w->strip) {
         s.strip.first = key, s.strip.count = fwm_min(w->strip, end_of_keys - key);
         meet_strip(w, &head, first, end, &s);
     }
-    fwm_restore_subnormals(mode);
 }
 
 /* delta of some tokens, from o as the forward wrote it. */
@@ -248,12 +252,10 @@ static void delta_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const Backward *w = context;
-    const FwmAttention *a = w->a;
+    const FwmAttentionCall *a = w->a;
     const size_t first = index * DELTA_TOKENS * a->HQ, end = fwm_min(first + DELTA_TOKENS * a->HQ, a->B * a->T * a->HQ);
-    const FwmSubnormals mode = fwm_subnormals(true);
     for (size_t row = first; row < end; row++)
         w->delta[row] = inner_product(a->V, (const real *)a->dout + row * a->V, (const real *)a->o + row * a->V);
-    fwm_restore_subnormals(mode);
 }
 
 static size_t round_up(size_t n, size_t multiple)
@@ -264,7 +266,7 @@ static size_t round_up(size_t n, size_t multiple)
 /* Blocks as large as leave tasks for many threads: the fewer, the fewer passes over rows and keys. */
 static void cut_into_blocks(Backward *w)
 {
-    const FwmAttention *a = w->a;
+    const FwmAttentionCall *a = w->a;
     const size_t most = fwm_tiles(ENOUGH_TASKS, a->B * a->H);
     w->token_block = round_up(fwm_tiles(a->T, most), SMALLEST_BLOCK);
     w->key_block = round_up(fwm_tiles(a->S, most), SMALLEST_BLOCK);
@@ -272,28 +274,28 @@ static void cut_into_blocks(Backward *w)
     w->blocks = of_tokens > of_keys ? of_tokens : of_keys;
 }
 
-static size_t lines_bytes(const FwmAttention *a)
+static size_t lines_bytes(const FwmAttentionCall *a)
 {
     return round_up(a->B * a->T * a->HQ * sizeof(real), 64);
 }
 
 /* Scratch: lse and delta of all rows, then what the threads need, one behind the other. */
-size_t attention_backward_scratch(const FwmAttention *a, int threads)
+size_t attention_backward_scratch(const void *call, int threads)
 {
-    Scratch s;
-    const size_t forward = attention_forward_scratch(a, threads), backward = place(a, &s, 0) * (size_t)threads;
+    const FwmAttentionCall *a = call;
+    const size_t forward = attention_forward_scratch(a, threads), backward = bytes_of_thread(a) * (size_t)threads;
     return 2 * lines_bytes(a) + (a->o || backward > forward ? backward : forward);
 }
 
-void attention_backward(const FwmAttention *a, int threads, void *scratch)
+void attention_backward(const void *call, int threads, void *scratch)
 {
-    Scratch s;
+    const FwmAttentionCall *a = call;
     real *lse = scratch, *delta = (real *)((char *)scratch + lines_bytes(a));
     Backward w = {.a = a,
                   .lse = a->o ? a->lse : lse,
                   .delta = delta,
                   .strip = strip_of(a),
-                  .stride = place(a, &s, 0),
+                  .stride = bytes_of_thread(a),
                   .scratch = (char *)scratch + 2 * lines_bytes(a)};
     if (a->o)
         fwm_parallel_for(threads, fwm_tiles(a->B * a->T, DELTA_TOKENS), delta_task, &w);

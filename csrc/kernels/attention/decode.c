@@ -10,14 +10,13 @@
 #include "kernels/attention/softmax_attention.h"
 #include "kernels/attention/tiles.h"
 #include "kernels/attention/weights.h"
-#include "kernels/base/workspace.h"
-#include "runtime/subnormals.h"
+#include "kernels/base/arena.h"
 #include "runtime/threads.h"
 
 #define PART_KEYS 512
 
 typedef struct {
-    const FwmAttention *a;
+    const FwmAttentionCall *a;
     real *o, *lse, *delta;
     size_t parts, lanes;              /* of a sequence; lanes: HQ, padded */
     real *part_o, *reference, *total; /* (B, parts, HQ, V), (B, parts, lanes), (B, parts, lanes) */
@@ -25,17 +24,17 @@ typedef struct {
     size_t stride;
 } Decoding;
 
-static size_t place(Decoding *d, const FwmAttention *a, int threads, void *scratch)
+static size_t place(Decoding *d, const FwmAttentionCall *a, int threads, void *scratch)
 {
     const size_t r = sizeof(real), part_rows = (d->parts = fwm_tiles(a->S, PART_KEYS)) * a->B;
-    uintptr_t next = (uintptr_t)scratch;
+    Arena arena = arena_at(scratch);
     d->lanes = fwm_padded(a->HQ);
-    d->part_o = take(&next, part_rows * a->HQ * a->V * r);
-    d->reference = take(&next, part_rows * d->lanes * r);
-    d->total = take(&next, part_rows * d->lanes * r);
+    d->part_o = take(&arena, part_rows * a->HQ * a->V);
+    d->reference = take(&arena, part_rows * d->lanes);
+    d->total = take(&arena, part_rows * d->lanes);
     d->stride = (fwm_min(PART_KEYS, a->S) * d->lanes + fwm_padded(a->V)) * r;
-    d->scratch = take(&next, d->stride * (size_t)threads);
-    return next - (uintptr_t)scratch;
+    d->scratch = take_bytes(&arena, d->stride * (size_t)threads);
+    return arena.next - (uintptr_t)scratch;
 }
 
 /* y += a x, of any length. */
@@ -49,7 +48,7 @@ static inline void add_multiple(size_t n, real a, const real *restrict x, real *
 
 static void read_part(const Decoding *d, size_t index, real *scores)
 {
-    const FwmAttention *a = d->a;
+    const FwmAttentionCall *a = d->a;
     const size_t b = index / d->parts, first = index % d->parts * PART_KEYS, keys = fwm_min(PART_KEYS, a->S - first);
     const size_t group = a->HQ / a->H, token = b * a->S + first, ld = d->lanes;
     const real *q = (const real *)a->q + b * a->HQ * a->K, scale = (real)(a->scale * LOG2_E);
@@ -75,7 +74,7 @@ static void read_part(const Decoding *d, size_t index, real *scores)
 /* A query's parts become its row of o, in `row`. */
 static void join_parts(const Decoding *d, size_t index, real *row)
 {
-    const FwmAttention *a = d->a;
+    const FwmAttentionCall *a = d->a;
     const size_t b = index / a->HQ, hq = index % a->HQ;
     real reference = LOWEST, total = 0;
     for (size_t part = b * d->parts; part < (b + 1) * d->parts; part++)
@@ -99,26 +98,22 @@ static void join_parts(const Decoding *d, size_t index, real *row)
 static void part_task(void *context, size_t index, int thread)
 {
     const Decoding *d = context;
-    const FwmSubnormals mode = fwm_subnormals(true);
     read_part(d, index, (real *)(d->scratch + (size_t)thread * d->stride));
-    fwm_restore_subnormals(mode);
 }
 
 static void join_task(void *context, size_t index, int thread)
 {
     const Decoding *d = context;
-    const FwmSubnormals mode = fwm_subnormals(true);
     join_parts(d, index, (real *)(d->scratch + (size_t)thread * d->stride));
-    fwm_restore_subnormals(mode);
 }
 
-size_t decode_scratch(const FwmAttention *a, int threads)
+size_t decode_scratch(const FwmAttentionCall *a, int threads)
 {
     Decoding d;
     return place(&d, a, threads, NULL);
 }
 
-void decode_rows(const FwmAttention *a, real *o, real *lse, real *delta, int threads, void *scratch)
+void decode_rows(const FwmAttentionCall *a, real *o, real *lse, real *delta, int threads, void *scratch)
 {
     Decoding d = {.a = a, .o = o, .lse = lse, .delta = delta};
     place(&d, a, threads, scratch);

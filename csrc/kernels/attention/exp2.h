@@ -5,8 +5,8 @@
  * 3e-18 in float64. n comes out of an addition that leaves n + bias in the lowest bits of the sum, from where a shift
  * makes 2^n. Within 1 ulp (1.3 without fused multiply-adds); below the smallest normal number a result may be 0, and
  * below 2^-127 (2^-1023) it is; NaN stays NaN. x must be below 128 (1024). */
-#ifndef FWM_KERNELS_EXP2_H
-#define FWM_KERNELS_EXP2_H
+#ifndef FWM_KERNELS_ATTENTION_EXP2_H
+#define FWM_KERNELS_ATTENTION_EXP2_H
 
 #include "kernels/base/vector.h"
 

@@ -14,8 +14,7 @@
 #include "kernels/attention/weights.h"
 #include "kernels/base/gemm.h"
 #include "kernels/base/transpose.h"
-#include "kernels/base/workspace.h"
-#include "runtime/subnormals.h"
+#include "kernels/base/arena.h"
 #include "runtime/threads.h"
 
 #define HEADROOM 8    /* weights stay below 2^8 */
@@ -39,7 +38,7 @@ typedef struct {
 } Scratch;
 
 typedef struct {
-    const FwmAttention *a;
+    const FwmAttentionCall *a;
     real *o, *lse, *delta;
     size_t block, blocks, tasks; /* rows of a block; blocks and tasks of a key head */
     char *scratch;
@@ -47,7 +46,7 @@ typedef struct {
 } Forward;
 
 /* Tiles of a block: as many as fit, but leaving blocks for many threads. */
-static size_t tiles_of_block(const FwmAttention *a)
+static size_t tiles_of_block(const FwmAttentionCall *a)
 {
     const size_t all = fwm_tiles(a->T * (a->HQ / a->H), ROW_TILE);
     size_t tiles = fwm_min(MOST_TILES, BLOCK_BYTES / (ROW_TILE * (a->K + a->V) * sizeof(real)));
@@ -56,27 +55,34 @@ static size_t tiles_of_block(const FwmAttention *a)
     return tiles > 1 ? tiles : 1;
 }
 
-static size_t place(const FwmAttention *a, Scratch *s, uintptr_t start)
+static Scratch take_scratch(const FwmAttentionCall *a, Arena *arena)
 {
-    const size_t r = sizeof(real), n_tiles = tiles_of_block(a);
-    uintptr_t next = start;
+    const size_t n_tiles = tiles_of_block(a);
+    Scratch s;
     for (size_t i = 0; i < n_tiles; i++) {
-        RowTile *tile = &s->tiles[i];
-        tile->q_t = take(&next, ROW_TILE * a->K * r);
-        tile->o_t = take(&next, ROW_TILE * a->V * r);
-        tile->reference = take(&next, ROW_TILE * r);
-        tile->total = take(&next, ROW_TILE * r);
+        RowTile *tile = &s.tiles[i];
+        tile->q_t = take(arena, ROW_TILE * a->K);
+        tile->o_t = take(arena, ROW_TILE * a->V);
+        tile->reference = take(arena, ROW_TILE);
+        tile->total = take(arena, ROW_TILE);
     }
-    s->rows = take(&next, ROW_TILE * (a->K > a->V ? a->K : a->V) * r);
-    s->k = take(&next, KEY_TILE * a->K * r);
-    s->v = take(&next, KEY_TILE * a->V * r);
-    s->weights = take(&next, KEY_TILE * ROW_TILE * r);
-    return next - start;
+    s.rows = take(arena, ROW_TILE * (a->K > a->V ? a->K : a->V));
+    s.k = take(arena, KEY_TILE * a->K);
+    s.v = take(arena, KEY_TILE * a->V);
+    s.weights = take(arena, KEY_TILE * ROW_TILE);
+    return s;
+}
+
+static size_t bytes_of_thread(const FwmAttentionCall *a)
+{
+    Arena arena = {0};
+    take_scratch(a, &arena);
+    return arena.next;
 }
 
 static void begin_rows(const Head *head, const Scratch *s, size_t first, size_t count, RowTile *tile)
 {
-    const FwmAttention *a = head->a;
+    const FwmAttentionCall *a = head->a;
     const size_t lanes = fwm_padded(count);
     const real scale = (real)(a->scale * LOG2_E);
     tile->first = first, tile->count = count, tile->lanes = lanes;
@@ -161,7 +167,7 @@ static void end_rows(const Forward *f, const Head *head, const Scratch *s, RowTi
 
 static void attend_block(const Forward *f, const Head *head, size_t block, Scratch *s)
 {
-    const FwmAttention *a = head->a;
+    const FwmAttentionCall *a = head->a;
     const size_t first = block * f->block, end = fwm_min(first + f->block, a->T * head->group);
     const size_t n_tiles = fwm_tiles(end - first, ROW_TILE), n_keys = seen(head, end - 1);
     for (size_t i = 0; i < n_tiles; i++)
@@ -186,41 +192,39 @@ static void block_task(void *context, size_t index, int thread)
     const Forward *f = context;
     const Head head = head_at(f->a, index / f->tasks);
     const size_t block = index % f->tasks, partner = f->blocks - 1 - block;
-    Scratch s;
-    place(f->a, &s, (uintptr_t)(f->scratch + (size_t)thread * f->stride));
-    const FwmSubnormals before = fwm_subnormals(true);
+    Arena arena = arena_of_thread(f->scratch, thread, f->stride);
+    Scratch s = take_scratch(f->a, &arena);
     attend_block(f, &head, block, &s);
     if (f->a->causal && partner != block)
         attend_block(f, &head, partner, &s);
-    fwm_restore_subnormals(before);
 }
 
-void attention_rows(const FwmAttention *a, real *o, real *lse, real *delta, int threads, void *scratch)
+void attention_rows(const FwmAttentionCall *a, real *o, real *lse, real *delta, int threads, void *scratch)
 {
     if (is_decoding(a)) {
         decode_rows(a, o, lse, delta, threads, scratch);
         return;
     }
-    Scratch s;
     Forward f = {.a = a,
                  .o = o,
                  .lse = lse,
                  .delta = delta,
                  .block = tiles_of_block(a) * ROW_TILE,
                  .scratch = scratch,
-                 .stride = place(a, &s, 0)};
+                 .stride = bytes_of_thread(a)};
     f.blocks = fwm_tiles(a->T * (a->HQ / a->H), f.block);
     f.tasks = a->causal ? (f.blocks + 1) / 2 : f.blocks;
     fwm_parallel_for(threads, a->B * a->H * f.tasks, block_task, &f);
 }
 
-size_t attention_forward_scratch(const FwmAttention *a, int threads)
+size_t attention_forward_scratch(const void *call, int threads)
 {
-    Scratch s;
-    return is_decoding(a) ? decode_scratch(a, threads) : place(a, &s, 0) * (size_t)threads;
+    const FwmAttentionCall *a = call;
+    return is_decoding(a) ? decode_scratch(a, threads) : bytes_of_thread(a) * (size_t)threads;
 }
 
-void attention_forward(const FwmAttention *a, int threads, void *scratch)
+void attention_forward(const void *call, int threads, void *scratch)
 {
+    const FwmAttentionCall *a = call;
     attention_rows(a, a->o, a->lse, NULL, threads, scratch);
 }

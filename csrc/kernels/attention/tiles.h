@@ -11,18 +11,18 @@
 #include <string.h>
 
 #include "kernels/base/vector.h"
-#include "kernels/kernels.h"
+#include "api/kernels.h"
 
 #define ROW_TILE (256 / FWM_REAL_BYTES) /* lanes of a tile: with KEY_TILE, a tile's weights take 16 kB */
 #define KEY_TILE 64
 
 /* A key head of a sequence. */
 typedef struct {
-    const FwmAttention *a;
+    const FwmAttentionCall *a;
     size_t b, h, group; /* group: G */
 } Head;
 
-static inline Head head_at(const FwmAttention *a, size_t index)
+static inline Head head_at(const FwmAttentionCall *a, size_t index)
 {
     return (Head){a, index / a->H, index % a->H, a->HQ / a->H};
 }

@@ -1,5 +1,5 @@
-#ifndef FWM_KERNELS_GEMM_H
-#define FWM_KERNELS_GEMM_H
+#ifndef FWM_KERNELS_BASE_GEMM_H
+#define FWM_KERNELS_BASE_GEMM_H
 
 #include "kernels/base/vector.h"
 

@@ -6,8 +6,8 @@
  *
  *     #define gemm FWM_NAME(gemm)          ->  fwm_gemm_avx512_f32, fwm_gemm_avx512_f64, ...
  */
-#ifndef FWM_KERNELS_REAL_H
-#define FWM_KERNELS_REAL_H
+#ifndef FWM_KERNELS_BASE_REAL_H
+#define FWM_KERNELS_BASE_REAL_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -32,6 +32,6 @@ typedef float real;
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
-#include "kernels/sizes.h"
+#include "api/sizes.h"
 
 #endif

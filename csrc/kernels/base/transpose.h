@@ -1,5 +1,5 @@
-#ifndef FWM_KERNELS_TRANSPOSE_H
-#define FWM_KERNELS_TRANSPOSE_H
+#ifndef FWM_KERNELS_BASE_TRANSPOSE_H
+#define FWM_KERNELS_BASE_TRANSPOSE_H
 
 #include "kernels/base/real.h"
 

@@ -1,7 +1,7 @@
 /* Vectors of `real` as wide as the variant's registers, and the few operations on rows that the rules are made of.
  * Rows have a length that is a multiple of FWM_PAD. No vector type crosses a function that is not inlined. */
-#ifndef FWM_KERNELS_VECTOR_H
-#define FWM_KERNELS_VECTOR_H
+#ifndef FWM_KERNELS_BASE_VECTOR_H
+#define FWM_KERNELS_BASE_VECTOR_H
 
 #include "kernels/base/real.h"
 
@@ -180,6 +180,19 @@ static inline void load_row(size_t n, size_t ld, const real *restrict from, real
     copy(there, from, x);
     for (size_t i = there; i < ld; i++)
         x[i] = 0;
+}
+
+/* n rows from a packed array (rows of `packed` numbers) to a padded one (rows of ld), and back. */
+static inline void pad_rows(size_t n, const real *in, size_t packed, real *out, size_t ld)
+{
+    for (size_t i = 0; i < n; i++)
+        load_row(packed, ld, in + i * packed, out + i * ld);
+}
+
+static inline void unpad_rows(size_t n, const real *in, size_t ld, real *out, size_t packed)
+{
+    for (size_t i = 0; i < n; i++)
+        copy(packed, in + i * ld, out + i * packed);
 }
 
 /* out = a x, which may be the same row */

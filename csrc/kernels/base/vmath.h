@@ -5,8 +5,8 @@
  * term is below a tenth of an ulp. Errors over the whole range (tests/test_feature_maps.py): exp 1 ulp, also where the
  * result is subnormal (the last multiplication alone rounds); tanh 2 ulp. The logistic function is within 2.5 ulp, and
  * 0 where it would be subnormal. */
-#ifndef FWM_KERNELS_VMATH_H
-#define FWM_KERNELS_VMATH_H
+#ifndef FWM_KERNELS_BASE_VMATH_H
+#define FWM_KERNELS_BASE_VMATH_H
 
 #include <math.h>
 #include <string.h>

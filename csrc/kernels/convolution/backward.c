@@ -20,11 +20,10 @@
 #include "kernels/base/vmath.h"
 #include "kernels/convolution/block.h"
 #include "kernels/convolution/convolution.h"
-#include "runtime/subnormals.h"
 #include "runtime/threads.h"
 
 typedef struct {
-    const FwmConvolution *c;
+    const FwmConvolutionCall *c;
     real *sums; /* (blocks of tokens, W + 1, D): dweight_w and, behind them, dbias */
 } Backward;
 
@@ -55,7 +54,7 @@ ALWAYS_INLINE void add_products(size_t W, size_t n, const real *dz, const Rows *
 }
 
 /* dz of a token, computed into `row` if it has to be. */
-static const real *dz_of(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t t,
+static const real *dz_of(const FwmConvolutionCall *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t t,
                          real *row)
 {
     if (t < 0 || t >= s->length)
@@ -73,7 +72,7 @@ static const real *dz_of(const FwmConvolution *c, const Block *b, const Filters 
 }
 
 /* dx of a token, or of one before the first. later: dz of tokens t + W - 1 .. t. */
-static void write_dx(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t t,
+static void write_dx(const FwmConvolutionCall *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t t,
                      const Rows *later)
 {
     const ptrdiff_t in_initial = t + (ptrdiff_t)c->W - 1,
@@ -90,7 +89,7 @@ static void write_dx(const FwmConvolution *c, const Block *b, const Filters *f, 
 }
 
 /* sums: of the block's first channel, rows of D. */
-static void add_token(const FwmConvolution *c, const Block *b, const Sequence *s, ptrdiff_t t, const real *dz,
+static void add_token(const FwmConvolutionCall *c, const Block *b, const Sequence *s, ptrdiff_t t, const real *dz,
                       real *sums)
 {
     const Rows seen = tokens_seen(c, s, t);
@@ -102,7 +101,7 @@ static void add_token(const FwmConvolution *c, const Block *b, const Sequence *s
 }
 
 /* What token t reads that the one behind it has not. */
-static void ask_for_token(const FwmConvolution *c, const Block *b, const Sequence *s, ptrdiff_t t)
+static void ask_for_token(const FwmConvolutionCall *c, const Block *b, const Sequence *s, ptrdiff_t t)
 {
     if (t < 0 || t >= s->length)
         return;
@@ -111,7 +110,7 @@ static void ask_for_token(const FwmConvolution *c, const Block *b, const Sequenc
 }
 
 /* Tokens from .. to - 1 of a sequence, the last first; with sums NULL they are those before the first. */
-static void go_back(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t from,
+static void go_back(const FwmConvolutionCall *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t from,
                     ptrdiff_t to, real *sums)
 {
     real rows[FWM_MOST_TAPS][BLOCK_CHANNELS];
@@ -134,7 +133,7 @@ static void block_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const Backward *w = context;
-    const FwmConvolution *c = w->c;
+    const FwmConvolutionCall *c = w->c;
     const size_t tokens = index / channel_blocks(c);
     const Block b = block_at(c, tokens, index % channel_blocks(c));
     real *sums = w->sums + tokens * (c->W + 1) * c->D + b.channel;
@@ -142,32 +141,28 @@ static void block_task(void *context, size_t index, int thread)
     load_filters(c, &b, &f);
     for (size_t i = 0; i <= c->W; i++)
         memset(sums + i * c->D, 0, b.n * sizeof(real));
-    const FwmSubnormals mode = fwm_subnormals(true);
     for (size_t i = sequence_of_token(c, b.first); i < c->n_sequences && (size_t)c->offsets[i] < b.last; i++) {
         const Sequence s = sequence_at(c, &b, i);
         if (s.from < s.to)
             go_back(c, &b, &f, &s, s.from, s.to, sums);
     }
-    fwm_restore_subnormals(mode);
 }
 
 static void state_task(void *context, size_t index, int thread)
 {
     (void)thread;
-    const FwmConvolution *c = ((const Backward *)context)->c;
+    const FwmConvolutionCall *c = ((const Backward *)context)->c;
     const Block b = block_at(c, 0, index % channel_blocks(c));
     const Sequence s = sequence_at(c, &b, index / channel_blocks(c));
     Filters f;
     load_filters(c, &b, &f);
-    const FwmSubnormals mode = fwm_subnormals(true);
     go_back(c, &b, &f, &s, 1 - (ptrdiff_t)c->W, 0, NULL);
-    fwm_restore_subnormals(mode);
 }
 
 /* Row w of all blocks' sums, added up. */
 static void add_blocks(const Backward *a, const Block *b, size_t w, real *total)
 {
-    const FwmConvolution *c = a->c;
+    const FwmConvolutionCall *c = a->c;
     const size_t blocks = token_blocks(c);
     const real *sums = a->sums + w * c->D + b->channel;
     memset(total, 0, b->n * sizeof(real));
@@ -180,10 +175,9 @@ static void sum_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const Backward *a = context;
-    const FwmConvolution *c = a->c;
+    const FwmConvolutionCall *c = a->c;
     const Block b = block_at(c, 0, index);
     real total[BLOCK_CHANNELS], *dweight = (real *)c->dweight + b.channel * c->W;
-    const FwmSubnormals mode = fwm_subnormals(true);
     for (size_t w = 0; w < c->W; w++) {
         add_blocks(a, &b, w, total);
         for (size_t i = 0; i < b.n; i++)
@@ -191,16 +185,18 @@ static void sum_task(void *context, size_t index, int thread)
     }
     if (c->dbias)
         add_blocks(a, &b, c->W, (real *)c->dbias + b.channel);
-    fwm_restore_subnormals(mode);
 }
 
-size_t convolution_backward_scratch(const FwmConvolution *c)
+size_t convolution_backward_scratch(const void *call, int threads)
 {
+    const FwmConvolutionCall *c = call;
+    (void)threads;
     return token_blocks(c) * (c->W + 1) * c->D * sizeof(real);
 }
 
-void convolution_backward(const FwmConvolution *c, int threads, void *scratch)
+void convolution_backward(const void *call, int threads, void *scratch)
 {
+    const FwmConvolutionCall *c = call;
     Backward b = {.c = c, .sums = scratch};
     const FwmLoop loops[] = {
         {token_blocks(c) * channel_blocks(c), block_task},

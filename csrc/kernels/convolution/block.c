@@ -14,7 +14,7 @@ ALWAYS_INLINE void across(size_t W, size_t n, const real *restrict weight, Filte
             f->weight[w][i] = weight[i * W + w];
 }
 
-void load_filters(const FwmConvolution *c, const Block *b, Filters *f)
+void load_filters(const FwmConvolutionCall *c, const Block *b, Filters *f)
 {
     const real *weight = (const real *)c->weight + b->channel * c->W;
     switch (c->W) {
@@ -26,7 +26,7 @@ void load_filters(const FwmConvolution *c, const Block *b, Filters *f)
 }
 
 /* The last that begins at this token or before it: those without tokens come before the one that has it. */
-size_t sequence_of_token(const FwmConvolution *c, size_t token)
+size_t sequence_of_token(const FwmConvolutionCall *c, size_t token)
 {
     size_t low = 0, high = c->n_sequences;
     while (high - low > 1) {

@@ -4,11 +4,11 @@
  * one a token: vectors go along the channels, and the W rows that a token sees come from the first-level cache. Blocks
  * are cut without regard to threads, and without regard to sequences, so that many short ones are no more work than a
  * long one. */
-#ifndef FWM_KERNELS_BLOCK_H
-#define FWM_KERNELS_BLOCK_H
+#ifndef FWM_KERNELS_CONVOLUTION_BLOCK_H
+#define FWM_KERNELS_CONVOLUTION_BLOCK_H
 
 #include "kernels/base/real.h"
-#include "kernels/kernels.h"
+#include "api/kernels.h"
 
 #define load_filters FWM_NAME(load_filters)
 #define sequence_of_token FWM_NAME(sequence_of_token)
@@ -17,17 +17,17 @@
 #define BLOCK_TOKENS 256
 #define BLOCK_CHANNELS (2048 / FWM_REAL_BYTES)
 
-static inline size_t token_blocks(const FwmConvolution *c)
+static inline size_t token_blocks(const FwmConvolutionCall *c)
 {
     return fwm_tiles((size_t)c->offsets[c->n_sequences], BLOCK_TOKENS);
 }
 
-static inline size_t channel_blocks(const FwmConvolution *c)
+static inline size_t channel_blocks(const FwmConvolutionCall *c)
 {
     return fwm_tiles(c->D, BLOCK_CHANNELS);
 }
 
-static inline size_t numbers_of_x(const FwmConvolution *c)
+static inline size_t numbers_of_x(const FwmConvolutionCall *c)
 {
     return (size_t)c->offsets[c->n_sequences] * c->D;
 }
@@ -37,7 +37,7 @@ typedef struct {
     size_t channel, n;  /* the first, and how many */
 } Block;
 
-static inline Block block_at(const FwmConvolution *c, size_t tokens, size_t channels)
+static inline Block block_at(const FwmConvolutionCall *c, size_t tokens, size_t channels)
 {
     const size_t first = tokens * BLOCK_TOKENS, channel = channels * BLOCK_CHANNELS;
     return (Block){.first = first,
@@ -51,7 +51,7 @@ typedef struct {
     real weight[FWM_MOST_TAPS][BLOCK_CHANNELS], bias[BLOCK_CHANNELS];
 } Filters;
 
-void load_filters(const FwmConvolution *c, const Block *b, Filters *f);
+void load_filters(const FwmConvolutionCall *c, const Block *b, Filters *f);
 
 /* What a block sees of a sequence, with its tokens counted from 0. */
 typedef struct {
@@ -60,7 +60,7 @@ typedef struct {
     ptrdiff_t from, to; /* those of its tokens that are the block's */
 } Sequence;
 
-static inline Sequence sequence_at(const FwmConvolution *c, const Block *b, size_t index)
+static inline Sequence sequence_at(const FwmConvolutionCall *c, const Block *b, size_t index)
 {
     const size_t start = (size_t)c->offsets[index], end = (size_t)c->offsets[index + 1];
     return (Sequence){.at = start * c->D + b->channel,
@@ -70,12 +70,12 @@ static inline Sequence sequence_at(const FwmConvolution *c, const Block *b, size
                       .to = (ptrdiff_t)fwm_min(b->last, end) - (ptrdiff_t)start};
 }
 
-size_t sequence_of_token(const FwmConvolution *c, size_t token);
+size_t sequence_of_token(const FwmConvolutionCall *c, size_t token);
 
 extern const real no_token[BLOCK_CHANNELS]; /* zeros */
 
 /* Token t > -W of a sequence; those before the first are the initial state's. */
-static inline const real *token_at(const FwmConvolution *c, const Sequence *s, ptrdiff_t t)
+static inline const real *token_at(const FwmConvolutionCall *c, const Sequence *s, ptrdiff_t t)
 {
     const real *state = c->initial_state;
     if (t >= 0)
@@ -105,7 +105,7 @@ ALWAYS_INLINE real weighted(size_t W, const Filters *f, const Rows *rows, size_t
 }
 
 /* The tokens that token t sees, the oldest first. */
-static inline Rows tokens_seen(const FwmConvolution *c, const Sequence *s, ptrdiff_t t)
+static inline Rows tokens_seen(const FwmConvolutionCall *c, const Sequence *s, ptrdiff_t t)
 {
     Rows seen = {{NULL}};
     for (size_t w = 0; w < c->W; w++)

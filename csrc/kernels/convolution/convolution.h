@@ -1,16 +1,17 @@
 /* The causal convolution, a filter for each channel: what the table offers. */
-#ifndef FWM_KERNELS_CONVOLUTION_H
-#define FWM_KERNELS_CONVOLUTION_H
+#ifndef FWM_KERNELS_CONVOLUTION_CONVOLUTION_H
+#define FWM_KERNELS_CONVOLUTION_CONVOLUTION_H
 
 #include "kernels/base/real.h"
-#include "kernels/kernels.h"
+#include "api/kernels.h"
 
 #define convolution_backward_scratch FWM_NAME(convolution_backward_scratch)
 #define convolution_forward FWM_NAME(convolution_forward)
 #define convolution_backward FWM_NAME(convolution_backward)
 
-size_t convolution_backward_scratch(const FwmConvolution *c); /* bytes */
-void convolution_forward(const FwmConvolution *c, int threads);
-void convolution_backward(const FwmConvolution *c, int threads, void *scratch);
+/* The passes of the operation; the call is an FwmConvolutionCall. The forward needs no scratch. */
+void convolution_forward(const void *call, int threads, void *scratch);
+size_t convolution_backward_scratch(const void *call, int threads);
+void convolution_backward(const void *call, int threads, void *scratch);
 
 #endif

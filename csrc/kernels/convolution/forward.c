@@ -7,7 +7,6 @@
 #include "kernels/base/vmath.h"
 #include "kernels/convolution/block.h"
 #include "kernels/convolution/convolution.h"
-#include "runtime/subnormals.h"
 #include "runtime/threads.h"
 
 ALWAYS_INLINE void filter(size_t W, size_t n, const Filters *f, const Rows *seen, real *y)
@@ -27,7 +26,7 @@ ALWAYS_INLINE void filter_silu(size_t W, size_t n, const Filters *f, const Rows 
 }
 
 /* The row y of a token, from the W rows that it sees. */
-static void filter_token(const FwmConvolution *c, size_t n, const Filters *f, const Rows *seen, real *y)
+static void filter_token(const FwmConvolutionCall *c, size_t n, const Filters *f, const Rows *seen, real *y)
 {
     switch (c->W) {
     case 2: c->silu ? filter_silu(2, n, f, seen, y) : filter(2, n, f, seen, y); break;
@@ -36,7 +35,7 @@ static void filter_token(const FwmConvolution *c, size_t n, const Filters *f, co
     }
 }
 
-static void filter_sequence(const FwmConvolution *c, const Block *b, const Filters *f, const Sequence *s)
+static void filter_sequence(const FwmConvolutionCall *c, const Block *b, const Filters *f, const Sequence *s)
 {
     for (ptrdiff_t t = s->from; t < s->to; t++) {
         const Rows seen = tokens_seen(c, s, t);
@@ -49,23 +48,21 @@ static void filter_sequence(const FwmConvolution *c, const Block *b, const Filte
 static void block_task(void *context, size_t index, int thread)
 {
     (void)thread;
-    const FwmConvolution *c = context;
+    const FwmConvolutionCall *c = context;
     const Block b = block_at(c, index / channel_blocks(c), index % channel_blocks(c));
     Filters f;
     load_filters(c, &b, &f);
-    const FwmSubnormals mode = fwm_subnormals(true);
     for (size_t i = sequence_of_token(c, b.first); i < c->n_sequences && (size_t)c->offsets[i] < b.last; i++) {
         const Sequence s = sequence_at(c, &b, i);
         filter_sequence(c, &b, &f, &s);
     }
-    fwm_restore_subnormals(mode);
 }
 
 /* The last W - 1 tokens. The state may be the initial one: a row is read before it is written, or stays. */
 static void state_task(void *context, size_t index, int thread)
 {
     (void)thread;
-    const FwmConvolution *c = context;
+    const FwmConvolutionCall *c = context;
     const Block b = block_at(c, 0, index % channel_blocks(c));
     const Sequence s = sequence_at(c, &b, index / channel_blocks(c));
     real *row = (real *)c->final_state + s.state_at;
@@ -77,8 +74,10 @@ static void state_task(void *context, size_t index, int thread)
 }
 
 /* States come after all tokens, because these read the initial ones. */
-void convolution_forward(const FwmConvolution *c, int threads)
+void convolution_forward(const void *call, int threads, void *scratch)
 {
+    const FwmConvolutionCall *c = call;
+    (void)scratch;
     const int few = fwm_threads_for(numbers_of_x(c), threads);
     fwm_parallel_for(few, token_blocks(c) * channel_blocks(c), block_task, (void *)c);
     if (c->final_state)

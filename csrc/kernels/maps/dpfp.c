@@ -284,6 +284,7 @@ const FeatureMap FWM_NAME(map_dpfp) = {
     .info = {.name = "dpfp",
              .function = "dpfp",
              .argument = "nu",
+             .positive = true,
              .summary = "deterministic parameter-free projection: products of rectified neighbours"},
     .features = features,
     .scratch = scratch_size,

@@ -40,7 +40,7 @@ static void backward(const MapShape *s, size_t n, const real *restrict dphi, con
 }
 
 const FeatureMap FWM_NAME(map_elu1) = {
-    .info = {.name = "linear", .function = "elu1", .argument = "", .summary = "elu(x) + 1"},
+    .info = {.name = "linear", .function = "elu1", .argument = "", .positive = true, .summary = "elu(x) + 1"},
     .features = features,
     .forward = forward,
     .backward = backward,

@@ -92,6 +92,8 @@ const FeatureMap FWM_NAME(map_favor) = {
     .info = {.name = "favor",
              .function = "favor",
              .argument = "m",
+             .positive = true,
+             .takes_omega = true,
              .summary = "FAVOR+: positive orthogonal random features of the softmax kernel"},
     .features = features,
     .extension = extension,

@@ -7,11 +7,11 @@
  *
  * A new map is one file that defines a FeatureMap, a row in table.c, and a documented function in
  * fwm_py/feature_maps.py. */
-#ifndef FWM_KERNELS_MAP_H
-#define FWM_KERNELS_MAP_H
+#ifndef FWM_KERNELS_MAPS_MAP_H
+#define FWM_KERNELS_MAPS_MAP_H
 
 #include "kernels/base/real.h"
-#include "kernels/kernels.h"
+#include "api/kernels.h"
 
 /* Sizes of one use of a map; map_shape() fills it. */
 typedef struct {
@@ -38,8 +38,22 @@ typedef struct {
 
 #define feature_maps FWM_NAME(feature_maps)
 #define map_shape FWM_NAME(map_shape)
+#define info_of_map FWM_NAME(info_of_map)
+#define features_of_map FWM_NAME(features_of_map)
+#define map_scratch FWM_NAME(map_scratch)
+#define map_forward FWM_NAME(map_forward)
+#define map_backward FWM_NAME(map_backward)
 
-extern const FeatureMap *const feature_maps[];
+extern const FeatureMap *const feature_maps[]; /* NULL behind the last */
 MapShape map_shape(const FeatureMap *map, size_t d, size_t argument);
+
+/* By the row of the table. */
+const FwmMapInfo *info_of_map(size_t map);
+size_t features_of_map(size_t map, size_t d, size_t argument);
+
+/* The passes of the operation; the call is an FwmMapCall. */
+size_t map_scratch(const void *call, int threads);
+void map_forward(const void *call, int threads, void *scratch);
+void map_backward(const void *call, int threads, void *scratch);
 
 #endif

@@ -11,6 +11,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/base/gemm.h"
 #include "kernels/base/vector.h"
 #include "kernels/base/vmath.h"
 
@@ -67,4 +68,28 @@ void orthogonal_block(size_t d, const float *normals, size_t columns, real *omeg
     for (size_t i = 0; i < d; i++)
         for (size_t c = 0; c < columns; c++)
             omega[i * ld_omega + c] = Q[c * ld + i] * lengths[c];
+}
+
+size_t build_omega_scratch(size_t d)
+{
+    return orthogonal_block_scratch(d) * sizeof(real);
+}
+
+void build_omega(size_t d, size_t m, const float *normals, void *omega, void *scratch)
+{
+    for (size_t first = 0; first < m; first += d)
+        orthogonal_block(d, normals + first * d, fwm_min(d, m - first), (real *)omega + first, m, scratch);
+}
+
+void expand_rows(const MapShape *shape, const real *omega, size_t n, real *rows)
+{
+    const size_t ld_m = fwm_padded(shape->extension);
+    gemm(n, ld_m, shape->d, rows_of(rows, shape->ld), omega, ld_m, 0, NULL, rows + shape->u, shape->ld);
+}
+
+/* A row of omega_t is padded like x: zeros are added to the padding. */
+void contract_rows(const MapShape *shape, const real *omega_t, size_t n, real *rows)
+{
+    const size_t ld_d = fwm_padded(shape->d);
+    gemm(n, ld_d, shape->extension, rows_of(rows + shape->u, shape->ld), omega_t, ld_d, 1, rows, rows, shape->ld);
 }

@@ -24,3 +24,13 @@ MapShape map_shape(const FeatureMap *map, size_t d, size_t argument)
     shape.ld = shape.u + fwm_padded(shape.extension);
     return shape;
 }
+
+const FwmMapInfo *info_of_map(size_t map)
+{
+    return feature_maps[map] ? &feature_maps[map]->info : NULL;
+}
+
+size_t features_of_map(size_t map, size_t d, size_t argument)
+{
+    return feature_maps[map]->features(d, argument);
+}

@@ -17,11 +17,10 @@
 #include <string.h>
 
 #include "kernels/norm/norm.h"
-#include "runtime/subnormals.h"
 #include "runtime/threads.h"
 
 typedef struct {
-    const FwmRmsNorm *c;
+    const FwmNormCall *c;
     real *sums; /* (blocks, D): the blocks' dweight */
 } Backward;
 
@@ -31,7 +30,7 @@ typedef struct {
     real *dx, *dz;
 } Row;
 
-static inline Row row_at(const FwmRmsNorm *c, size_t i)
+static inline Row row_at(const FwmNormCall *c, size_t i)
 {
     return (Row){row_of(c, c->x, i), row_of(c, c->gate, i), row_of(c, c->dy, i), row_of(c, c->dx, i),
                  row_of(c, c->dgate, i)};
@@ -56,7 +55,7 @@ ALWAYS_INLINE real through_gate(FwmGating gating, size_t D, real r, Row row, con
     return total;
 }
 
-static real through_any_gate(const FwmRmsNorm *c, real r, Row row, real *dweight)
+static real through_any_gate(const FwmNormCall *c, real r, Row row, real *dweight)
 {
     switch (c->gating) {
     case FWM_UNGATED: return through_gate(FWM_UNGATED, c->D, r, row, c->weight, dweight);
@@ -65,7 +64,7 @@ static real through_any_gate(const FwmRmsNorm *c, real r, Row row, real *dweight
     }
 }
 
-static void back_row(const FwmRmsNorm *c, Row row, real *dweight)
+static void back_row(const FwmNormCall *c, Row row, real *dweight)
 {
     const real r = reciprocal_rms(c, row.x), mean = through_any_gate(c, r, row, dweight) / (real)c->D;
     const real *restrict x = row.x;
@@ -79,14 +78,12 @@ static void block_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const Backward *b = context;
-    const FwmRmsNorm *c = b->c;
+    const FwmNormCall *c = b->c;
     const size_t first = index * rows_in_block(c), last = fwm_min(first + rows_in_block(c), c->rows);
     real *dweight = b->sums + index * c->D;
     memset(dweight, 0, c->D * sizeof(real));
-    const FwmSubnormals mode = fwm_subnormals(true);
     for (size_t row = first; row < last; row++)
         back_row(c, row_at(c, row), dweight);
-    fwm_restore_subnormals(mode);
 }
 
 static void add_blocks(const Backward *b)
@@ -101,13 +98,16 @@ static void add_blocks(const Backward *b)
     }
 }
 
-size_t norm_backward_scratch(const FwmRmsNorm *c)
+size_t norm_backward_scratch(const void *call, int threads)
 {
+    const FwmNormCall *c = call;
+    (void)threads;
     return row_blocks(c) * c->D * sizeof(real);
 }
 
-void norm_backward(const FwmRmsNorm *c, int threads, void *scratch)
+void norm_backward(const void *call, int threads, void *scratch)
 {
+    const FwmNormCall *c = call;
     Backward b = {.c = c, .sums = scratch};
     fwm_parallel_for(fwm_threads_for(c->rows * c->D, threads), row_blocks(c), block_task, &b);
     add_blocks(&b);

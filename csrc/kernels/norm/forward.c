@@ -4,7 +4,6 @@
  *
  * where a = 1 without a gate, else a = s, or z s (SiLU), with s = 1 / (1 + exp(-z)). */
 #include "kernels/norm/norm.h"
-#include "runtime/subnormals.h"
 #include "runtime/threads.h"
 
 ALWAYS_INLINE void norm_row(FwmGating gating, size_t D, real r, const real *restrict x, const real *restrict weight,
@@ -18,10 +17,9 @@ ALWAYS_INLINE void norm_row(FwmGating gating, size_t D, real r, const real *rest
 static void block_task(void *context, size_t index, int thread)
 {
     (void)thread;
-    const FwmRmsNorm *c = context;
+    const FwmNormCall *c = context;
     const size_t D = c->D, first = index * rows_in_block(c), last = fwm_min(first + rows_in_block(c), c->rows);
     const real *weight = c->weight;
-    const FwmSubnormals mode = fwm_subnormals(true);
     for (size_t row = first; row < last; row++) {
         const real *x = row_of(c, c->x, row), *z = row_of(c, c->gate, row), r = reciprocal_rms(c, x);
         real *y = row_of(c, c->y, row);
@@ -31,10 +29,11 @@ static void block_task(void *context, size_t index, int thread)
         default: norm_row(FWM_SILU_GATE, D, r, x, weight, z, y);
         }
     }
-    fwm_restore_subnormals(mode);
 }
 
-void norm_forward(const FwmRmsNorm *c, int threads)
+void norm_forward(const void *call, int threads, void *scratch)
 {
+    const FwmNormCall *c = call;
+    (void)scratch;
     fwm_parallel_for(fwm_threads_for(c->rows * c->D, threads), row_blocks(c), block_task, (void *)c);
 }

@@ -1,35 +1,36 @@
 /* RMS norm, with a gate or without: what the table offers, and what forward and backward share. */
-#ifndef FWM_KERNELS_NORM_H
-#define FWM_KERNELS_NORM_H
+#ifndef FWM_KERNELS_NORM_NORM_H
+#define FWM_KERNELS_NORM_NORM_H
 
 #include "kernels/base/real.h"
 #include "kernels/base/vmath.h"
-#include "kernels/kernels.h"
+#include "api/kernels.h"
 
 #define norm_backward_scratch FWM_NAME(norm_backward_scratch)
 #define norm_forward FWM_NAME(norm_forward)
 #define norm_backward FWM_NAME(norm_backward)
 
-size_t norm_backward_scratch(const FwmRmsNorm *c); /* bytes */
-void norm_forward(const FwmRmsNorm *c, int threads);
-void norm_backward(const FwmRmsNorm *c, int threads, void *scratch);
+/* The passes of the operation; the call is an FwmNormCall. The forward needs no scratch. */
+void norm_forward(const void *call, int threads, void *scratch);
+size_t norm_backward_scratch(const void *call, int threads);
+void norm_backward(const void *call, int threads, void *scratch);
 
 #define BLOCK_NUMBERS 16384
 #define FEWEST_ROWS 16 /* of a block: each leaves a row of sums */
 
 /* Blocks are cut without regard to threads. */
-static inline size_t rows_in_block(const FwmRmsNorm *c)
+static inline size_t rows_in_block(const FwmNormCall *c)
 {
     return c->D * FEWEST_ROWS < BLOCK_NUMBERS ? BLOCK_NUMBERS / c->D : FEWEST_ROWS;
 }
 
-static inline size_t row_blocks(const FwmRmsNorm *c)
+static inline size_t row_blocks(const FwmNormCall *c)
 {
     return fwm_tiles(c->rows, rows_in_block(c));
 }
 
 /* A row of an array that has D numbers a row; NULL stays NULL. */
-static inline real *row_of(const FwmRmsNorm *c, const void *array, size_t row)
+static inline real *row_of(const FwmNormCall *c, const void *array, size_t row)
 {
     return array ? (real *)array + row * c->D : NULL;
 }
@@ -48,7 +49,7 @@ ALWAYS_INLINE Gate gate_of(FwmGating gating, const real *gate, size_t i)
 }
 
 /* r = 1 / sqrt(mean(x^2) + eps) */
-static inline real reciprocal_rms(const FwmRmsNorm *c, const real *x)
+static inline real reciprocal_rms(const FwmNormCall *c, const real *x)
 {
     real squares = 0;
 #pragma omp simd reduction(+ : squares)

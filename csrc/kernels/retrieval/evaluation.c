@@ -1,0 +1,311 @@
+/* An evaluation: sequences of length N, each answering many queries, in chunks of B queries. Every chunk's mean loss is
+ * a float32, and the evaluation's is the mean over all chunks, whatever their size.
+ *
+ * All keys are projected once, as keys and as queries. A sequence is then one task: its queries are answered together,
+ * except with FAVOR+, where every chunk is a forward pass with an Omega of its own; an Omega is known by its number in
+ * the stream, so that sequences need not wait for each other. */
+#include "kernels/retrieval/evaluation.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/base/transpose.h"
+#include "kernels/base/vector.h"
+#include "kernels/base/vmath.h"
+#include "kernels/maps/omega.h"
+#include "kernels/retrieval/omega.h"
+#include "kernels/retrieval/readouts/softmax.h"
+#include "runtime/threads.h"
+
+#define MAX_SEQUENCES 64
+
+typedef struct {
+    Step step; /* by_key: the projected keys, x alone */
+    const FwmEvaluation *evaluation;
+    real *queries;    /* N x table_ld: every key, projected as a query */
+    real *keys_t;     /* softmax: d x padded(N) */
+    real *values_t;   /* softmax: d x padded(N) */
+    real *key_scores; /* softmax: N x padded(N), a row a query */
+    real *value_scores;
+    float *chunk_losses; /* of all sequences, one behind the other */
+    size_t first_chunk[MAX_SEQUENCES + 1];
+} Evaluation;
+
+static size_t max_queries_of(const FwmModelSizes *z)
+{
+    return z->n_keys; /* distinct keys; the caller takes at most 200 of them */
+}
+
+static void take_shared(Evaluation *e, Arena *arena)
+{
+    const FwmModelSizes *z = e->step.sizes;
+    const size_t N = z->n_keys, ld_n = fwm_padded(N), table = N * e->step.table_ld;
+    e->step.by_key = take(arena, table);
+    e->step.logit_by_key = take(arena, N);
+    e->queries = take(arena, table);
+    if (!z->with_map) {
+        e->keys_t = take(arena, z->d * ld_n);
+        e->values_t = take(arena, z->d * ld_n);
+        e->key_scores = take(arena, N * ld_n);
+        e->value_scores = take(arena, N * ld_n);
+    }
+    e->chunk_losses = take_bytes(arena, MAX_SEQUENCES * fwm_tiles(max_queries_of(z), z->batch) * sizeof(float));
+}
+
+size_t evaluation_activations(const FwmModel *model)
+{
+    Evaluation e = {.step = step_of_model((FwmModel *)model)};
+    Arena arena = {0};
+    take_shared(&e, &arena);
+    return arena.next;
+}
+
+/* A thread's memory for one sequence with a feature map. */
+typedef struct {
+    real *phi;                            /* N x ld_features */
+    real *pre;                            /* N x ld; not first: a map may read some numbers before its rows */
+    real *beta;                           /* N */
+    real *query_pre;                      /* n_queries x ld */
+    real *query_phi;                      /* n_queries x ld_features */
+    real *columns;                        /* ld_features x ld_queries */
+    real *y;                              /* N x ld_queries */
+    real *omega;                          /* d x padded(m) */
+    real *of_omega, *of_map, *of_readout; /* scratch of theirs */
+} Scratch;
+
+/* For n queries at once. */
+static Scratch take_scratch(const Step *s, size_t n, Arena *arena)
+{
+    const size_t N = s->sizes->n_keys, d = s->sizes->d, ld_queries = fwm_padded(n);
+    const MapShape *shape = &s->map_shape;
+    return (Scratch){
+        .phi = take(arena, N * shape->ld_features),
+        .pre = take(arena, N * shape->ld),
+        .beta = take(arena, N),
+        .query_pre = take(arena, n * shape->ld),
+        .query_phi = take(arena, n * shape->ld_features),
+        .columns = take(arena, shape->ld_features * ld_queries),
+        .y = take(arena, N * ld_queries),
+        .omega = take(arena, d * fwm_padded(shape->extension)),
+        .of_omega = take(arena, shape->extension ? omega_scratch(d) : 0),
+        .of_map = take(arena, s->map->scratch ? s->map->scratch(shape) : 0),
+        .of_readout = take(arena, s->readout->scratch(N, N, shape->ld_features, n)),
+    };
+}
+
+size_t evaluation_scratch(const FwmModel *model)
+{
+    const Step s = step_of_model((FwmModel *)model);
+    Arena arena = {0};
+    if (s.map)
+        take_scratch(&s, max_queries_of(s.sizes), &arena);
+    else
+        take(&arena, 2 * fwm_padded(s.sizes->n_keys));
+    return arena.next;
+}
+
+/* The mean of 0.5 |one-hot(answer) - y|^2 over each chunk of columns c0, c0 + B, .. of y (N x ld). Changes y. */
+static void chunk_losses(size_t n_values, size_t n, size_t batch, const int32_t *answers, real *y, size_t ld,
+                         float *losses)
+{
+    for (size_t c = 0; c < n; c++)
+        y[(size_t)answers[c] * ld + c] -= 1;
+    for (size_t c0 = 0; c0 < n; c0 += batch) {
+        const size_t c1 = fwm_min(n, c0 + batch);
+        double loss = 0;
+        for (size_t v = 0; v < n_values; v++) {
+            const real *row = y + v * ld;
+#pragma omp simd reduction(+ : loss)
+            for (size_t c = c0; c < c1; c++)
+                loss += (double)row[c] * row[c];
+        }
+        *losses++ = (float)(loss / 2 / (double)(c1 - c0));
+    }
+}
+
+/* Answers queries q0 .. q0 + n - 1 of sequence i together. */
+static void answer_queries(const Evaluation *e, const Scratch *w, size_t i, size_t q0, size_t n, const real *beta)
+{
+    const Step *s = &e->step;
+    const FwmModelSizes *z = s->sizes;
+    const MapShape *shape = &s->map_shape;
+    const size_t N = z->n_keys, ld_queries = fwm_padded(n);
+    const int32_t *queries = e->evaluation->queries + i * e->evaluation->max_queries + q0;
+    for (size_t c = 0; c < n; c++)
+        memcpy(w->query_pre + c * shape->ld, e->queries + (size_t)queries[c] * s->table_ld, shape->ld * sizeof(real));
+    if (shape->extension) {
+        expand_rows(shape, w->omega, N, w->pre);
+        expand_rows(shape, w->omega, n, w->query_pre);
+    }
+    s->map->forward(shape, N, w->pre, w->phi, w->of_map);
+    s->map->forward(shape, n, w->query_pre, w->query_phi, w->of_map);
+    memset(w->columns, 0, shape->ld_features * ld_queries * sizeof(real));
+    transpose(n, shape->ld_features, w->query_phi, shape->ld_features, w->columns, ld_queries);
+    const Sequence sequence = {.length = N,
+                               .n_values = N,
+                               .features = shape->features,
+                               .ld = shape->ld_features,
+                               .keys = w->phi,
+                               .values = e->evaluation->values + i * N,
+                               .beta = beta};
+    s->readout->answer(&sequence, w->of_readout, w->columns, ld_queries, w->y);
+    chunk_losses(N, n, z->batch, e->evaluation->answers + i * e->evaluation->max_queries + q0, w->y, ld_queries,
+                 e->chunk_losses + e->first_chunk[i] + q0 / z->batch);
+}
+
+/* The same in chunks of B, each with an Omega of its own. */
+static void answer_in_chunks(const Evaluation *e, const Scratch *w, size_t i, const real *beta)
+{
+    const Step *s = &e->step;
+    const FwmModelSizes *z = s->sizes;
+    const size_t n_queries = e->evaluation->n_queries[i], m = s->map_shape.extension;
+    FwmBlockSource source = s->model->omega_source;
+    fwm_skip_normal_blocks(&source, z->d * z->d, e->first_chunk[i] * omega_blocks(z->d, m));
+    memset(w->omega, 0, z->d * fwm_padded(m) * sizeof(real));
+    for (size_t q = 0; q < n_queries; q += z->batch) {
+        draw_omega(&source, z->d, m, w->omega, w->of_omega);
+        answer_queries(e, w, i, q, fwm_min(z->batch, n_queries - q), beta);
+    }
+}
+
+static void mapped_task(void *context, size_t i, int thread)
+{
+    const Evaluation *e = context;
+    const Step *s = &e->step;
+    const FwmModelSizes *z = s->sizes;
+    const MapShape *shape = &s->map_shape;
+    const size_t N = z->n_keys, n_queries = e->evaluation->n_queries[i];
+    Arena arena = arena_at(thread_scratch(s, thread));
+    const Scratch w = take_scratch(s, n_queries, &arena);
+    const int32_t *keys = e->evaluation->keys + i * N, *values = e->evaluation->values + i * N;
+    for (size_t t = 0; t < N; t++) {
+        real *row = w.pre + t * shape->ld;
+        memcpy(row, s->by_key + (size_t)keys[t] * s->table_ld, shape->ld * sizeof(real));
+        add(z->ld, s->key_weight + (size_t)values[t] * z->ld, row);
+    }
+    for (size_t t = 0; t < N && z->with_beta; t++)
+        w.beta[t] = logistic(s->logit_by_key[keys[t]] + s->beta_weight[values[t]]);
+    if (shape->extension == 0)
+        answer_queries(e, &w, i, 0, n_queries, z->with_beta ? w.beta : NULL);
+    else
+        answer_in_chunks(e, &w, i, z->with_beta ? w.beta : NULL);
+}
+
+static void softmax_task(void *context, size_t i, int thread)
+{
+    const Evaluation *e = context;
+    const Step *s = &e->step;
+    const FwmModelSizes *z = s->sizes;
+    const size_t N = z->n_keys, ld_n = fwm_padded(N), max_queries = e->evaluation->max_queries;
+    const int32_t *keys = e->evaluation->keys + i * N, *values = e->evaluation->values + i * N;
+    const real scale = (real)(1 / sqrt((double)z->d));
+    real *scores = thread_scratch(s, thread), *y = scores + ld_n;
+    float *losses = e->chunk_losses + e->first_chunk[i];
+    for (size_t q0 = 0; q0 < e->evaluation->n_queries[i]; q0 += z->batch) {
+        const size_t q1 = fwm_min(q0 + z->batch, e->evaluation->n_queries[i]);
+        double loss = 0;
+        for (size_t q = q0; q < q1; q++) {
+            const size_t query = (size_t)e->evaluation->queries[i * max_queries + q];
+            const real *by_key = e->key_scores + query * ld_n, *by_value = e->value_scores + query * ld_n;
+            for (size_t t = 0; t < N; t++)
+                scores[t] = scale * (by_key[keys[t]] + by_value[values[t]]);
+            softmax_forward(N, N, values, scores, y);
+            y[e->evaluation->answers[i * max_queries + q]] -= 1;
+            for (size_t n = 0; n < N; n++)
+                loss += (double)y[n] * y[n];
+        }
+        *losses++ = (float)(loss / 2 / (double)(q1 - q0));
+    }
+}
+
+/* A tile of keys, projected as keys and as queries. */
+static void project_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const Evaluation *e = context;
+    const Step *s = &e->step;
+    const FwmModelSizes *z = s->sizes;
+    const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, z->n_keys - n0), ld = s->table_ld;
+    const Strided rows = rows_of(s->embedding + n0 * z->ld_e, z->ld_e);
+    real *keys = s->by_key + n0 * ld, *queries = e->queries + n0 * ld;
+    memset(keys, 0, count * ld * sizeof(real));
+    memset(queries, 0, count * ld * sizeof(real));
+    for (size_t n = 0; n < count; n++) {
+        memcpy(keys + n * ld, s->key_bias, z->ld * sizeof(real));
+        memcpy(queries + n * ld, s->query_bias, z->ld * sizeof(real));
+    }
+    gemm(count, z->ld, z->embedding, rows, s->key_weight + z->n_keys * z->ld, z->ld, 1, keys, keys, ld);
+    gemm(count, z->ld, z->embedding, rows, s->query_weight, z->ld, 1, queries, queries, ld);
+    for (size_t n = n0; n < n0 + count && z->with_beta; n++)
+        s->logit_by_key[n] = dot(z->ld_e, s->embedding + n * z->ld_e, s->beta_weight + z->n_keys) + *s->beta_bias;
+}
+
+/* A tile of all queries' scores against all keys and all values. */
+static void scores_task(void *context, size_t index, int thread)
+{
+    (void)thread;
+    const Evaluation *e = context;
+    const Step *s = &e->step;
+    const size_t N = s->sizes->n_keys, ld_n = fwm_padded(N), d = s->sizes->d;
+    const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, N - n0);
+    const Strided rows = rows_of(e->queries + n0 * s->table_ld, s->table_ld);
+    gemm(count, ld_n, d, rows, e->keys_t, ld_n, 0, NULL, e->key_scores + n0 * ld_n, ld_n);
+    gemm(count, ld_n, d, rows, e->values_t, ld_n, 0, NULL, e->value_scores + n0 * ld_n, ld_n);
+}
+
+static void score_all(Evaluation *e)
+{
+    const FwmModelSizes *z = e->step.sizes;
+    const size_t N = z->n_keys, ld_n = fwm_padded(N);
+    memset(e->keys_t, 0, z->d * ld_n * sizeof(real));
+    memset(e->values_t, 0, z->d * ld_n * sizeof(real));
+    transpose(N, z->d, e->step.by_key, e->step.table_ld, e->keys_t, ld_n);
+    transpose(N, z->d, e->step.key_weight, z->ld, e->values_t, ld_n);
+    fwm_parallel_for(e->step.model->threads, fwm_tiles(N, KEYS_IN_TILE), scores_task, e);
+}
+
+/* NumPy's float32 sum: in order below 8 numbers, eight interleaved sums up to 128, halves above. */
+static float pairwise_sum(const float *x, size_t n)
+{
+    if (n < 8) {
+        float total = 0;
+        for (size_t i = 0; i < n; i++)
+            total += x[i];
+        return total;
+    }
+    if (n > 128) {
+        const size_t half = n / 2 - n / 2 % 8;
+        return pairwise_sum(x, half) + pairwise_sum(x + half, n - half);
+    }
+    float r[8];
+    memcpy(r, x, sizeof r);
+    size_t i = 8;
+    for (; i + 8 <= n; i += 8)
+        for (size_t j = 0; j < 8; j++)
+            r[j] += x[i + j];
+    float total = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+    for (; i < n; i++)
+        total += x[i];
+    return total;
+}
+
+float model_evaluate(FwmModel *model, const FwmEvaluation *evaluation)
+{
+    const FwmModelSizes *z = &model->sizes;
+    Evaluation e = {.step = step_of_model(model), .evaluation = evaluation};
+    Arena arena = arena_at(model->activations);
+    take_shared(&e, &arena);
+    for (size_t i = 0; i < evaluation->n_sequences; i++)
+        e.first_chunk[i + 1] = e.first_chunk[i] + fwm_tiles(evaluation->n_queries[i], z->batch);
+    const size_t n_chunks = e.first_chunk[evaluation->n_sequences];
+    fwm_parallel_for(model->threads, fwm_tiles(z->n_keys, KEYS_IN_TILE), project_task, &e);
+    if (!z->with_map)
+        score_all(&e);
+    const bool flushed = fwm_loops_flush(e.step.readout->flushes_subnormals);
+    fwm_parallel_for(model->threads, evaluation->n_sequences, z->with_map ? mapped_task : softmax_task, &e);
+    fwm_loops_flush(flushed);
+    if (e.step.map_shape.extension)
+        fwm_skip_normal_blocks(&model->omega_source, z->d * z->d,
+                               n_chunks * omega_blocks(z->d, e.step.map_shape.extension));
+    return pairwise_sum(e.chunk_losses, n_chunks) / (float)n_chunks;
+}

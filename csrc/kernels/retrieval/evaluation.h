@@ -1,0 +1,17 @@
+/* An evaluation of the model. */
+#ifndef FWM_KERNELS_RETRIEVAL_EVALUATION_H
+#define FWM_KERNELS_RETRIEVAL_EVALUATION_H
+
+#include "kernels/retrieval/step.h"
+
+#define model_evaluate FWM_NAME(model_evaluate)
+#define evaluation_activations FWM_NAME(evaluation_activations)
+#define evaluation_scratch FWM_NAME(evaluation_scratch)
+
+float model_evaluate(FwmModel *model, const FwmEvaluation *evaluation);
+
+/* Bytes shared by all threads, and of a thread. */
+size_t evaluation_activations(const FwmModel *model);
+size_t evaluation_scratch(const FwmModel *model);
+
+#endif

@@ -1,0 +1,52 @@
+/* Omega of a forward pass. */
+#include "kernels/retrieval/omega.h"
+
+#include <string.h>
+
+#include "kernels/base/transpose.h"
+#include "kernels/maps/omega.h"
+#include "runtime/threads.h"
+
+/* Numbers for one block: its normals and the scratch of the reflections. */
+size_t omega_scratch(size_t d)
+{
+    return fwm_padded(d * d) + orthogonal_block_scratch(d);
+}
+
+static void draw_block(FwmBlockSource *source, size_t d, size_t m, size_t block, real *omega, real *scratch)
+{
+    float *normals = (float *)scratch;
+    const size_t first = block * d;
+    fwm_next_normal_block(source, d * d, normals);
+    orthogonal_block(d, normals, fwm_min(d, m - first), omega + first, fwm_padded(m), scratch + fwm_padded(d * d));
+}
+
+void draw_omega(FwmBlockSource *source, size_t d, size_t m, real *omega, real *scratch)
+{
+    for (size_t block = 0; block < omega_blocks(d, m); block++)
+        draw_block(source, d, m, block, omega, scratch);
+}
+
+static void block_task(void *context, size_t block, int thread)
+{
+    const Step *s = context;
+    const size_t d = s->sizes->d;
+    FwmBlockSource source = s->model->omega_source;
+    fwm_skip_normal_blocks(&source, d * d, block);
+    draw_block(&source, d, s->sizes->argument, block, s->omega, thread_scratch(s, thread));
+}
+
+void place_omega(Step *s)
+{
+    const size_t d = s->sizes->d, m = s->map_shape.extension, ld = fwm_padded(m);
+    memset(s->omega, 0, d * ld * sizeof(real));
+    if (s->batch->omega) {
+        for (size_t i = 0; i < d; i++)
+            memcpy(s->omega + i * ld, (const real *)s->batch->omega + i * m, m * sizeof(real));
+    } else {
+        fwm_parallel_for(s->model->threads, omega_blocks(d, m), block_task, s);
+        fwm_skip_normal_blocks(&s->model->omega_source, d * d, omega_blocks(d, m));
+    }
+    memset(s->omega_t, 0, m * fwm_padded(d) * sizeof(real));
+    transpose(d, m, s->omega, ld, s->omega_t, fwm_padded(d));
+}

@@ -1,0 +1,396 @@
+/* The delta rule ("ours" in the paper's program; Schlag, Irie, Schmidhuber 2021, section 4.2; Widrow and Hoff 1960):
+ *
+ *     k_t = phi_t / sum(phi_t)
+ *     W <- W + beta_t (e_{v_t} - W k_t) k_t^T,   W_0 = 0
+ *     y = W_L q / (sum(q) + eps),   eps = 1e-6
+ *
+ * Forward, in O(p) a token and without W. W_t = W_{t-1} (I - beta_t k_t k_t^T) + beta_t e_{v_t} k_t^T, so W_L u_L with
+ * u_L = q / (sum(q) + eps) unrolls from the end; for t = L..1
+ *     a_t = k_t . u_t,   y[v_t] += beta_t a_t,   u_{t-1} = u_t - beta_t a_t k_t
+ *
+ * Backward, forwards in time: saved a_t, sum(phi_t) and u_t (adding back what was removed from u would be unstable
+ * where keys are divided by a sum near zero). With w = dL/du_{t-1}, from w = 0, and e_t = dy[v_t] - w . k_t: da_t =
+ * beta_t e_t,   dbeta_t = a_t e_t dk_t = da_t u_t - beta_t a_t w w   += da_t k_t now dL/du_t Through the
+ * normalisations, with dk_t . k_t = da_t a_t - beta_t a_t (w . k_t), w before its update: dphi_t = (dk_t - (dk_t .
+ * k_t)) / sum(phi_t) dq = (w - (w . u_L)) / (sum(q) + eps)               the bracket's scalar is taken from every
+ * component 0 / 0 (all features of a key have underflowed) gives NaN, as in the equations: in all of y, for W becomes
+ * NaN as a whole. What has met a NaN is NaN in u_0, where every token has been.
+ *
+ * Tokens are taken two at a time, tokens 2i and 2i + 1 of a tile: each a_t must wait for the u that its neighbour
+ * leaves, but a_{t-1} = k_{t-1} . u_{t-1} = k_{t-1} . u_t - beta_t a_t (k_t . k_{t-1}) (and w . k likewise on the way
+ * back), so that three sums over p run side by side where two would queue; and one u a pair is enough, that of its
+ * second token. Keys are not divided by their totals: a scale goes along, 1 / sum(phi_t). */
+#include <stdbool.h>
+#include <string.h>
+
+#include "kernels/base/gemm.h"
+#include "kernels/base/transpose.h"
+#include "kernels/base/vector.h"
+#include "kernels/base/vmath.h"
+#include "kernels/retrieval/readouts/readout.h"
+
+static const real EPS = (real)1e-6;
+static const real SMALLEST_TO_INVERT = (real)1e-12; /* below, a product of two features may be subnormal */
+static const real SMALLEST_TO_SQUARE =
+    (real)1e-15; /* well above where float32's total * total becomes subnormal, 1e-19 */
+
+typedef struct {
+    real *w;       /* ld */
+    real *dy;      /* N */
+    real *a;       /* L */
+    real *total;   /* L: sum(phi_t) */
+    real *inverse; /* L: 1 / total, 0 where that might overflow */
+    real *product; /* L: k_t . k_{t+1} without their scales, for the first token of each pair */
+    real *keys;    /* TILE x ld, normalised, where a scale would not do */
+    real *ones;    /* TILE */
+    real *u;       /* (pairs + 1) x ld: u_0, then u_t for the last token of each pair; in the end u_L */
+} Workspace;
+
+/* A token without a partner, the last one of an odd number, counts as a pair. */
+static size_t pairs_of(size_t length)
+{
+    return (length + 1) / 2;
+}
+
+/* Many queries: keys (L x ld), their transpose (ld x L), products of keys (L x L), answers (L x n_queries),
+ * denominators. */
+static size_t scratch_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
+{
+    const size_t ld_t = fwm_padded(length), ld_queries = fwm_padded(n_queries);
+    const size_t one = fwm_padded(n_values) + FWM_TILE + 4 * ld_t + (2 + FWM_TILE + pairs_of(length)) * ld;
+    const size_t many = length * ld + ld * ld_t + FWM_TILE * ld_t + (length + 1) * ld_queries;
+    return n_queries > 1 && many > one ? many : one;
+}
+
+static Workspace divide(const Sequence *s, real *numbers)
+{
+    Workspace w;
+    w.w = numbers;
+    w.dy = w.w + s->ld;
+    w.a = w.dy + fwm_padded(s->n_values);
+    w.total = w.a + fwm_padded(s->length);
+    w.inverse = w.total + fwm_padded(s->length);
+    w.product = w.inverse + fwm_padded(s->length);
+    w.keys = w.product + fwm_padded(s->length);
+    w.ones = w.keys + FWM_TILE * s->ld;
+    w.u = w.ones + FWM_TILE;
+    return w;
+}
+
+/* u_t for the last token of the pair that token t belongs to. */
+static real *u_of_pair(const Sequence *s, const Workspace *w, size_t t)
+{
+    return w->u + (t / 2 + 1) * s->ld;
+}
+
+/* 1 / total, or 0 where phi / total is better taken feature by feature. */
+static inline real inverse_of(real total)
+{
+    return total > SMALLEST_TO_INVERT || total < -SMALLEST_TO_INVERT ? 1 / total : 0;
+}
+
+/* key = phi / total. The padding of a row stays zero even when the total is 0 or NaN: it is no feature. */
+static inline void normalise(const Sequence *s, const real *phi, real total, real inverse, real *key)
+{
+    if (inverse != 0)
+        for (size_t i = 0; i < s->ld; i += FWM_LANES)
+            vec_store(key + i, vec_load(phi + i) * inverse);
+    else
+        for (size_t i = 0; i < s->ld; i++)
+            key[i] = i < s->features ? phi[i] / total : 0;
+}
+
+/* The keys of a tile: k_t = scale[t] rows[t]. */
+typedef struct {
+    const real *rows, *scale;
+} TileKeys;
+
+static TileKeys tile_keys(const Sequence *s, const Workspace *w, TokenRange range)
+{
+    const real *phi = s->keys + range.start * s->ld, *total = w->total + range.start,
+               *inverse = w->inverse + range.start;
+    bool scales_do = true;
+    for (size_t t = 0; t < range.count; t++)
+        scales_do &= inverse[t] != 0;
+    if (scales_do)
+        return (TileKeys){phi, inverse};
+    for (size_t t = 0; t < range.count; t++) {
+        normalise(s, phi + t * s->ld, total[t], inverse[t], w->keys + t * s->ld);
+        w->ones[t] = 1;
+    }
+    return (TileKeys){w->keys, w->ones};
+}
+
+/* k0 . x, k1 . x and k0 . k1, each in every lane: the next pair waits for what is made of them, and not for a detour
+ * through scalar registers. */
+static inline void three_dots(size_t ld, const real *restrict k0, const real *restrict k1, const real *restrict x,
+                              vec out[3])
+{
+    vec a[2] = {{0}, {0}}, b[2] = {{0}, {0}}, c[2] = {{0}, {0}};
+    size_t i = 0;
+    for (; i + 2 * FWM_LANES <= ld; i += 2 * FWM_LANES)
+        for (size_t h = 0; h < 2; h++) {
+            const size_t j = i + h * FWM_LANES;
+            const vec k0_j = vec_load(k0 + j), k1_j = vec_load(k1 + j), x_j = vec_load(x + j);
+            a[h] += k0_j * x_j;
+            b[h] += k1_j * x_j;
+            c[h] += k0_j * k1_j;
+        }
+    for (; i < ld; i += FWM_LANES) {
+        const vec k0_j = vec_load(k0 + i), k1_j = vec_load(k1 + i), x_j = vec_load(x + i);
+        a[0] += k0_j * x_j;
+        b[0] += k1_j * x_j;
+        c[0] += k0_j * k1_j;
+    }
+    out[0] = vec_total(a[0] + a[1]);
+    out[1] = vec_total(b[0] + b[1]);
+    out[2] = vec_total(c[0] + c[1]);
+}
+
+static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range, real *y)
+{
+    const size_t ld = s->ld;
+    const TileKeys keys = tile_keys(s, w, range);
+    const real *beta = s->beta + range.start, *scale = keys.scale;
+    const int32_t *values = s->values + range.start;
+    real *a = w->a + range.start, *product = w->product + range.start;
+    size_t t = range.count;
+    if (t % 2) {
+        t--;
+        const real *restrict k = keys.rows + t * ld, *restrict u = u_of_pair(s, w, range.start + t);
+        real *restrict next = w->u + (range.start + t) / 2 * ld;
+        a[t] = scale[t] * dot(ld, k, u);
+        y[values[t]] += beta[t] * a[t];
+        const real step = beta[t] * a[t] * scale[t];
+        for (size_t i = 0; i < ld; i += FWM_LANES)
+            vec_store(next + i, vec_load(u + i) - step * vec_load(k + i));
+    }
+    while (t > 0) {
+        t -= 2;
+        const real *restrict k0 = keys.rows + t * ld, *restrict k1 = k0 + ld,
+                             *restrict u = u_of_pair(s, w, range.start + t);
+        real *restrict next = w->u + (range.start + t) / 2 * ld;
+        vec dots[3];
+        three_dots(ld, k0, k1, u, dots);
+        /* The next pair waits for these two steps, so that they are two operations away from the sums:
+         * step1 = write1 dots1,  step0 = write0 (dots0 - step1 dots2) */
+        const real write0 = scale[t] * beta[t] * scale[t], write1 = scale[t + 1] * beta[t + 1] * scale[t + 1];
+        const vec step1 = write1 * dots[1], step0 = write0 * dots[0] - (write0 * dots[2] * write1) * dots[1];
+        a[t + 1] = scale[t + 1] * dots[1][0];
+        a[t] = scale[t] * (dots[0][0] - step1[0] * dots[2][0]);
+        product[t] = dots[2][0];
+        y[values[t + 1]] += beta[t + 1] * a[t + 1];
+        y[values[t]] += beta[t] * a[t];
+        for (size_t i = 0; i < ld; i += FWM_LANES)
+            vec_store(next + i, vec_load(u + i) - step1 * vec_load(k1 + i) - step0 * vec_load(k0 + i));
+    }
+}
+
+static TokenRange tile_range(const Sequence *s, size_t tile)
+{
+    return (TokenRange){tile * FWM_TILE, fwm_min(FWM_TILE, s->length - tile * FWM_TILE)};
+}
+
+/* y = NaN if x has one */
+static void spread_nan(size_t ld, const real *x, size_t n_values, real *y)
+{
+    real bad = 0;
+    for (size_t i = 0; i < ld; i++)
+        bad = x[i] != x[i] ? x[i] : bad;
+    for (size_t n = 0; n < n_values && bad != 0; n++)
+        y[n] = bad;
+}
+
+static void forward(const Sequence *s, real *numbers, real *y)
+{
+    const Workspace w = divide(s, numbers);
+    const size_t ld = s->ld;
+    const real query_total = sum(ld, s->query) + EPS;
+    normalise(s, s->query, query_total, inverse_of(query_total), w.u + pairs_of(s->length) * ld);
+    memset(y, 0, s->n_values * sizeof(real));
+    for (size_t tile = fwm_tiles(s->length, FWM_TILE); tile-- > 0;) {
+        const TokenRange range = tile_range(s, tile);
+        for (size_t t = range.start; t < range.start + range.count; t++)
+            w.inverse[t] = inverse_of(w.total[t] = sum(ld, s->keys + t * ld));
+        forward_tile(s, &w, range, y);
+    }
+    spread_nan(s->ld, w.u, s->n_values, y);
+}
+
+static size_t backward_begin(const Sequence *s, real *numbers, const real *y, const real *dy)
+{
+    (void)y;
+    const Workspace w = divide(s, numbers);
+    memcpy(w.dy, dy, s->n_values * sizeof(real));
+    memset(w.w, 0, s->ld * sizeof(real));
+    return fwm_tiles(s->length, FWM_TILE);
+}
+
+/* Whether the quotient phi / total of this token needs care on its way back.
+ *
+ * The PyTorch of the published runs took the gradient of the quotient's denominator as -dk phi / (total * total). In
+ * float32 that square underflows long before the total does: a total under 4e-23 makes the gradient infinite or NaN,
+ * and it is this that ends the published FAVOR+ runs in NaN. as_published computes it in that way where the two differ.
+ */
+static inline bool needs_care(const Sequence *s, const Workspace *w, size_t token)
+{
+    return w->inverse[token] == 0 || (s->as_published && FWM_FABS(w->total[token]) < SMALLEST_TO_SQUARE);
+}
+
+/* The scalars of a token's gradients, once w . k_t is known: dk_t = da u_t - beta_a w, and dphi_t = (dk_t - dk_k)
+ * inverse. */
+typedef struct {
+    real da, beta_a, dk_k, inverse;
+} TokenGradient;
+
+static inline TokenGradient token_gradient(const Sequence *s, const Workspace *w, size_t token, real w_k, real *dbeta)
+{
+    const real a = w->a[token], beta = s->beta[token], error = w->dy[s->values[token]] - w_k;
+    const real da = beta * error, beta_a = beta * a;
+    *dbeta = a * error;
+    if (needs_care(s, w, token)) /* leave dk_t as it is */
+        return (TokenGradient){da, beta_a, 0, 1};
+    return (TokenGradient){da, beta_a, da * a - beta_a * w_k, w->inverse[token]};
+}
+
+static void backward_pair(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t,
+                          real *restrict dk0, real *dbeta)
+{
+    const size_t ld = s->ld, token = start + t;
+    const real *restrict u1 = u_of_pair(s, ws, token);
+    const real *restrict k0 = keys->rows + t * ld, *restrict k1 = k0 + ld, *scale = keys->scale + t;
+    real *restrict w = ws->w, *restrict dk1 = dk0 + ld;
+    vec dots[3];
+    three_dots(ld, k0, k1, w, dots);
+    /* As on the way forward, with step_t = scale_t da_t = scale_t beta_t (dy[v_t] - w . k_t):
+     * w . k1 = scale1 (dots1 + step0 product) */
+    const real product = ws->product[token], write0 = scale[0] * s->beta[token], write1 = scale[1] * s->beta[token + 1];
+    const real dy0 = ws->dy[s->values[token]], dy1 = ws->dy[s->values[token + 1]];
+    const vec step0 = write0 * dy0 - (write0 * scale[0]) * dots[0];
+    const vec step1 = (write1 * dy1 - (write1 * scale[1]) * dots[1]) - (write1 * scale[1] * product) * step0;
+    const TokenGradient g0 = token_gradient(s, ws, token, scale[0] * dots[0][0], dbeta + t);
+    const TokenGradient g1 =
+        token_gradient(s, ws, token + 1, scale[1] * (dots[1][0] + step0[0] * product), dbeta + t + 1);
+    const real removed1 = g1.beta_a * scale[1];
+    for (size_t i = 0; i < ld; i += FWM_LANES) {
+        const vec k0_i = vec_load(k0 + i), k1_i = vec_load(k1 + i), u1_i = vec_load(u1 + i), w0 = vec_load(w + i);
+        const vec u0_i = u1_i - removed1 * k1_i, w1 = w0 + step0 * k0_i;
+        vec_store(dk0 + i, (g0.da * u0_i - g0.beta_a * w0 - g0.dk_k) * g0.inverse);
+        vec_store(dk1 + i, (g1.da * u1_i - g1.beta_a * w1 - g1.dk_k) * g1.inverse);
+        vec_store(w + i, w1 + step1 * k1_i);
+    }
+}
+
+static void backward_single(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t,
+                            real *restrict dk, real *dbeta)
+{
+    const size_t ld = s->ld;
+    const real *restrict u = u_of_pair(s, ws, start + t);
+    const real *restrict key = keys->rows + t * ld;
+    real *restrict w = ws->w;
+    const TokenGradient g = token_gradient(s, ws, start + t, keys->scale[t] * dot(ld, w, key), dbeta + t);
+    const real step = g.da * keys->scale[t];
+    for (size_t i = 0; i < ld; i += FWM_LANES) {
+        const vec w_i = vec_load(w + i);
+        vec_store(dk + i, (g.da * vec_load(u + i) - g.beta_a * w_i - g.dk_k) * g.inverse);
+        vec_store(w + i, w_i + step * vec_load(key + i));
+    }
+}
+
+/* dk (p) becomes dphi, for a total so small that the two quotients are taken apart. */
+static void through_small_total(const Sequence *s, const Workspace *w, size_t token, const real *key, real scale,
+                                real *dk)
+{
+    const real *phi = s->keys + token * s->ld;
+    const real total = w->total[token];
+    real of_total = 0;
+    for (size_t i = 0; i < s->features; i++)
+        of_total -= s->as_published ? dk[i] * phi[i] / (total * total) : dk[i] * (scale * key[i]);
+    for (size_t i = 0; i < s->features; i++)
+        dk[i] = s->as_published ? dk[i] / total + of_total : (dk[i] + of_total) / total;
+}
+
+static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, real *dkeys, real *dbeta)
+{
+    const Workspace w = divide(s, numbers);
+    const size_t ld = s->ld;
+    const TokenRange range = tile_range(s, tile);
+    const TileKeys keys = tile_keys(s, &w, range);
+    size_t t = 0;
+    for (; t + 2 <= range.count; t += 2)
+        backward_pair(s, &w, &keys, range.start, t, dkeys + t * ld, dbeta);
+    if (t < range.count)
+        backward_single(s, &w, &keys, range.start, t, dkeys + t * ld, dbeta);
+    for (t = 0; t < range.count; t++)
+        if (needs_care(s, &w, range.start + t))
+            through_small_total(s, &w, range.start + t, keys.rows + t * ld, keys.scale[t], dkeys + t * ld);
+    return range;
+}
+
+static void backward_end(const Sequence *s, real *numbers, real *dquery)
+{
+    const Workspace ws = divide(s, numbers);
+    const real w_u = dot(s->ld, ws.w, ws.u + pairs_of(s->length) * s->ld), total = sum(s->ld, s->query) + EPS;
+    for (size_t i = 0; i < s->ld; i++)
+        dquery[i] = (ws.w[i] - w_u) / total;
+}
+
+/* Many queries at once: a_t . columns = k_t . u_L - sum_{s > t} beta_s a_s (k_s . k_t), by substitution from the end,
+ * the part that lies in later tiles as a matrix product. */
+static void answer(const Sequence *s, real *numbers, const real *queries, size_t ld_queries, real *y)
+{
+    const size_t L = s->length, ld = s->ld, ld_t = fwm_padded(L);
+    real *keys = numbers, *keys_t = keys + L * ld, *products = keys_t + ld * ld_t;
+    real *written = products + FWM_TILE * ld_t, *total = written + L * ld_queries;
+    for (size_t t = 0; t < L; t++) {
+        const real key_total = sum(ld, s->keys + t * ld);
+        normalise(s, s->keys + t * ld, key_total, inverse_of(key_total), keys + t * ld);
+    }
+    memset(keys_t, 0, ld * ld_t * sizeof(real));
+    transpose(L, ld, keys, ld, keys_t, ld_t);
+    memset(total, 0, ld_queries * sizeof(real));
+    for (size_t i = 0; i < s->features; i++)
+        add(ld_queries, queries + i * ld_queries, total);
+    memset(y, 0, s->n_values * ld_queries * sizeof(real));
+    for (size_t tile = fwm_tiles(L, FWM_TILE); tile-- > 0;) {
+        const size_t start = tile * FWM_TILE, end = fwm_min(start + FWM_TILE, L);
+        real *tile_written = written + start * ld_queries;
+        gemm(end - start, ld_queries, ld, rows_of(keys + start * ld, ld), queries, ld_queries, 0, NULL, tile_written,
+             ld_queries);
+        gemm(end - start, ld_t - start, ld, rows_of(keys + start * ld, ld), keys_t + start, ld_t, 0, NULL, products,
+             ld_t);
+        for (size_t i = 0; i < (end - start) * ld_t; i++)
+            products[i] = -products[i];
+        gemm(end - start, ld_queries, L - end, rows_of(products + end - start, ld_t), written + end * ld_queries,
+             ld_queries, 1, tile_written, tile_written, ld_queries);
+        for (size_t t = end; t-- > start;) {
+            real *row = written + t * ld_queries;
+            for (size_t later = t + 1; later < end; later++)
+                add_scaled(ld_queries, products[(t - start) * ld_t + later - start], written + later * ld_queries, row);
+            for (size_t c = 0; c < ld_queries; c++)
+                row[c] *= s->beta[t];
+            add(ld_queries, row, y + (size_t)s->values[t] * ld_queries);
+        }
+    }
+    for (size_t t = 0; t < L; t++) /* a NaN on the way makes all of a column NaN, as in forward */
+        for (size_t c = 0; c < ld_queries; c++)
+            total[c] =
+                written[t * ld_queries + c] != written[t * ld_queries + c] ? written[t * ld_queries + c] : total[c];
+    for (size_t n = 0; n < s->n_values; n++)
+        for (size_t c = 0; c < ld_queries; c++)
+            y[n * ld_queries + c] /= total[c] + EPS;
+}
+
+const Readout FWM_NAME(readout_delta) = {
+    .info = {.name = "ours",
+             .function = "delta_rule",
+             .uses_map = 1,
+             .uses_beta = 1,
+             .summary = "delta rule: a write replaces what its key held before"},
+    .scratch = scratch_size,
+    .forward = forward,
+    .backward_begin = backward_begin,
+    .backward_tile = backward_tile,
+    .backward_end = backward_end,
+    .answer = answer,
+};

@@ -1,0 +1,248 @@
+/* The plain recurrence, backward. Forward, at token t, with S the state before it:
+ *
+ *     S' = diag(a) S,   n = u - S'^T e,   S_t = S' + k n^T,   o = S_t^T q / den,   den = z_t . q + eps or 1
+ *
+ * Saved: nothing but the inputs. States are made again: one every L tokens in a first pass (L about sqrt T), then,
+ * segment by segment from the last, those of the segment's tokens. Backward, with dS = dS_t, what comes from later
+ * tokens:
+ *
+ *     do <- do / den;   dden = -(do . S_t^T q) / den;   dq = S_t do + dden z_t,   dz += dden q,   dk = dz
+ *     dS += q do^T;     dn = dS^T k;   dk += dS n;   du = dn;   de = -S' dn
+ *     dS' = dS - e dn^T;   dg_i = <dS'_i, S'_i>;   dS = diag(a) dS'
+ *
+ * As in the forward a has two parts, and the state and dS are rounded once a token: diag(a) dS' waits for the q do^T of
+ * the token before. */
+#include <string.h>
+
+#include "kernels/base/arena.h"
+#include "kernels/rules/family/recurrent.h"
+#include "kernels/rules/tokens.h"
+#include "runtime/threads.h"
+
+typedef struct {
+    const FwmRuleCall *m;
+    size_t ld, longest, L; /* longest sequence; tokens of a segment */
+    char *scratch;
+    size_t stride;
+} Recurrence;
+
+typedef struct {
+    real *k, *e, *q, *dk, *de, *dq, *row; /* ld; R x ld for q, dq */
+    real *a, *rest, *rest_later; /* ld: exp(g), and its two parts; those of the token behind, which dS waits for */
+    lane_number *one_more, *one_more_later;
+    real *dz;                   /* ld */
+    real *u, *n, *dn, *o;       /* V */
+    real *dS;                   /* K x V */
+    real *checkpoints, *states; /* (K x V + ld) each: state and sum of keys before a segment, before a token */
+} Memory;
+
+static Memory take_memory(const Recurrence *f, Arena *arena)
+{
+    const size_t K = f->m->K, V = f->m->V, R = queries_per_state(f->m), row = f->ld * sizeof(real),
+                 column = V * sizeof(real);
+    const size_t state = (K * V + f->ld) * sizeof(real);
+    Memory w;
+    real **const rows[] = {&w.k, &w.e, &w.a, &w.rest, &w.rest_later, &w.dk, &w.de, &w.row, &w.dz};
+    real **const columns[] = {&w.u, &w.n, &w.dn, &w.o};
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        *rows[i] = take_bytes(arena, row);
+    for (size_t i = 0; i < sizeof columns / sizeof columns[0]; i++)
+        *columns[i] = take_bytes(arena, column);
+    w.one_more = take_bytes(arena, f->ld * sizeof(lane_number));
+    w.one_more_later = take_bytes(arena, f->ld * sizeof(lane_number));
+    w.q = take_bytes(arena, R * row);
+    w.dq = take_bytes(arena, R * row);
+    w.dS = take_bytes(arena, state);
+    w.checkpoints = take_bytes(arena, (fwm_tiles(f->longest, f->L) + 1) * state);
+    w.states = take_bytes(arena, (f->L + 1) * state);
+    return w;
+}
+
+static void load_rows(const Head *h, const Recurrence *f, size_t t, const Memory *w)
+{
+    load_keys(h, t, 1, f->ld, w->k);
+    load_erase_keys(h, t, 1, f->ld, w->k, w->e);
+    load_queries(h, t, 1, f->ld, w->q, 0, f->ld);
+    load_value(h, t, 0, h->V, w->u);
+    if (f->m->gate != FWM_NO_GATE)
+        load_decays(h, t, f->ld, w->a, w->rest, w->one_more);
+}
+
+/* out = S'^T x, S' = diag(a) S */
+static void read_decayed(const Head *h, const real *a, const real *S, const real *x, real *restrict out)
+{
+    const size_t V = h->V;
+    memset(out, 0, V * sizeof(real));
+    for (size_t i = 0; i < h->K; i++)
+        for (size_t j = 0; j < V; j++)
+            out[j] += x[i] * (a[i] * S[i * V + j]);
+}
+
+/* n, and S -> next, the state behind token t; the sum of keys stands behind the state. */
+static void write_token(const Head *h, const Recurrence *f, size_t t, const Memory *w, const real *S,
+                        real *restrict next)
+{
+    const size_t K = h->K, V = h->V;
+    load_rows(h, f, t, w);
+    read_decayed(h, w->a, S, w->e, w->n);
+    for (size_t j = 0; j < V; j++)
+        w->n[j] = w->u[j] - w->n[j];
+    for (size_t i = 0; i < K; i++)
+        for (size_t j = 0; j < V; j++)
+            next[i * V + j] = (w->one_more[i] ? S[i * V + j] : 0) + (w->rest[i] * S[i * V + j] + w->k[i] * w->n[j]);
+    for (size_t i = 0; i < f->ld; i++)
+        next[K * V + i] = S[K * V + i] + w->k[i];
+}
+
+/* Query r: dq, and its share of dS and dz. The first brings dS from behind the gate of the token after t. */
+static void read_backward(const Head *h, const Recurrence *f, size_t t, size_t r, const Memory *w, const real *S_t)
+{
+    const size_t K = h->K, V = h->V;
+    const real *z = S_t + K * V, *q = w->q + r * f->ld, *dout = token(h->dout, t) + r * V;
+    real *dq = w->dq + r * f->ld, den = 1, dden = 0;
+    if (f->m->normalize) {
+        den = (real)f->m->eps;
+        for (size_t i = 0; i < K; i++)
+            den += z[i] * q[i];
+    }
+    for (size_t i = 0; i < K; i++) {
+        const bool one_more = r > 0 || w->one_more_later[i];
+        const real rest = r == 0 ? w->rest_later[i] : 0;
+        real along = 0;
+        for (size_t j = 0; j < V; j++) {
+            const real dS = w->dS[i * V + j];
+            along += S_t[i * V + j] * (dout[j] / den);
+            w->dS[i * V + j] = (one_more ? dS : 0) + (rest * dS + q[i] * (dout[j] / den));
+        }
+        dq[i] = along;
+        dden -= along * q[i] / den;
+    }
+    for (size_t i = 0; f->m->normalize && i < K; i++) {
+        dq[i] += dden * z[i];
+        w->dz[i] += dden * q[i];
+    }
+}
+
+static void backward_token(const Head *h, const Recurrence *f, size_t t, const Memory *w, const real *S, real *S_t)
+{
+    const size_t K = h->K, V = h->V;
+    real dg_sum = 0;
+    write_token(h, f, t, w, S, S_t);
+    for (size_t r = 0; r < h->R; r++)
+        read_backward(h, f, t, r, w, S_t);
+    memset(w->dn, 0, V * sizeof(real));
+    for (size_t i = 0; i < K; i++) {
+        real along = 0;
+        for (size_t j = 0; j < V; j++) {
+            w->dn[j] += w->dS[i * V + j] * w->k[i];
+            along += w->dS[i * V + j] * w->n[j];
+        }
+        w->dk[i] = along + w->dz[i];
+    }
+    for (size_t i = 0; i < K; i++) {
+        real de = 0, dg = 0;
+        for (size_t j = 0; j < V; j++) {
+            const real decayed = w->a[i] * S[i * V + j], d = w->dS[i * V + j] - w->e[i] * w->dn[j];
+            de -= decayed * w->dn[j];
+            dg += d * decayed;
+            w->dS[i * V + j] = d;
+        }
+        w->de[i] = de;
+        dg_sum += dg;
+        if (f->m->gate == FWM_CHANNEL_GATE)
+            token(h->dg, t)[i] = dg;
+    }
+    if (f->m->gate == FWM_SCALAR_GATE)
+        *token(h->dg, t) = dg_sum;
+    memcpy(w->one_more_later, w->one_more, f->ld * sizeof(lane_number));
+    memcpy(w->rest_later, w->rest, f->ld * sizeof(real));
+    const real dbeta = store_value(h, t, 0, V, w->dn);
+    store_token(h, t, f->ld, w->k, dbeta, w->dk, w->de, w->dq, f->ld, w->row);
+}
+
+static void backward_head(const Head *h, const Recurrence *f, const Memory *w)
+{
+    const size_t K = h->K, V = h->V, L = f->L, state = K * V + f->ld, segments = fwm_tiles(h->T, L);
+    memset(w->e, 0, f->ld * sizeof(real));
+    memset(w->rest, 0, f->ld * sizeof(real));
+    memset(w->rest_later, 0, f->ld * sizeof(real));
+    for (size_t i = 0; i < f->ld; i++)
+        w->a[i] = 1;
+    memset(w->one_more, -1, f->ld * sizeof(lane_number));
+    memset(w->one_more_later, -1, f->ld * sizeof(lane_number));
+    load_row(K * V, K * V, h->initial_state, w->checkpoints);
+    load_row(K, f->ld, h->initial_sum, w->checkpoints + K * V);
+    load_row(K * V, K * V, h->dfinal_state, w->dS);
+    load_row(K, f->ld, h->dfinal_sum, w->dz);
+    for (size_t t = 0; t + L < segments * L; t++) {
+        const real *from = t % L ? w->states + t % L * state : w->checkpoints + t / L * state;
+        write_token(h, f, t, w, from,
+                    (t + 1) % L ? w->states + (t + 1) % L * state : w->checkpoints + (t + 1) / L * state);
+    }
+    for (size_t segment = segments; segment-- > 0;) {
+        const size_t t0 = segment * L, n = fwm_min(L, h->T - t0);
+        memcpy(w->states, w->checkpoints + segment * state, state * sizeof(real));
+        for (size_t t = 0; t + 1 < n; t++)
+            write_token(h, f, t0 + t, w, w->states + t * state, w->states + (t + 1) * state);
+        for (size_t t = n; t-- > 0;)
+            backward_token(h, f, t0 + t, w, w->states + t * state, w->states + (t + 1) * state);
+    }
+    for (size_t i = 0; h->dinitial_state && i < K; i++)
+        for (size_t j = 0; j < V; j++)
+            h->dinitial_state[i * V + j] =
+                (w->one_more_later[i] ? w->dS[i * V + j] : 0) + w->rest_later[i] * w->dS[i * V + j];
+    if (h->dinitial_sum)
+        give(K, w->dz, h->first_of_key, h->dinitial_sum);
+}
+
+/* The value heads of a key head, one after the other: they add to its dk and dq in order. */
+static void backward_key_head(const Recurrence *f, size_t sequence, size_t key_head, void *scratch)
+{
+    const size_t group = f->m->HV / f->m->H, first = key_head * group;
+    Arena arena = arena_at(scratch);
+    const Memory w = take_memory(f, &arena);
+    for (size_t hv = first; hv < first + group; hv++) {
+        const Head h = head_of(f->m, sequence, hv);
+        backward_head(&h, f, &w);
+    }
+}
+
+static void backward_task(void *context, size_t index, int thread)
+{
+    const Recurrence *f = context;
+    backward_key_head(f, index / f->m->H, index % f->m->H, f->scratch + (size_t)thread * f->stride);
+}
+
+static Recurrence recurrence_of(const FwmRuleCall *m, size_t longest, void *scratch)
+{
+    Recurrence f = {.m = m, .ld = fwm_padded(m->K), .longest = longest, .L = 1, .scratch = scratch};
+    while (f.L * f.L < f.longest)
+        f.L++;
+    Arena arena = {0};
+    take_memory(&f, &arena);
+    f.stride = arena.next;
+    return f;
+}
+
+size_t recurrent_backward_scratch(const FwmRuleCall *m, int threads)
+{
+    return recurrence_of(m, longest_sequence(m), NULL).stride * (size_t)threads;
+}
+
+void recurrent_backward(const FwmRuleCall *m, int threads, void *scratch)
+{
+    Recurrence f = recurrence_of(m, longest_sequence(m), scratch);
+    fwm_parallel_for(threads, m->n_sequences * m->H, backward_task, &f);
+}
+
+size_t one_token_scratch(const FwmRuleCall *m)
+{
+    const size_t forward = recurrent_forward_scratch(m, 1), backward = recurrence_of(m, 1, NULL).stride;
+    return forward > backward ? forward : backward;
+}
+
+void one_token_backward(const FwmRuleCall *m, size_t sequence, size_t key_head, void *scratch)
+{
+    const Recurrence f = recurrence_of(m, 1, scratch);
+    backward_key_head(&f, sequence, key_head, scratch);
+}
