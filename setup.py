@@ -51,8 +51,8 @@ COMMON_FLAGS = ["-ffp-contract=off"]
 # Not errors: sizes are size_t but indices of Python and NumPy signed; clang does not vectorise every loop it may.
 WARNING_FLAGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Wno-pass-failed", "-Werror"]
 NO_COMPILER = """\
-fwm_py: found no compiler {compiler!r}, and its core is written in C. Install gcc or clang (Debian and Ubuntu: apt install \
-gcc libc6-dev; Fedora: dnf install gcc; macOS: xcode-select --install), or name yours: CC=clang pip install ."""
+fwm_py: found no compiler {compiler!r}, and its core is written in C. Install gcc or clang (Debian and Ubuntu: apt \
+install gcc libc6-dev; Fedora: dnf install gcc; macOS: xcode-select --install), or name yours: CC=clang pip install ."""
 NO_HEADERS = """\
 fwm_py: {compiler!r} compiles no program that includes Python.h; install the headers of Python and of the C library \
 (Debian and Ubuntu: apt install python3-dev libc6-dev; Fedora: dnf install python3-devel). It says:

@@ -101,9 +101,9 @@ class Work:
     def flop(self, backward):
         """Of the recurrence and its gradient, two for each multiplication and addition; nothing recomputed is counted.
 
-        A token of a value head: K V of them for the write, for the read-out and, if the rule erases, for what the memory
-        holds. Softmax attention: the scores and the values of the causal triangle. A product forward is two backward;
-        softmax attention's backward makes the scores once more.
+        A token of a value head: K V of them for the write, for the read-out and, if the rule erases, for what the
+        memory holds. Softmax attention: the scores and the values of the causal triangle. A product forward is two
+        backward; softmax attention's backward makes the scores once more.
         """
         if self.function == "softmax_attention":
             return self.B * self.H * self.T * (self.T + 1) * (self.K + self.V) * (3.5 if backward else 1)

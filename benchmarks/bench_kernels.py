@@ -10,11 +10,11 @@
 --only: the rows, or the functions of a sweep, whose name holds one of the words. Default: the first two tables.
 
 What is timed. Every repetition calls all sides in turn, each often enough to fill 50 ms after a pause in which the
-others' threads go to sleep; medians over repetitions, ratios of the pairs. Each row has a process of its own. Inputs are
-converted to each side's layout before; outputs are made before where a side can write into them. Nobody is timed before
-its results agree with ours to 1e-3 of the largest value of each (alternatives.disagreement). float32 throughout; q and k
-have length one as they come, and the gated rules normalise them once more inside, as the models do (onnxruntime cannot
-and is spared it).
+others' threads go to sleep; medians over repetitions, ratios of the pairs. Each row has a process of its own. Inputs
+are converted to each side's layout before; outputs are made before where a side can write into them. Nobody is timed
+before its results agree with ours to 1e-3 of the largest value of each (alternatives.disagreement). float32 throughout;
+q and k have length one as they come, and the gated rules normalise them once more inside, as the models do (onnxruntime
+cannot and is spared it).
 
 FLOP: of the recurrence, with K V multiplications and additions, two each: 6 K V a token and value head for rules that
 erase, 4 K V for sums, 2 (K + V) a pair of tokens for softmax attention; with the backward three times as many (softmax
@@ -149,7 +149,7 @@ def affordable(work, backward):
     PyTorch's functions take up to 4096 tokens. With a gate per channel transformers makes several arrays of 64 x K for
     every token and head, 1 GiB each at the limit.
     """
-    many = work.T > 4096 or work.rule.channel_gate and work.B * work.T * work.HV * work.K > 2**22
+    many = work.T > 4096 or (work.rule.channel_gate and work.B * work.T * work.HV * work.K > 2**22)
     return [kind for kind in sides(work, backward) if not (many and issubclass(kind, alternatives.Torch))]
 
 
@@ -399,8 +399,8 @@ def main():
             parser.error(f"table: got {name!r}, expected one of {', '.join(tables)}")
     build = fwm_py.build_info()
     print(
-        f"{roofline.cpu_model()}; {args.threads} threads; Python {platform.python_version()}, PyTorch {torch.__version__}, "
-        f"fwm_py {fwm_py.__version__} ({build['variant']}, gcc {build['compiler']})."
+        f"{roofline.cpu_model()}; {args.threads} threads; Python {platform.python_version()}, "
+        f"PyTorch {torch.__version__}, fwm_py {fwm_py.__version__} ({build['variant']}, gcc {build['compiler']})."
     )
     runner = Runner(args)
     for name in args.tables or ["alternatives", "pairs"]:

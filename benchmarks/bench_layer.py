@@ -1,13 +1,13 @@
-"""What surrounds the rule in a layer of transformers' Qwen3-Next, against what the model calls. Prints a Markdown table.
+"""What surrounds the rule in a layer of transformers' Qwen3-Next, against what the model calls, as a Markdown table.
 
     python benchmarks/bench_layer.py [--threads 2] [--repeats 7] [--json FILE] [--quick]
 
 The causal convolution with SiLU, the gated RMS norm, and softmax attention, on tensors, each forward, and forward and
 backward by autograd; float32. Both sides run in turn; times are medians over repetitions, ratios medians of the
-repetitions' ratios. Beside them stands the time to move each input and each result once, at the rate of a = b + s c with
-arrays as large together, or that of attention's products at the rate of torch.matmul, if longer. Nobody is timed before all
-results agree to 1e-5 of the largest. Each row has a process of its own, which keeps the memory that it has had (glibc): the
-time of new pages, as long as the work, comes and goes otherwise.
+repetitions' ratios. Beside them stands the time to move each input and each result once, at the rate of a = b + s c
+with arrays as large together, or that of attention's products at the rate of torch.matmul, if longer. Nobody is timed
+before all results agree to 1e-5 of the largest. Each row has a process of its own, which keeps the memory that it has
+had (glibc): the time of new pages, as long as the work, comes and goes otherwise.
 """
 
 import argparse
@@ -33,8 +33,8 @@ class AttentionLayer(torch.nn.Module):
     is_causal, num_key_value_groups = True, 8
 
 
-# Each makes, for T tokens, the inputs, the least FLOP where products are most of the work, and what looks up, like the model, the
-# function to call, in whose place `enable` puts ours.
+# Each makes, for T tokens, the inputs, the least FLOP where products are most of the work, and what looks up, like the
+# model, the function to call, in whose place `enable` puts ours.
 
 
 def convolution(T):
@@ -124,8 +124,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="few tokens, two repetitions: does it run?")
     args = parser.parse_args()
     print(
-        f"{roofline.cpu_model()}; {args.threads} threads; Python {platform.python_version()}, PyTorch {torch.__version__}, "
-        f"fwm_py {fwm_py.__version__} ({fwm_py.build_info()['variant']})."
+        f"{roofline.cpu_model()}; {args.threads} threads; Python {platform.python_version()}, "
+        f"PyTorch {torch.__version__}, fwm_py {fwm_py.__version__} ({fwm_py.build_info()['variant']})."
     )
     rows = {}
     for name, make in ROWS.items():

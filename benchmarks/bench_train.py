@@ -38,40 +38,18 @@ CASES = {
     "favor": Settings(attn_name="favor", attn_arg=128, update_rule="sum", n_keys=600),
 }
 
+# fmt: off
 LARGEST_PUBLISHED_RUNS = [  # of the sixteen published commands
     Settings(attn_name=attn_name, attn_arg=attn_arg, update_rule=update_rule, n_keys=n_keys, replace=replace)
     for n_keys, replace, runs in [
-        (
-            600,
-            False,
-            [
-                ("softmax", 0, "sum"),
-                ("linear", 0, "sum"),
-                ("dpfp", 1, "sum"),
-                ("dpfp", 2, "sum"),
-                ("dpfp", 3, "sum"),
-                ("favor", 64, "sum"),
-                ("favor", 128, "sum"),
-                ("favor", 512, "sum"),
-            ],
-        ),
-        (
-            200,
-            True,
-            [
-                ("dpfp", 1, "sum"),
-                ("dpfp", 1, "ours"),
-                ("tanh", 0, "fwm"),
-                ("dpfp", 1, "fwm"),
-                ("dpfp", 2, "ours"),
-                ("linear", 0, "ours"),
-                ("favor", 64, "ours"),
-                ("favor", 128, "ours"),
-            ],
-        ),
+        (600, False, [("softmax", 0, "sum"), ("linear", 0, "sum"), ("dpfp", 1, "sum"), ("dpfp", 2, "sum"),
+                      ("dpfp", 3, "sum"), ("favor", 64, "sum"), ("favor", 128, "sum"), ("favor", 512, "sum")]),
+        (200, True, [("dpfp", 1, "sum"), ("dpfp", 1, "ours"), ("tanh", 0, "fwm"), ("dpfp", 1, "fwm"),
+                     ("dpfp", 2, "ours"), ("linear", 0, "ours"), ("favor", 64, "ours"), ("favor", 128, "ours")]),
     ]
     for attn_name, attn_arg, update_rule in runs
 ]
+# fmt: on
 
 FAST_STEPS, OUR_STEPS = 3, 30  # a repetition: shorter steps are repeated, and their median counts
 LOSS_TOLERANCE = 1e-3
@@ -142,12 +120,12 @@ def check_losses(settings, ours, torch_models, batch):
             raise RuntimeError(f"{label(settings)}: {type(model).__name__} has a loss of {loss}, ours is {expected}")
 
 
-def measure(settings, repeats):
-    stream, ours = Stream(settings), Model(settings)
+def step_seconds(settings, stream, ours, repeats):
+    """Seconds of a step by each repetition: of the program, of the fast forms and of ours."""
     models = [torch_model(kind, settings, ours.parameters) for kind in (RetrievalModel, FastModel)]
     check_losses(settings, ours, models, stream.batch())
     program, fast = (TrainingStep(model, settings.resolved_lr) for model in models)
-    result = Result([], [], [], 0, 0)
+    columns = [], [], []
     for repeat in range(repeats + 1):
         batch = stream.batch()
         tensors = [torch.tensor(array) for array in batch]
@@ -158,12 +136,16 @@ def measure(settings, repeats):
             median_seconds(lambda: ours.step(next(fresh)), OUR_STEPS),
         )
         if repeat > 0:  # the first fills caches and allocators
-            for column, value in zip((result.program, result.fast, result.ours), seconds):
+            for column, value in zip(columns, seconds):
                 column.append(value)
-    del program, fast, models
-    result.loop = statistics.median(loop_seconds(settings) for _ in range(min(repeats, 3)))
-    result.evaluation = median_seconds(lambda: ours.evaluate(stream), 5)
-    return result
+    return columns
+
+
+def measure(settings, repeats):
+    stream, ours = Stream(settings), Model(settings)
+    program, fast, own = step_seconds(settings, stream, ours, repeats)  # PyTorch's models are gone when it returns
+    loop = statistics.median(loop_seconds(settings) for _ in range(min(repeats, 3)))
+    return Result(program, fast, own, loop, median_seconds(lambda: ours.evaluate(stream), 5))
 
 
 def loop_seconds(settings, first=10, last=90):
@@ -223,7 +205,7 @@ def compare_case(name, repeats, threads):
 
 
 def compare(cases, repeats, threads):
-    """Prints the tables. Each case has a process of its own: what torch has allocated in one slows it down in the next."""
+    """Prints the tables. Each case has a process of its own: what torch allocates in one slows the next down."""
     rows = []
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name in cases:

@@ -3,13 +3,13 @@
     python benchmarks/bench_transformers.py [--only WORD ...] [--threads 2] [--repeats 5] [--json FILE] [--quick]
 
 Three kinds of work: a training step (B 2, T 1024: loss, gradients, SGD), a prefill (B 1, T 2048, no gradients) and 64
-tokens decoded after a prefix of 16 (greedy). Times are medians over repetitions, in which the model runs as it comes, with
-the kernels, and with the rule replaced by a copy of the values: the floor, which no faster rule can pass (Amdahl). Ratios
-are medians of the repetitions' ratios. Each model has a process of its own, and each peak of memory, which is the
-resident memory's during a first work less that before it (Linux).
+tokens decoded after a prefix of 16 (greedy). Times are medians over repetitions, in which the model runs as it comes,
+with the kernels, and with the rule replaced by a copy of the values: the floor, which no faster rule can pass (Amdahl).
+Ratios are medians of the repetitions' ratios. Each model has a process of its own, and each peak of memory, which is
+the resident memory's during a first work less that before it (Linux).
 
-Nobody is timed before the logits and every gradient equal those of the model as it comes to 1e-4 of their largest, or are
-nearer to the same model in float64 where those are not so right.
+Nobody is timed before the logits and every gradient equal those of the model as it comes to 1e-4 of their largest, or
+are nearer to the same model in float64 where those are not so right.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def modelling(name):
     return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
 
 
-# ---- the ways to compute -----------------------------------------------------------------------------------------------
+# ---- the ways to compute ---------------------------------------------------------------------------------------------
 
 
 def copy_rule(query, key, value, *args, initial_state=None, output_final_state=False, **options):
@@ -133,7 +133,7 @@ def ways(name):
     }
 
 
-# ---- the work ----------------------------------------------------------------------------------------------------------
+# ---- the work --------------------------------------------------------------------------------------------------------
 
 
 def work_of(name, model, quick):
@@ -172,7 +172,7 @@ def results(name, model, way, quick):
 
 
 def check(name, quick):
-    """Equal to 1e-4 of the largest; where theirs are not right to that (some gradients of gates are not), ours are nearer.
+    """Equal to 1e-4 of the largest, or, where theirs are less right (some gradients of gates are), ours are nearer.
 
     Returns what of each side is farthest from the model in float64: how far, of its largest, and its name.
     """
@@ -233,7 +233,7 @@ def in_a_process(function, *arguments):
         return pool.apply(function, arguments)
 
 
-# ---- the table ---------------------------------------------------------------------------------------------------------
+# ---- the table -------------------------------------------------------------------------------------------------------
 
 
 def ratio(above, below):

@@ -304,7 +304,8 @@ def make_progress(settings: Settings) -> Progress:
 COMMANDS = {  # name: summary, description, what its help ends with, its flags, what it does
     "train": (
         "train and write logs",
-        "Train the associative-retrieval experiment for N = begin, begin + step, .., end keys, each N a run of its own,\n"
+        "Train the associative-retrieval experiment for N = begin, begin + step, .., end keys, each N a run "
+        "of its own,\n"
         "and write the evaluation losses of each run to a CSV file in the log folder.",
         tables,
         add_train_flags,
@@ -321,14 +322,16 @@ COMMANDS = {  # name: summary, description, what its help ends with, its flags, 
     "compare": (
         "say how logs agree with the published ones",
         "Compare the logs of a folder with the published ones: first rows, lengths, last losses, and where\n"
-        "<folder>.twins.csv has them, the bands in which the last losses of runs scatter. Exit status 1 where they agree too little.",
+        "<folder>.twins.csv has them, the bands in which the last losses of runs scatter. Exit status 1 where they "
+        "agree too little.",
         None,
         cli_sweep.add_compare_flags,
         cli_sweep.run_compare,
     ),
     "figures": (
         "draw the paper's figures from logs",
-        "Draw the paper's six figures from the logs of a folder, and write each as PNG and SVG. Logs that are not whole, or none\n"
+        "Draw the paper's six figures from the logs of a folder, and write each as PNG and SVG. Logs that are "
+        "not whole, or none\n"
         "of the paper's, are named and not drawn. Needs pip install 'fwm_py[figures]'.",
         None,
         cli_sweep.add_figures_flags,

@@ -108,8 +108,8 @@ class Tally:
     ours, published : float
         Median of the last losses that are compared; NaN counts as larger than any number. NaN if there are none.
     bands, in_band, unwidened : int
-        Published last losses with a band, those within it, and within it as it is, not widened; whether or not the run's
-        own log is there.
+        Published last losses with a band, those within it, and within it as it is, not widened; whether or not the
+        run's own log is there.
     """
 
     compared: int
@@ -187,7 +187,7 @@ class Comparison:
 
     @property
     def neighbours(self) -> tuple[int, int]:
-        """What else lies in the widened bands: published last losses of the next smaller and larger N, and of how many."""
+        """What else the widened bands hold: published last losses of the next smaller and larger N, and of how many."""
         found = [
             run.band.holds(loss)
             for run in self.runs.values()

@@ -1,7 +1,7 @@
 """Causal depthwise convolution, with SiLU or without: forward and gradient.
 
-Each channel has a filter of its own, short and along the tokens: z_t = bias + sum_w weight_w x_{t - W + 1 + w}, and y = z or
-z / (1 + exp(-z)). Linear attention and delta-rule layers put one in front of their queries, keys and values.
+Each channel has a filter of its own, short and along the tokens: z_t = bias + sum_w weight_w x_{t - W + 1 + w}, and
+y = z or z / (1 + exp(-z)). Linear attention and delta-rule layers put one in front of their queries, keys and values.
 
 Common to both functions, for B sequences of T tokens and D channels:
 
@@ -17,14 +17,14 @@ cu_seqlens : array (n + 1,), any integer dtype, optional
     Packs n sequences into one row (B must be 1): sequence i is the tokens cu_seqlens[i] .. cu_seqlens[i + 1] - 1.
     Non-decreasing, from 0 to T; a sequence without tokens keeps its state.
 
-Any strides, byte order and read-only inputs work. Inputs are never changed, unless one is named in out. Results have x's
-dtype and are the same to the bit for every number of threads. Empty B or T give an empty y, states as they were, and
-gradients of zero. Values that are not finite propagate to the W tokens that see them. Inside a call, numbers below the
-smallest normal one may count as 0. Several Python threads may call at once; they run side by side.
+Any strides, byte order and read-only inputs work. Inputs are never changed, unless one is named in out. Results have
+x's dtype and are the same to the bit for every number of threads. Empty B or T give an empty y, states as they were,
+and gradients of zero. Values that are not finite propagate to the W tokens that see them. Inside a call, numbers below
+the smallest normal one may count as 0. Several Python threads may call at once; they run side by side.
 
-Errors: TypeError for an argument of another type or dtype than said here; ValueError for shapes that do not fit, D = 0, W
-outside 2..4, an activation not listed, bad cu_seqlens, and an out that cannot be written to or overlaps; MemoryError. The
-message begins with the argument's name.
+Errors: TypeError for an argument of another type or dtype than said here; ValueError for shapes that do not fit, D = 0,
+W outside 2..4, an activation not listed, bad cu_seqlens, and an out that cannot be written to or overlaps; MemoryError.
+The message begins with the argument's name.
 
 With one token a call and `out=(y, state)`, `initial_state=state`, the convolution decodes:
 

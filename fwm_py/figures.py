@@ -115,9 +115,9 @@ class NothingToDraw(ValueError):
 def load(folder: str | os.PathLike[str]) -> Losses:
     """Read the logs of a folder.
 
-    A log counts when it has the name of one of the 320 runs, is well-formed, goes on to where its run ends, and was not,
-    by the manifest, made with other settings.
-    Everything else in the folder is skipped, and named in `Losses.skipped`.
+    A log counts when it has the name of one of the 320 runs, is well-formed, goes on to where its run ends, and was
+    not, by the manifest, made with other settings. Everything else in the folder is skipped, and named in
+    `Losses.skipped`.
 
     Raises
     ------

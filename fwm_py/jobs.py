@@ -68,7 +68,8 @@ def run_all(
     left = dict.fromkeys(range(len(tasks)))
     while left:
         out: set[int] = set()
-        # a killed process takes its neighbours' calls along: whose last attempt it is runs alone, and is known to be the cause
+        # a killed process takes its neighbours' calls along: a call whose last attempt it is runs alone, so that it is
+        # known to be the cause
         alone = [index for index in left if killed[index] == ATTEMPTS - 1][:1]
         try:
             for index, result in _pass(

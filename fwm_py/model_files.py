@@ -1,6 +1,6 @@
 """The files of models: .npz archives whose headers are read, and checked, before their numbers.
 
-A damaged file, or one made to do harm, costs no more memory than its own size and the numbers that its settings ask for.
+A damaged file, or one made to do harm, costs no more memory than its size and the numbers that its settings ask for.
 """
 
 from __future__ import annotations

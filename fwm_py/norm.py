@@ -1,11 +1,12 @@
-"""RMS norm, with a gate or without: forward and gradient. Delta-rule layers norm and gate what they read before they project it.
+"""RMS norm, with a gate or without: forward and gradient.
 
-For each number of a row of x, with its weight, and with its gate z if there is one:
+Delta-rule layers norm and gate what they read before they project it. For each
+number of a row of x, with its weight, and with its gate z if there is one:
 
     y = weight x / sqrt(mean(x^2) + eps) a,   a = 1, or z / (1 + exp(-z)) (SiLU), or 1 / (1 + exp(-z)) (sigmoid)
 
-The norm is that of Zhang and Sennrich, Root Mean Square Layer Normalization (2019, equation 4); Gated DeltaNet and Qwen3-Next gate
-it by SiLU, Kimi Linear by sigmoid.
+The norm is that of Zhang and Sennrich, Root Mean Square Layer Normalization (2019, equation 4); Gated DeltaNet and
+Qwen3-Next gate it by SiLU, Kimi Linear by sigmoid.
 
 Common to both functions:
 
@@ -18,14 +19,14 @@ activation : "silu", "swish" or "sigmoid"
 eps : float
     Added to the mean of the squares; finite and not negative.
 
-Any strides, byte order and read-only inputs work. Inputs are never changed. Results have x's dtype and are the same to the
-bit for every number of threads. Without rows y is empty and the gradient of weight zero. Values that are not finite propagate
-through their row, and into the gradient of weight. Inside a call, numbers below the smallest normal one may count as 0. Several
-Python threads may call at once; they run side by side.
+Any strides, byte order and read-only inputs work. Inputs are never changed. Results have x's dtype and are the same to
+the bit for every number of threads. Without rows y is empty and the gradient of weight zero. Values that are not finite
+propagate through their row, and into the gradient of weight. Inside a call, numbers below the smallest normal one may
+count as 0. Several Python threads may call at once; they run side by side.
 
-Errors: TypeError for an argument of another type or dtype than said here; ValueError for shapes that do not fit, D = 0, an
-activation not listed, a bad eps, and an out that cannot be written to or overlaps; MemoryError. The message begins with the
-argument's name.
+Errors: TypeError for an argument of another type or dtype than said here; ValueError for shapes that do not fit, D = 0,
+an activation not listed, a bad eps, and an out that cannot be written to or overlaps; MemoryError. The message begins
+with the argument's name.
 """
 
 from __future__ import annotations

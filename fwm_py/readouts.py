@@ -35,8 +35,8 @@ import numpy.typing as npt
 from fwm_py import _core
 
 __all__ = [
-    "Gradients",
     "GatedGradients",
+    "Gradients",
     "delta_rule",
     "delta_rule_backward",
     "fwm_rule",

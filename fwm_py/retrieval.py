@@ -239,8 +239,8 @@ class Model:
 
     Notes
     -----
-    One thread at a time may use a model; its methods raise RuntimeError while another does. A copy, or what was pickled,
-    has Adam's moments and FAVOR+'s generator, and goes on as the model would.
+    One thread at a time may use a model; its methods raise RuntimeError while another does. A copy, or what was
+    pickled, has Adam's moments and FAVOR+'s generator, and goes on as the model would.
     """
 
     def __init__(self, settings: Settings, dtype: npt.DTypeLike = np.float32) -> None:
@@ -384,7 +384,7 @@ def _precision(dtype: npt.DTypeLike) -> np.dtype[Any]:
 
 
 def _dtype_of(file: ModelFile, settings: Settings) -> np.dtype[Any]:
-    """The precision of the arrays, all of which must be there, of this precision and the shapes of a model of `settings`."""
+    """The arrays' precision: all must be there, have it, and have the shapes of a model of `settings`."""
     shapes = parameter_shapes(settings)
     if file.members.keys() != shapes.keys():
         names = ", ".join(shown(name)[1:-1] for name in file.members)
@@ -400,7 +400,7 @@ def _dtype_of(file: ModelFile, settings: Settings) -> np.dtype[Any]:
 
 
 def parameter_shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
-    """The parameters of a model by their published names, and their shapes: N keys, embeddings of E numbers, d features."""
+    """The shapes of a model's parameters by their published names: N keys, embeddings of E numbers, d features."""
     N, d = settings.n_keys, settings.hidden_size
     E = int(2 * N * 1.1)
     shapes: dict[str, tuple[int, ...]] = {"embeddingV.weight": (N, N), "embeddingK.weight": (2 * N, E)}

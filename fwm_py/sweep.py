@@ -155,8 +155,7 @@ def select(
         and (
             not quick
             or run.settings == cheapest[run.command]
-            or run.settings.n_keys % 40 == 20
-            and cost(run.settings) <= QUICK_SECONDS
+            or (run.settings.n_keys % 40 == 20 and cost(run.settings) <= QUICK_SECONDS)
         )
     ]
     if not chosen:

@@ -3,21 +3,21 @@
 Models of the DeltaNet family look their rule and their causal convolution up by name in their modelling file, and on a
 CPU find reference functions in PyTorch, correct but slow, which refuse packed sequences. `enable()` puts faster
 functions under those names, with the same arguments and results, for models loaded before and after alike, and in the
-place of what surrounds the rule: RMS norms, gated and not, and softmax attention ("sdpa") without dropout and with no mask but
-the causal one:
+place of what surrounds the rule: RMS norms, gated and not, and softmax attention ("sdpa") without dropout and with no
+mask but the causal one:
 
 >>> import fwm_py.transformers
 >>> fwm_py.transformers.enable()
 
-Prefill, cached decoding and training work as before; the gradients are those of `fwm_py.torch`. In these layers sequences
-packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`, where -1 marks padding: such tokens give 0, nobody sees
-them, and there is no state of theirs. What a model's softmax layers see is transformers' business (with use_cache=False they
-keep them apart in all families but glm5_next). Tensors that are not on the CPU, subclasses of Tensor (DTensor), torch.func's
-transforms, convolutions of other widths than 2 to 4, softmax attention with another mask or for one token, and norms of a few
-numbers go to the function that was there before. Hooks of accelerate (device_map, offloading) may be put on before `enable()`
-or after it; a layer whose own forward somebody has replaced keeps that, as one does whose hook was removed before.
-Gradients cannot be differentiated again. Where a package for GPUs is installed but no GPU is there, its functions fail on the CPU;
-these do not.
+Prefill, cached decoding and training work as before; the gradients are those of `fwm_py.torch`. In these layers
+sequences packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`, where -1 marks padding: such tokens
+give 0, nobody sees them, and there is no state of theirs. What a model's softmax layers see is transformers' business
+(with use_cache=False they keep them apart in all families but glm5_next). Tensors that are not on the CPU, subclasses
+of Tensor (DTensor), torch.func's transforms, convolutions of other widths than 2 to 4, softmax attention with another
+mask or for one token, and norms of a few numbers go to the function that was there before. Hooks of accelerate
+(device_map, offloading) may be put on before `enable()` or after it; a layer whose own forward somebody has replaced
+keeps that, as one does whose hook was removed before. Gradients cannot be differentiated again. Where a package for
+GPUs is installed but no GPU is there, its functions fail on the CPU; these do not.
 
 FAMILIES says which models there are. Needs transformers 5.23 or newer: pip install 'fwm_py[transformers]'.
 """
@@ -240,8 +240,10 @@ def _sdpa(
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """query (B, HQ, T, K), key (B, H, S, K), value (B, H, S, V) -> (B, T, HQ, V). Each key head becomes a sequence of its own,
-    since that is how its tokens lie."""
+    """query (B, HQ, T, K), key (B, H, S, K), value (B, H, S, V) -> (B, T, HQ, V).
+
+    Each key head becomes a sequence of its own, since that is how its tokens lie.
+    """
     (B, HQ, T, _), (_, H, S, _) = query.shape, key.shape
     more = [
         name for name, asked in others.items() if name in _MORE_THAN_SDPA and asked is not None and asked is not False
@@ -452,7 +454,7 @@ def disable() -> Changed:
 def enabled() -> Iterator[Changed]:
     """The kernels for the time of a with statement, for all threads.
 
-    They go when nobody holds them any more: neither `enable()` nor another `with enabled()`, in whatever order those end.
+    They go when nobody holds them any more: neither `enable()` nor another `with enabled()`, in whatever order.
     """
     holder = object()
     changed = _hold(holder)

@@ -1,4 +1,4 @@
-"""Good calls of the general memories: every function of every row of `_core.KERNELS`, with every kind of gate and state."""
+"""Good calls of the general memories: all functions of all rows of `_core.KERNELS`, all kinds of gate and state."""
 
 import inspect
 from typing import NamedTuple
@@ -111,6 +111,6 @@ def array_arguments(call, arguments):
             for i in range(2):
 
                 def put(given, name=name, value=value, i=i):
-                    return {**arguments, name: value[:i] + (given,) + value[i + 1 :]}
+                    return {**arguments, name: (*value[:i], given, *value[i + 1 :])}
 
                 yield name, value[i], put

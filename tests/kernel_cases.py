@@ -203,7 +203,7 @@ SMALL = [
 ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def reference(case, sizes, **other):
     """Inputs with what the oracle makes of them: x, the results, the gradients."""
     x = case.inputs(sizes, **other)

@@ -7,8 +7,8 @@ Symbols: N keys and N values, L tokens a sequence, B sequences, d the width of t
 embedding, p the width of a feature map. Values are 0..N-1 here, tokens N..2N-1 in a batch.
 
 Every function of real arrays also takes complex ones, because `gradient` differentiates by the complex step:
-f(x + ih) = f(x) + ih f'(x) + O(h^2), so Im f(x + ih) / h is f'(x) to the last digit when h is 1e-30. Therefore decisions
-(is x positive?) look at the real part only, and |x|^2 is sum(x * x), never abs.
+f(x + ih) = f(x) + ih f'(x) + O(h^2), so Im f(x + ih) / h is f'(x) to the last digit when h is 1e-30. Therefore
+decisions (is x positive?) look at the real part only, and |x|^2 is sum(x * x), never abs.
 """
 
 import numpy as np
@@ -147,7 +147,7 @@ NEVER_TRAINED = ("embeddingV.weight", "W_v.weight", "W_v.bias", "W_f.weight", "W
 
 def trained_names(rule):
     names = ["embeddingK.weight", "W_k.weight", "W_k.bias", "W_q.weight", "W_q.bias"]
-    return names + ["W_b.weight", "W_b.bias"] if rule in ("fwm", "ours") else names
+    return [*names, "W_b.weight", "W_b.bias"] if rule in ("fwm", "ours") else names
 
 
 def project(parameters, map_name, argument, keys, values, query):

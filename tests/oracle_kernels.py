@@ -12,11 +12,13 @@ and a rule says what e and u are (RULES below). A sum erases nothing and writes 
 memory holds for its key, beta k (v - S^T k)^T, so u = beta v and e = beta k; Gated DeltaNet 2 has a vector in place of
 either beta, u = w * v and e = b * k.
 
-Shapes: q (B, T, HQ, K); k (B, T, H, K); v (B, T, HV, V); beta (B, T, HV); g (B, T, HV) or (B, T, HV, K); b (B, T, HV, K);
-w (B, T, HV, V); S (B, HV, K, V); o (B, T, R, V) with R = max(HQ, HV). With cu_seqlens, B is 1 and states count sequences.
-`d<name>` is the gradient of sum(do * o) + sum(dfinal_state * final_state) with respect to <name>.
+Shapes: q (B, T, HQ, K); k (B, T, H, K); v (B, T, HV, V); beta (B, T, HV); g (B, T, HV) or (B, T, HV, K);
+b (B, T, HV, K); w (B, T, HV, V); S (B, HV, K, V); o (B, T, R, V) with R = max(HQ, HV). With cu_seqlens, B is 1 and
+states count sequences. `d<name>` is the gradient of sum(do * o) + sum(dfinal_state * final_state) with respect
+to <name>.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -155,7 +157,7 @@ def of_each_sequence(run, inputs, cu_seqlens):
     if cu_seqlens is None:
         return run(inputs)
     results = []
-    for i, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:])):
+    for i, (start, end) in enumerate(itertools.pairwise(cu_seqlens)):
         results.append(run({name: x[i : i + 1] if is_state(name) else x[:, start:end] for name, x in inputs.items()}))
     return {name: np.concatenate([r[name] for r in results], axis=0 if is_state(name) else 1) for name in results[0]}
 

@@ -1,4 +1,4 @@
-"""What on_evaluation and on_progress may do with the model that trains: read it, and the run goes on as if they had not."""
+"""What on_evaluation and on_progress may do with the model that trains: read it, which does not change the run."""
 
 import dataclasses
 import threading

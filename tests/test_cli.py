@@ -306,7 +306,7 @@ def test_a_stopped_run_leaves_whole_rows(folder, kill, status):
         wait_for_rows(log, rows=3)
         started = time.monotonic()
         process.send_signal(kill)
-        out, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=10)
     finally:
         process.kill()
         process.wait()

@@ -35,7 +35,7 @@ def folder(tmp_path):
     logs = tmp_path / "logs"
     logs.mkdir()
     for name, rows in published_losses().items():
-        write(logs, name, rows + [(400, 0.0005)] if name == CUT_OFF else rows)
+        write(logs, name, [*rows, (400, 0.0005)] if name == CUT_OFF else rows)
     return logs
 
 

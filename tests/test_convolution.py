@@ -97,7 +97,7 @@ every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 # --- what is computed ----------------------------------------------------------------------------------------------
 
-# (T, D): fewer tokens than a filter has numbers; vectors' widths, and blocks of 256 tokens and of 256 channels, crossed.
+# (T, D): fewer tokens than a filter has numbers; vectors' widths, and blocks of 256 tokens and 256 channels, crossed.
 SIZES = [
     *itertools.product((0, 1, 2, 3, 17), (1, 5, 16, 33, 130)),
     (255, 3),

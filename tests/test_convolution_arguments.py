@@ -1,4 +1,4 @@
-"""The causal convolution: arrays of every make, out, and bad arguments, which raise an exception that begins with the name."""
+"""The causal convolution: arrays of every make, out, and bad arguments, which an exception names first."""
 
 import sys
 

@@ -89,7 +89,7 @@ def test_streams(how, replace):
 @pytest.mark.parametrize("generator", ["philox", "mt19937"])
 @pytest.mark.parametrize("case", cases.MODEL_CASES, ids=str)
 def test_a_copied_model_goes_on_to_the_bit(case, generator, dtype, how):
-    """Its moments, the number of its steps and its generator are those of the original, which it shares nothing with."""
+    """Its moments, the number of its steps and its generator are those of the original, and none is shared."""
     settings = case.settings(n_keys=5, hidden_size=3, batch_size=4, replace=True, favor_generator=generator)
     original, stream = Model(settings, dtype), Stream(settings)
     for _ in range(7):

@@ -200,7 +200,7 @@ def test_the_place_that_the_bridge_gives():
         _core.map_forward("tanh", x, None, x)
 
 
-# --- weights that are small against the eps of linear_attention: the figures of its documentation ------------------------
+# --- weights that are small against the eps of linear_attention: the figures of its documentation ---------------------
 
 
 def sum_of_weights(q, k):

@@ -283,7 +283,7 @@ def test_points(name, drawn, losses, published):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_looks(name, drawn):
-    """Ours filled, as markers or lines, the published hollow and around them; every series can be told from the rest."""
+    """Ours filled, as markers or lines, the published hollow and around them; each series can be told from the rest."""
     axes = drawn[name, True]
     ours, hollow = ours_of(axes), hollow_of(axes)
     for line in ours.values():
@@ -402,7 +402,8 @@ def test_without_the_packages(module, folder, tmp_path):
     """The module can be imported, and the functions say what to install."""
     program = (
         f"import sys\nsys.modules[{module!r}] = None\nfrom fwm_py import figures\n"
-        f"try:\n    figures.save(figures.load(sys.argv[1]), sys.argv[2])\nexcept ImportError as error:\n    print(error)"
+        "try:\n    figures.save(figures.load(sys.argv[1]), sys.argv[2])\n"
+        "except ImportError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program, folder, tmp_path], check=True, capture_output=True, text=True)
     assert done.stdout == f"figures need {module}: pip install 'fwm_py[figures]'\n"

@@ -1,4 +1,4 @@
-"""`out` of every backward: the gradients are written into the caller's arrays, which are of the right kind and apart."""
+"""`out` of every backward: gradients are written into the caller's arrays, which are of the right kind and apart."""
 
 import cases
 import numpy as np

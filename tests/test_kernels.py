@@ -128,8 +128,8 @@ def test_float32_of_keys_as_they_are(case, method):
 @every_method
 @pytest.mark.parametrize("seed", [0, 1])
 def test_float32_of_a_gradient_that_fades(seed, method):
-    """fast_weight_memory, asked at the last token only: a scalar of its backward that kept its rounding errors would bring them to
-    early tokens, where little is left of the gradient."""
+    """fast_weight_memory, asked at the last token only: a scalar of its backward that kept its rounding errors would
+    bring them to early tokens, where little is left of the gradient."""
     case = next(case for case in KERNEL_CASES if case.function == "fast_weight_memory" and not case.options)
     sizes = Sizes(1, 128, 1, 1, 1, 16, 16)
     x = case.inputs(sizes, seed, np.float32, states=False)
@@ -286,8 +286,10 @@ def test_decoding_in_place(case, method):
 
 @pytest.mark.parametrize(("T", "size"), [(800, 512), (70_000, 8)], ids=["large states", "many tokens"])
 def test_so_much_that_little_of_it_is_kept(T, size):
-    """The backward keeps few of the states where they are large, and not what was written where tokens are many; it gives what its
-    parts give."""
+    """The backward keeps few of the states where they are large, and not what was written where tokens are many.
+
+    It gives what its parts give.
+    """
     case = next(case for case in KERNEL_CASES if case.function == "kimi_delta_rule")
     sizes, half = Sizes(1, T, 1, 1, 1, size, size), Sizes(1, T // 2, 1, 1, 1, size, size)
     x = case.inputs(sizes)
@@ -318,5 +320,5 @@ for case in kernel_cases.KERNEL_CASES:
 
 
 def test_no_number_comes_from_memory_that_was_not_written():
-    """What malloc hands out is full of NaN (with glibc, which reuses freed memory if it is told not to map large blocks)."""
+    """What malloc hands out is full of NaN (with glibc, which reuses freed memory if told not to map large blocks)."""
     kernel_cases.run_python(POISONED, MALLOC_MMAP_THRESHOLD_=str(1 << 30), MALLOC_TRIM_THRESHOLD_=str(1 << 30))

@@ -1,4 +1,4 @@
-"""Signatures and documentation of the general memories, and good but unusual arguments: out, makes of arrays, nothing."""
+"""Signatures and documentation of the general memories; good but unusual arguments: out, makes of arrays, nothing."""
 
 import inspect
 import re
@@ -108,7 +108,7 @@ def test_arrays_of_any_make(call, packed):
 
 
 def in_a_projection(a):
-    """As queries, keys and values lie that come from one product: between a token and the next there are other numbers."""
+    """As queries, keys and values of one product lie: between a token and the next there are other numbers."""
     around = np.full((*a.shape[:2], a[0, 0].size + 7), np.nan, a.dtype)
     around[..., 3:-4] = a.reshape(*a.shape[:2], -1)
     return around[..., 3:-4].reshape(a.shape)

@@ -233,7 +233,7 @@ def overlapping(a, b, offset):
 def test_out_shares_no_memory(call):
     good = call.good()
     expected, out = bits(call(good)), call.out(good)
-    for name, array, put in array_arguments(call, good):
+    for _, array, put in array_arguments(call, good):
         for target, put_out in out_arrays(call, out):
             beside, free = overlapping(array, target, 0)
             assert bits(call({**put(beside), "out": put_out(free)})) == expected

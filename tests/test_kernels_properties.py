@@ -1,5 +1,7 @@
 """What must hold of the general kernels whatever the numbers: no reference is needed for it."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -84,7 +86,7 @@ def test_packed_sequences(case, sizes, seed, method, cuts, with_states):
     packed = sizes._replace(cu_seqlens=cu_seqlens)
     x = case.inputs(packed, seed, states=with_states)
     together, apart = run(case, x, packed, method), []
-    for i, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:])):
+    for i, (start, end) in enumerate(itertools.pairwise(cu_seqlens)):
         own = {name: array[i : i + 1] for name, array in x.items() if not of_tokens(name)}
         apart.append(run(case, part(x, start, end) | own, sizes._replace(T=end - start), method))
     for name, array in together.items():
@@ -103,7 +105,7 @@ def test_packed_sequences_have_the_bits_that_they_have_apart(case, method, lengt
         packed = Sizes(1, cu_seqlens[-1], H, HV, HQ, 9, 37, cu_seqlens)
         x = case.inputs(packed, dtype=dtype)
         together = run(case, x, packed, method)
-        for i, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:])):
+        for i, (start, end) in enumerate(itertools.pairwise(cu_seqlens)):
             own = {name: array[i : i + 1] for name, array in x.items() if not of_tokens(name)}
             apart = run(case, part(x, start, end) | own, packed._replace(T=end - start, cu_seqlens=None), method)
             for name, array in apart.items():

@@ -1,4 +1,4 @@
-"""The general kernels on several threads: the same bits, calls side by side, forks, and no memory that grows with heads."""
+"""The general kernels on several threads: the same bits, calls side by side, forks, memory that does not grow."""
 
 import os
 import threading
@@ -144,7 +144,7 @@ def test_the_memory_of_a_very_long_backward():
 
 
 def test_threads_that_share_a_head_flush_subnormals_alike():
-    """The threads are there before the call, in the caller's mode, and gradients near the smallest number come to each."""
+    """The threads are there before the call, in the caller's mode, and each gets gradients near the smallest number."""
     random = np.random.default_rng(0)
     q, k, v, do = (random.standard_normal((1, 200, 1, 64)).astype(np.float32) for _ in range(4))
     k /= np.linalg.norm(k, axis=-1, keepdims=True)

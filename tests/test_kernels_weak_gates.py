@@ -1,4 +1,4 @@
-"""Gates near 1 in float32: thousands of tokens multiply the state by exp(g), and no rounding of it may have one sign."""
+"""Gates near 1 in float32: thousands of tokens multiply the state by exp(g), whose rounding may not have one sign."""
 
 import numpy as np
 import pytest

@@ -50,7 +50,7 @@ def test_initial_parameters(case, n_keys, d, seed):
 
 
 def test_parameters_are_views():
-    settings, model, batch, _ = make(ONE_OF_EACH[0])
+    _, model, batch, _ = make(ONE_OF_EACH[0])
     before, parameters = model.loss(batch), model.parameters
     parameters["W_q.weight"] *= 2
     np.testing.assert_array_equal(model.parameters["W_q.weight"], parameters["W_q.weight"])
@@ -95,7 +95,7 @@ def test_float32_follows_float64(case):
 @every_model
 def test_a_smaller_batch(case):
     """An evaluation's last chunk has fewer sequences than the batches that the model was made for."""
-    settings, model, batch, omega = make(case, n_keys=6, hidden_size=8, replace=True, batch_size=7)
+    _, model, batch, omega = make(case, n_keys=6, hidden_size=8, replace=True, batch_size=7)
     alone = [model.read_out(type(batch)(*(a[i : i + 1] for a in batch)), omega)[0] for i in range(7)]
     np.testing.assert_allclose(alone, model.read_out(batch, omega), rtol=1e-9, atol=1e-12)
 
@@ -164,7 +164,7 @@ def test_gradient_of_the_equation(case, n_keys, d, replace):
 @every_model
 def test_gradient_of_a_smaller_batch(case):
     """The mean is over the sequences of the batch, not over those that the model has room for."""
-    settings, model, batch, omega = make(case, n_keys=6, hidden_size=8, replace=True, batch_size=7)
+    _, model, batch, omega = make(case, n_keys=6, hidden_size=8, replace=True, batch_size=7)
     small = Batch(*(part[:3] for part in batch))
     fitting = Model(case.settings(n_keys=6, hidden_size=8, replace=True, batch_size=3), np.float64)
     loss, gradients = model.loss_and_gradients(small, omega)
@@ -197,7 +197,7 @@ def test_gradient_along_directions(case, n_keys, replace):
 
 @every_model
 def test_only_rows_of_keys_have_gradients(case):
-    settings, model, batch, omega = make(case, n_keys=6, hidden_size=4, replace=True, batch_size=1)
+    _, model, batch, omega = make(case, n_keys=6, hidden_size=4, replace=True, batch_size=1)
     gradient = model.loss_and_gradients(batch, omega)[1]["embeddingK.weight"]
     used = np.unique(batch.keys)
     assert len(used) < 6 and gradient[used].any()
@@ -463,7 +463,7 @@ def test_omega_of_a_run_on_a_cpu(case, d):
 
 
 def test_subnormal_numbers_are_flushed_for_the_sum_rule_only_while_it_works():
-    """FAVOR+ at N = 120: many features are subnormal. The caller's thread computes with such numbers before and after."""
+    """FAVOR+ at N = 120: many features are subnormal. The caller's thread has such numbers before and after."""
     settings = Settings(n_keys=120, attn_name="favor", attn_arg=64, max_steps=100)
     tiny = np.float32(1e-39)
     assert tiny * np.float32(0.5) > 0

@@ -1,4 +1,4 @@
-"""RMS norm, gated and not, against its equation in plain NumPy, its gradient against central differences; arrays, out, bad arguments."""
+"""RMS norm, gated and not: its equation in plain NumPy, central differences; arrays, out, bad arguments."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor

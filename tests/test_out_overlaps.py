@@ -69,7 +69,7 @@ def floats(arguments):
                     part,
                     lambda given, name=name, value=value, i=i: {
                         **arguments,
-                        name: value[:i] + (given,) + value[i + 1 :],
+                        name: (*value[:i], given, *value[i + 1 :]),
                     },
                 )
 

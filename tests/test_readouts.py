@@ -260,8 +260,8 @@ def test_nan_stays_in_its_sequence(case, name):
 )
 @pytest.mark.parametrize("L", [7, 18])
 def test_small_totals_of_the_delta_rule(L, dtype, powers):
-    """Keys whose features are as small as FAVOR+ makes them: 1 / total, the product of two keys and the square of a total all
-    leave the range of the numbers before the key does."""
+    """Keys whose features are as small as FAVOR+ makes them: 1 / total, the product of two keys and the square of a
+    total all leave the range of the numbers before the key does."""
     case = next(case for case in cases.RULE_CASES if str(case) == "ours")
     inputs = cases.rule_inputs(2, L, 6, 5, seed=1)
     for mixed in (False, True):  # with keys of ordinary size between them
@@ -284,7 +284,7 @@ def test_small_totals_of_the_delta_rule(L, dtype, powers):
 
 
 def spoiled(inputs, name, token, bad):
-    """A copy whose second sequence has a bad number, at a token if it is not of the query; bad 0: a whole row of zeros."""
+    """A copy whose second sequence has a bad number, at a token unless in the query; bad 0: a whole row of zeros."""
     arrays = {key: getattr(inputs, key).copy() for key in ("keys", "beta", "query")}
     row = arrays[name][1] if name == "query" else arrays[name][1, token, ...]
     row[... if bad == 0 or row.ndim == 0 else 0] = bad

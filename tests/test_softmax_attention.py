@@ -33,7 +33,7 @@ def oracle(q, k, v, **options):
 
 
 def oracle_backward(do, q, k, v, causal=True, scale=None):
-    (B, T, HQ, K), S, H = q.shape, *k.shape[1:3]
+    (B, _, HQ, K), S, H = q.shape, *k.shape[1:3]
     p, _ = weights(q, k, causal, scale)
     dp = np.einsum("bthv,bshv->bhts", do, np.repeat(v, HQ // H, axis=2))
     ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) * (K**-0.5 if scale is None else scale)

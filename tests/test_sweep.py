@@ -1,4 +1,4 @@
-"""`fwm-py reproduce`: which runs, what is made again and what is not, and what survives kills, full disks and clusters."""
+"""`fwm-py reproduce`: which runs, what is made again and what is not; kills, full disks and clusters."""
 
 import csv
 import dataclasses
@@ -384,7 +384,7 @@ def test_a_killed_worker_costs_nothing_but_time(folder, undisturbed):
 
 
 def test_a_sweep_killed_at_random_goes_on_to_the_same_logs(folder, undisturbed):
-    """The parent by kill -9, again and again; its workers end by themselves, and nothing that is there is half a log."""
+    """The parent by kill -9, again and again; its workers end by themselves, and nothing there is half a log."""
     kills, in_the_middle = int(os.environ.get("FWM_PY_KILLS", "5")), 0
     for kill in range(kills + 1):
         process = subprocess.Popen(
@@ -403,7 +403,7 @@ def test_a_sweep_killed_at_random_goes_on_to_the_same_logs(folder, undisturbed):
         wait_for(lambda: not any(map(alive, workers)), 2, "orphaned workers")
         for name, log in logs_of(folder).items():
             assert log == undisturbed[name]
-    output, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert in_the_middle >= kills / 2
     assert logs_of(folder) == undisturbed and not list(folder.glob("*.partial"))

@@ -446,7 +446,10 @@ def test_bad_input():
 
 
 def test_without_torch_it_says_what_to_install():
-    script = "import sys; sys.modules['torch'] = None\ntry:\n    import fwm_py.torch\nexcept ImportError as error:\n    print(error)"
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "try:\n    import fwm_py.torch\nexcept ImportError as error:\n    print(error)"
+    )
     assert "pip install 'fwm_py[torch]'" in kernel_cases.run_python(script)
 
 

@@ -1,4 +1,4 @@
-"""What surrounds the rule in models of transformers, by itself, with and without the kernels: norms and softmax attention."""
+"""Norms and softmax attention in models of transformers, by themselves, with and without the kernels."""
 
 import copy
 import functools

@@ -15,7 +15,7 @@ import pytest
 
 import fwm_py
 
-# With tanh these divide by sums that may be near zero, which leaves float32 no digits: two correct programs part at once.
+# With tanh these divide by sums that may be near zero, which leaves float32 no digits: correct programs part at once.
 CHAOTIC = ("tanh-sum", "tanh-ours")
 
 
@@ -38,7 +38,7 @@ def first_losses():
         settings = case.settings(n_keys=20, replace=case.rule_row["uses_beta"], batch_size=16)
         model, stream = Model(settings), Stream(settings)
         losses = [model.step(stream.batch()) for _ in range(100)]
-        results[str(case)] = losses[:50] + [model.evaluate(stream)]
+        results[str(case)] = [*losses[:50], model.evaluate(stream)]
     return results
 
 

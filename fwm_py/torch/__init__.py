@@ -13,14 +13,15 @@ Every function has the name, the arguments and the shapes of the one on NumPy ar
 - As many threads work as `torch.set_num_threads` says; results do not depend on it, to the bit.
 
 The functions are custom operators (torch.ops.fwm_py), so that torch.compile, torch.export, autocast, activation
-checkpointing, torch.vmap and torch.utils.flop_counter know them. The last counts a rule's products with its state, token by
-token: 2 K V for the write, the read, and a delta rule's read before the write; twice that backward. Of other devices PyTorch
-says that there is no kernel (NotImplementedError); meta tensors give shapes. Derivatives in forward mode are refused
-(NotImplementedError), and torch.func.grad does not take operators like these (RuntimeError).
+checkpointing, torch.vmap and torch.utils.flop_counter know them. The last counts a rule's products with its state,
+token by token: 2 K V for the write, the read, and a delta rule's read before the write; twice that backward. Of other
+devices PyTorch says that there is no kernel (NotImplementedError); meta tensors give shapes. Derivatives in forward
+mode are refused (NotImplementedError), and torch.func.grad does not take operators like these (RuntimeError).
 
-Errors are those of the functions on arrays, TypeError for a tensor that holds no floating point numbers and for subclasses of
-Tensor that handle operators themselves (DTensor), ValueError for tensors on several devices, and PyTorch's RuntimeError where
-there is no memory for a result. Inputs stay as they are, and so do their storages: FSDP may free and fill them.
+Errors are those of the functions on arrays, TypeError for a tensor that holds no floating point numbers and for
+subclasses of Tensor that handle operators themselves (DTensor), ValueError for tensors on several devices, and
+PyTorch's RuntimeError where there is no memory for a result. Inputs stay as they are, and so do their storages: FSDP
+may free and fill them.
 
 >>> import fwm_py.torch as fwm
 >>> o, state = fwm.gated_delta_rule(q, k, v, g, beta, qk_norm="l2", output_final_state=True)

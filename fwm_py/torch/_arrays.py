@@ -107,7 +107,7 @@ def n_sequences(x: Tensor, cu_seqlens: Tensor | None) -> int:
 
 
 def to_memory(x: Tensor, read_only: bool = False) -> np.ndarray:
-    """The tensor's own numbers. Tensor.numpy() would mark its storage for good, and FSDP could not resize it any more."""
+    """The tensor's own numbers. Tensor.numpy() would mark its storage for good, so that FSDP could not resize it."""
     address = x.data_ptr()
     if not address and x.numel():
         raise ValueError("got a tensor whose storage is empty, expected one with its numbers")
@@ -122,7 +122,7 @@ def to_array(x: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
 
 
 def to_tokens(x: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
-    """The same for numbers of tokens (B, T, ..), of which a forward also reads a part of each token of a larger tensor."""
+    """The same for numbers of tokens (B, T, ..): a forward also reads a part of each token of a larger tensor."""
     if x is None:
         return None
     side_by_side = x.dim() in (3, 4) and x.stride(-1) == 1 and (x.dim() == 3 or x.stride(-2) == x.shape[-1])

@@ -1,10 +1,11 @@
-"""What torch.utils.flop_counter counts for the operators: as PyTorch does, products of matrices and vectors alone, two FLOP for a
-multiplication and an addition.
+"""What torch.utils.flop_counter counts for the operators.
 
-- A rule: those of the recurrence with its state, token by token, in whatever form the kernel computes them. A write k v^T and
-  what a delta rule reads before it, S^T k, are 2 K V each for a value head, a read S^T q is 2 K V for a query head (or value
-  head, where those are more).
-- Softmax attention: as scaled_dot_product_attention, of all keys whether causal or not; its backward makes the scores again.
+As in PyTorch, products of matrices and vectors alone, two FLOP for a multiplication and an addition.
+
+- A rule: those of the recurrence with its state, token by token, in whatever form the kernel computes them. A write
+  k v^T and what a delta rule reads before it, S^T k, are 2 K V each for a value head, a read S^T q is 2 K V for a query
+  head (or value head, where those are more).
+- Softmax attention: as scaled_dot_product_attention, of all keys, causal or not; its backward makes the scores again.
 - The convolution: 2 W a number. FAVOR+: x omega. Norms and the other maps: none.
 - A backward: two products for each of the forward's, but for omega, of which there is no gradient.
 """

@@ -86,7 +86,7 @@ def refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
 
 
 def gradients_like(inputs: tuple[Tensor | None, ...], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    """Tensors for gradients, of the inputs' shapes, and of their dtypes or this one; without numbers where there is no input."""
+    """Tensors for gradients, of the inputs' shapes and dtypes (or this one); empty where there is no input."""
     like = next(x for x in inputs if x is not None)
     return tuple(like.new_empty(0) if x is None else empty_like(x, dtype or x.dtype) for x in inputs)
 

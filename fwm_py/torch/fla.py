@@ -123,7 +123,7 @@ def fused_recurrent_gated_delta_rule(
     cu_seqlens: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """`fwm_py.torch.gated_delta_rule`; with gk (B, T, HV, K), gates for key channels, `fwm_py.torch.kimi_delta_rule`."""
+    """`fwm_py.torch.gated_delta_rule`; with gk (B, T, HV, K), gates of key channels, `fwm_py.torch.kimi_delta_rule`."""
     _refuse(
         {
             "gv": gv,

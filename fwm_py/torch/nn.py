@@ -42,9 +42,9 @@ def check_word(name: str, got: Any, words: tuple[Any, ...]) -> None:
 class FastWeightAttention(nn.Module):
     """Causal multi-head attention: every head writes its keys and values into a memory, which its queries read.
 
-    q, k, v = W_q x, W_k x, W_v x, split into heads; phi(q), phi(k) by the feature map; the rule's strengths and gates are
-    projected from x too: beta, b, w = sigmoid(W x), g = -exp(A) softplus(W x + dt), which starts with a memory of 10 to
-    1000 tokens. The heads' outputs are joined and projected to d_model.
+    q, k, v = W_q x, W_k x, W_v x, split into heads; phi(q), phi(k) by the feature map; the rule's strengths and gates
+    are projected from x too: beta, b, w = sigmoid(W x), g = -exp(A) softplus(W x + dt), which starts with a memory of
+    10 to 1000 tokens. The heads' outputs are joined and projected to d_model.
 
     Parameters
     ----------
@@ -64,12 +64,12 @@ class FastWeightAttention(nn.Module):
     gate : "scalar" or "channel", optional
         One gate a head or one a feature, where the rule leaves it open (gated_linear_attention): "scalar" if not given.
     qk_norm : None, "l2", "sum" or "auto"
-        Of delta rules; "auto": "sum" for a positive map (the paper's), else "l2". "sum" needs a positive map: elu1, dpfp
-        or favor. Other rules normalise nothing.
+        Of delta rules; "auto": "sum" for a positive map (the paper's), else "l2". "sum" needs a positive map: elu1,
+        dpfp or favor. Other rules normalise nothing.
     normalize : bool or "auto"
-        Divide by the sum of weights (linear_attention); needs a positive map. "auto": where there is one. The division's
-        eps is 1e-6, so that outputs fade to 0 where weights are as small: one token of 8 elu1 features of -10 weighs 0.016
-        in place of 1, and FAVOR+ at |x| = 8 (x scaled by head_dim**-1/4) about 0.002 or less.
+        Divide by the sum of weights (linear_attention); needs a positive map. "auto": where there is one. The
+        division's eps is 1e-6, so that outputs fade to 0 where weights are as small: one token of 8 elu1 features of
+        -10 weighs 0.016 in place of 1, and FAVOR+ at |x| = 8 (x scaled by head_dim**-1/4) about 0.002 or less.
     bias : bool
         Biases of q, k, v and of the output.
 
@@ -78,8 +78,8 @@ class FastWeightAttention(nn.Module):
     TypeError
         For sizes that are no integers, and a bias that is no bool.
     ValueError
-        For words other than these, sizes below 1, heads that do not divide d_model where they must, and options that the
-        rule or the map does not have.
+        For words other than these, sizes below 1, heads that do not divide d_model where they must, and options that
+        the rule or the map does not have.
 
     Notes
     -----
