@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEFT_OUT = {".gitattributes", ".gitignore", ".ci/run"}  # these serve the repository
+# These serve the repository.
+LEFT_OUT = {".ci/run", ".clang-format", ".git-blame-ignore-revs", ".gitattributes", ".gitignore"}
 
 
 @pytest.fixture(scope="module")
