@@ -5,37 +5,37 @@
 #include "kernels/base/vector.h"
 #include "kernels/rules/rule.h"
 
-enum { C = FWM_TILE }; /* tokens of a chunk */
+enum { CHUNK = FWM_TILE }; /* tokens of a chunk: C in shapes and equations */
 
 typedef struct {
-    real *data;    /* of the first token; NULL where the call has no such array */
-    size_t stride; /* from a token to the next */
+    real *data;    /* the first token; NULL if the call has no such array */
+    size_t stride; /* numbers from one token to the next */
 } Tokens;
 
 typedef struct {
-    const FwmRuleCall *m;
+    const FwmRuleCall *call;
     size_t T, K, V, R; /* R query heads read this state */
     Tokens q, k, v, g, beta, b, w, o;
     Tokens dout, dq, dk, dv, dg, dbeta, db, dw;
     const real *initial_state, *dfinal_state; /* K x V, NULL for zeros */
-    real *final_state, *dinitial_state;       /* K x V, NULL where nobody asks */
-    const real *initial_sum;                  /* K, of the key head; with normalize only, as the next ones */
-    const real *dfinal_sum;                   /* NULL but for the first value head of the key head: it counts once */
+    real *final_state, *dinitial_state;       /* K x V, NULL if not wanted */
+    const real *initial_sum;                  /* K, of the key head; only with normalize, as are the other sums */
+    const real *dfinal_sum; /* NULL except for the key head's first value head, so that it counts once */
     real *final_sum, *dinitial_sum;
     bool first_of_key, first_of_query; /* the first value head of its key or query head: later ones add to dk and dq */
-} Head;
+} ValueHead;
 
-/* numbers of a head at each token: inputs, and what is written, whose tokens lie close together */
-static inline Tokens read_from(FwmTokens array, size_t first_token, size_t head, size_t numbers)
+/* A head's tokens in an array: in an input, whose tokens have a stride, and in a packed array that is written. */
+static inline Tokens strided_tokens(FwmTokens array, size_t first_token, size_t head, size_t numbers)
 {
     if (!array.data)
         return (Tokens){NULL, 0};
     return (Tokens){(real *)array.data + first_token * array.stride + head * numbers, array.stride};
 }
 
-static inline Tokens written_to(void *array, size_t first_token, size_t heads, size_t head, size_t numbers)
+static inline Tokens packed_tokens(void *array, size_t first_token, size_t heads, size_t head, size_t numbers)
 {
-    return read_from((FwmTokens){array, heads * numbers}, first_token, head, numbers);
+    return strided_tokens((FwmTokens){array, heads * numbers}, first_token, head, numbers);
 }
 
 static inline real *token(Tokens x, size_t t)
@@ -43,15 +43,15 @@ static inline real *token(Tokens x, size_t t)
     return x.data + t * x.stride;
 }
 
-/* to = row, or += row: value heads that share a gradient add to it in order. */
-static inline void give(size_t n, const real *restrict row, bool first, real *restrict to)
+/* to = row if first, else to += row: value heads that share a gradient add to it in order. */
+static inline void accumulate(size_t n, const real *restrict row, bool first, real *restrict to)
 {
     for (size_t i = 0; i < n; i++)
         to[i] = first ? row[i] : to[i] + row[i];
 }
 
-/* n columns of a state, from state on, whose rows are V numbers apart (NULL: zeros), to rows of ld numbers, and back.
- */
+/* Loads n columns of a state, whose rows are V numbers apart (NULL: zeros), into rows of ld numbers, padded with zeros.
+ * store_columns stores them back. */
 static inline void load_columns(size_t K, size_t V, size_t n, size_t ld, const real *state, real *S)
 {
     for (size_t i = 0; i < K; i++)
@@ -64,57 +64,59 @@ static inline void store_columns(size_t K, size_t V, size_t n, size_t ld, const 
         copy(n, S + i * ld, state + i * V);
 }
 
+/* Matrix (or row) `index` of a packed array, of so many numbers; NULL if there is no array. */
 static inline real *matrix_of(const void *array, size_t index, size_t numbers)
 {
     return array ? (real *)array + index * numbers : NULL;
 }
 
-static inline Head head_of(const FwmRuleCall *m, size_t sequence, size_t hv)
+static inline ValueHead head_of(const FwmRuleCall *call, size_t sequence, size_t hv)
 {
-    const size_t t0 = (size_t)m->offsets[sequence], h = key_head(m, hv), hq = first_query_head(m, hv),
-                 R = queries_per_state(m);
-    const size_t K = m->K, V = m->V, HO = m->HQ > m->HV ? m->HQ : m->HV, per_gate = m->gate == FWM_CHANNEL_GATE ? K : 1;
-    const size_t state = sequence * m->HV + hv, sum = sequence * m->H + h;
-    const bool first_of_key = hv % (m->HV / m->H) == 0;
-    return (Head){
-        .m = m,
-        .T = sequence_length(m, sequence),
+    const size_t t0 = (size_t)call->offsets[sequence], h = key_head(call, hv), hq = first_query_head(call, hv),
+                 R = queries_per_state(call);
+    const size_t K = call->K, V = call->V, HO = call->HQ > call->HV ? call->HQ : call->HV,
+                 per_gate = call->gate == FWM_CHANNEL_GATE ? K : 1;
+    const size_t state = sequence * call->HV + hv, sum = sequence * call->H + h;
+    const bool first_of_key = hv % (call->HV / call->H) == 0;
+    return (ValueHead){
+        .call = call,
+        .T = sequence_length(call, sequence),
         .K = K,
         .V = V,
         .R = R,
-        .q = read_from(m->q, t0, hq, K),
-        .dq = written_to(m->dq, t0, m->HQ, hq, K),
-        .k = read_from(m->k, t0, h, K),
-        .dk = written_to(m->dk, t0, m->H, h, K),
-        .v = read_from(m->v, t0, hv, V),
-        .dv = written_to(m->dv, t0, m->HV, hv, V),
-        .g = read_from(m->g, t0, hv, per_gate),
-        .dg = written_to(m->dg, t0, m->HV, hv, per_gate),
-        .beta = read_from(m->beta, t0, hv, 1),
-        .dbeta = written_to(m->dbeta, t0, m->HV, hv, 1),
-        .b = read_from(m->b, t0, hv, K),
-        .db = written_to(m->db, t0, m->HV, hv, K),
-        .w = read_from(m->w, t0, hv, V),
-        .dw = written_to(m->dw, t0, m->HV, hv, V),
-        .o = written_to(m->o, t0, HO, hv * R, V),
-        .dout = read_from(m->dout, t0, hv * R, V),
-        .initial_state = matrix_of(m->initial_state, state, K * V),
-        .dfinal_state = matrix_of(m->dfinal_state, state, K * V),
-        .final_state = matrix_of(m->final_state, state, K * V),
-        .dinitial_state = matrix_of(m->dinitial_state, state, K * V),
-        .initial_sum = matrix_of(m->initial_sum, sum, K),
-        .dfinal_sum = first_of_key ? matrix_of(m->dfinal_sum, sum, K) : NULL,
-        .final_sum = matrix_of(m->final_sum, sum, K),
-        .dinitial_sum = matrix_of(m->dinitial_sum, sum, K),
+        .q = strided_tokens(call->q, t0, hq, K),
+        .dq = packed_tokens(call->dq, t0, call->HQ, hq, K),
+        .k = strided_tokens(call->k, t0, h, K),
+        .dk = packed_tokens(call->dk, t0, call->H, h, K),
+        .v = strided_tokens(call->v, t0, hv, V),
+        .dv = packed_tokens(call->dv, t0, call->HV, hv, V),
+        .g = strided_tokens(call->g, t0, hv, per_gate),
+        .dg = packed_tokens(call->dg, t0, call->HV, hv, per_gate),
+        .beta = strided_tokens(call->beta, t0, hv, 1),
+        .dbeta = packed_tokens(call->dbeta, t0, call->HV, hv, 1),
+        .b = strided_tokens(call->b, t0, hv, K),
+        .db = packed_tokens(call->db, t0, call->HV, hv, K),
+        .w = strided_tokens(call->w, t0, hv, V),
+        .dw = packed_tokens(call->dw, t0, call->HV, hv, V),
+        .o = packed_tokens(call->o, t0, HO, hv * R, V),
+        .dout = strided_tokens(call->dout, t0, hv * R, V),
+        .initial_state = matrix_of(call->initial_state, state, K * V),
+        .dfinal_state = matrix_of(call->dfinal_state, state, K * V),
+        .final_state = matrix_of(call->final_state, state, K * V),
+        .dinitial_state = matrix_of(call->dinitial_state, state, K * V),
+        .initial_sum = matrix_of(call->initial_sum, sum, K),
+        .dfinal_sum = first_of_key ? matrix_of(call->dfinal_sum, sum, K) : NULL,
+        .final_sum = matrix_of(call->final_sum, sum, K),
+        .dinitial_sum = matrix_of(call->dinitial_sum, sum, K),
         .first_of_key = first_of_key,
-        .first_of_query = m->HQ >= m->HV || hv % (m->HV / m->HQ) == 0,
+        .first_of_query = call->HQ >= call->HV || hv % (call->HV / call->HQ) == 0,
     };
 }
 
-/* The head from token t on; states are those of the whole. */
-static inline Head head_from(const Head *h, size_t t)
+/* The head from token t on; its states are still those of the whole sequence. */
+static inline ValueHead head_from(const ValueHead *h, size_t t)
 {
-    Head rest = *h;
+    ValueHead rest = *h;
     Tokens *const all[] = {&rest.q,    &rest.k,  &rest.v,  &rest.g,  &rest.beta, &rest.b,     &rest.w,  &rest.o,
                            &rest.dout, &rest.dq, &rest.dk, &rest.dv, &rest.dg,   &rest.dbeta, &rest.db, &rest.dw};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
@@ -124,7 +126,7 @@ static inline Head head_from(const Head *h, size_t t)
     return rest;
 }
 
-/* Columns j0 .. of n rows of numbers, from one place to another. */
+/* Copies columns j0 .. j0 + columns - 1 of n tokens. */
 static inline void copy_rows(size_t n, size_t j0, size_t columns, Tokens from, Tokens to)
 {
     for (size_t t = 0; t < n; t++)

@@ -4,14 +4,14 @@
  *     sum: y = x / sum(x)                    dx = (dy - dy . y) / sum(x), the scalar taken from every component
  *          y = 0                             dx = 0                           where all of x is 0
  *
- * A map may give a token no features: DPFP of alternating signs, FAVOR+ that has underflowed. Such a key writes nothing
- * and such a query reads 0. Subnormal numbers count as 0. Nothing is saved but the inputs. */
+ * A map may give a token features that are all 0: DPFP of alternating signs, FAVOR+ that has underflowed. Such a key
+ * writes nothing and such a query reads 0. Subnormal numbers count as 0. The backward needs only the inputs. */
 #ifndef FWM_KERNELS_RULES_QK_NORM_H
 #define FWM_KERNELS_RULES_QK_NORM_H
 
+#include "api/kernels.h"
 #include "kernels/base/vector.h"
 #include "kernels/base/vmath.h"
-#include "api/kernels.h"
 
 static inline bool all_zero(size_t n, const real *x)
 {
@@ -21,7 +21,7 @@ static inline bool all_zero(size_t n, const real *x)
     return true;
 }
 
-/* What a row is multiplied by. A sum that is 0 is rare: the row is looked through only then. */
+/* The factor of a row. A sum of 0 is rare: only then is the row searched for other numbers than 0. */
 static inline real qk_norm_factor(FwmNorm norm, size_t ld, const real *x)
 {
     if (norm == FWM_L2_NORM)
@@ -40,7 +40,8 @@ static inline void qk_norm_forward(FwmNorm norm, size_t K, size_t ld, real *x)
         x[i] *= factor;
 }
 
-/* dx of one row, in place of dy; x as it was given, padded with zeros. What stands in dy behind K is ignored. */
+/* dx of one row, in place of dy; x is the row before the forward, padded with zeros. What dy holds beyond K is
+ * ignored. */
 static inline void qk_norm_backward(FwmNorm norm, size_t K, size_t ld, const real *x, real *dx)
 {
     if (norm == FWM_NO_NORM)

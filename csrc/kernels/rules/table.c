@@ -1,5 +1,8 @@
 /* The table of rules: the Python functions and the tests follow from it. */
+#include "kernels/rules/rule.h"
+
 #include "kernels/rules/family/family.h"
+#include "kernels/rules/fast_weight_memory/fast_weight_memory.h"
 
 #define FAMILY                                                                                                         \
     .forward = {family_forward_scratch, family_forward}, .backward = {family_backward_scratch, family_backward}
@@ -36,16 +39,9 @@ static const Rule gated_delta_rule_2 = {FAMILY,
                                                  .has_qk_norm = true,
                                                  .summary = "S = diag(exp g) S; S += k (w * v - S^T (b * k))^T"}};
 
-extern const Rule FWM_NAME(rule_fast_weight_memory);
-
-const Rule *const rules[] = {&linear_attention,
-                             &gated_linear_attention,
-                             &delta_rule,
-                             &gated_delta_rule,
-                             &kimi_delta_rule,
-                             &gated_delta_rule_2,
-                             &FWM_NAME(rule_fast_weight_memory),
-                             NULL};
+const Rule *const rules[] = {
+    &linear_attention,   &gated_linear_attention,  &delta_rule, &gated_delta_rule, &kimi_delta_rule,
+    &gated_delta_rule_2, &fast_weight_memory_rule, NULL};
 
 const FwmRuleInfo *info_of_rule(size_t row)
 {

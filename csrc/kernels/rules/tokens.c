@@ -1,41 +1,42 @@
-/* The rules at one token: see tokens.h. Loops have no vectors of our own, for K and V are as they come. */
+/* The rules at one token: see tokens.h. The loops use no vec, because K and V need not be multiples of a vector's
+ * lanes. */
 #include "kernels/rules/tokens.h"
 
 #include "kernels/base/vector.h"
 #include "kernels/base/vmath.h"
 #include "kernels/rules/qk_norm.h"
 
-bool erases_of(const FwmRuleCall *m)
+bool rule_erases(const FwmRuleCall *call)
 {
-    return rules[m->rule]->info.strength != FWM_NO_STRENGTH;
+    return rules[call->rule]->info.strength != FWM_NO_STRENGTH;
 }
 
-/* Row i of n tokens from t0 on, normalised. All are fetched first: the rows of a head lie far apart in memory, and what
- * misses the caches should be waited for together. */
-static void load_normalised(const Head *h, Tokens from, size_t t0, size_t n, size_t i, size_t ld, real *x,
+/* Row i of n tokens from t0 on, normalised. All rows are loaded before the first is normalised: the rows of a head lie
+ * far apart in memory, and so their cache misses overlap. */
+static void load_normalised(const ValueHead *h, Tokens from, size_t t0, size_t n, size_t i, size_t ld, real *x,
                             size_t per_token)
 {
     for (size_t t = 0; t < n; t++)
         load_row(h->K, ld, token(from, t0 + t) + i * h->K, x + t * per_token);
     for (size_t t = 0; t < n; t++)
-        qk_norm_forward(h->m->qk_norm, h->K, ld, x + t * per_token);
+        qk_norm_forward(h->call->qk_norm, h->K, ld, x + t * per_token);
 }
 
-void load_keys(const Head *h, size_t t0, size_t n, size_t ld, real *k)
+void load_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, real *k)
 {
     load_normalised(h, h->k, t0, n, 0, ld, k, ld);
 }
 
-void load_queries(const Head *h, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query)
+void load_queries(const ValueHead *h, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query)
 {
     for (size_t r = 0; r < h->R; r++, q += per_query) {
         load_normalised(h, h->q, t0, n, r, ld, q, per_token);
         for (size_t t = 0; t < n; t++)
-            scale(ld, (real)h->m->scale, q + t * per_token, q + t * per_token);
+            scale(ld, (real)h->call->scale, q + t * per_token, q + t * per_token);
     }
 }
 
-void load_erase_keys(const Head *h, size_t t0, size_t n, size_t ld, const real *restrict k, real *restrict e)
+void load_erase_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, const real *restrict k, real *restrict e)
 {
     for (size_t t = 0; t < n && h->b.data; t++)
         load_row(h->K, ld, token(h->b, t0 + t), e + t * ld);
@@ -48,19 +49,19 @@ void load_erase_keys(const Head *h, size_t t0, size_t n, size_t ld, const real *
     }
 }
 
-void load_gates(const Head *h, size_t t0, size_t n, size_t ld, real *restrict g)
+void load_gates(const ValueHead *h, size_t t0, size_t n, size_t ld, real *restrict g)
 {
     for (size_t t = 0; t < n; t++)
-        if (h->m->gate == FWM_SCALAR_GATE)
+        if (h->call->gate == FWM_SCALAR_GATE)
             g[t] = *token(h->g, t0 + t);
         else
             load_row(h->K, ld, token(h->g, t0 + t), g + t * ld);
 }
 
-void load_decays(const Head *h, size_t t, size_t ld, real *restrict a, real *restrict rest,
+void load_decays(const ValueHead *h, size_t t, size_t ld, real *restrict a, real *restrict rest,
                  lane_number *restrict one_more)
 {
-    const size_t n = h->m->gate == FWM_SCALAR_GATE ? 1 : ld;
+    const size_t n = h->call->gate == FWM_SCALAR_GATE ? 1 : ld;
     load_gates(h, t, 1, ld, a);
 #pragma omp simd
     for (size_t i = 0; i < n; i++) {
@@ -74,7 +75,7 @@ void load_decays(const Head *h, size_t t, size_t ld, real *restrict a, real *res
     }
 }
 
-void load_value(const Head *h, size_t t, size_t j0, size_t n, real *restrict u)
+void load_value(const ValueHead *h, size_t t, size_t j0, size_t n, real *restrict u)
 {
     const real *restrict v = token(h->v, t) + j0;
     if (h->w.data) {
@@ -88,7 +89,7 @@ void load_value(const Head *h, size_t t, size_t j0, size_t n, real *restrict u)
         u[j] = beta * v[j];
 }
 
-real store_value(const Head *h, size_t t, size_t j0, size_t n, const real *restrict du)
+real store_value(const ValueHead *h, size_t t, size_t j0, size_t n, const real *restrict du)
 {
     const real *restrict v = token(h->v, t) + j0;
     real *restrict dv = token(h->dv, t) + j0;
@@ -111,31 +112,31 @@ real store_value(const Head *h, size_t t, size_t j0, size_t n, const real *restr
     return dbeta;
 }
 
-/* Row i of token t: dx behind the normalisation, to what is before it. */
-static void store_normalised(const Head *h, Tokens x, Tokens to, size_t t, size_t i, size_t ld, bool first, real *dx,
-                             real *row)
+/* Stores the gradient of row i of token t, given dx, the gradient of the normalised row. */
+static void store_normalised(const ValueHead *h, Tokens x, Tokens to, size_t t, size_t i, size_t ld, bool first,
+                             real *dx, real *row)
 {
-    if (h->m->qk_norm != FWM_NO_NORM) {
+    if (h->call->qk_norm != FWM_NO_NORM) {
         load_row(h->K, ld, token(x, t) + i * h->K, row);
-        qk_norm_backward(h->m->qk_norm, h->K, ld, row, dx);
+        qk_norm_backward(h->call->qk_norm, h->K, ld, row, dx);
     }
-    give(h->K, dx, first, token(to, t) + i * h->K);
+    accumulate(h->K, dx, first, token(to, t) + i * h->K);
 }
 
-void store_key(const Head *h, size_t t, size_t ld, real *dk, real *row)
+void store_key(const ValueHead *h, size_t t, size_t ld, real *dk, real *row)
 {
     store_normalised(h, h->k, h->dk, t, 0, ld, h->first_of_key, dk, row);
 }
 
-void store_queries(const Head *h, size_t t, size_t ld, real *dq, size_t q_stride, real *row)
+void store_queries(const ValueHead *h, size_t t, size_t ld, real *dq, size_t q_stride, real *row)
 {
     for (size_t r = 0; r < h->R; r++, dq += q_stride) {
-        scale(ld, (real)h->m->scale, dq, dq);
+        scale(ld, (real)h->call->scale, dq, dq);
         store_normalised(h, h->q, h->dq, t, r, ld, h->first_of_query, dq, row);
     }
 }
 
-void store_token(const Head *h, size_t t, size_t ld, const real *restrict k, real dbeta, real *restrict dk,
+void store_token(const ValueHead *h, size_t t, size_t ld, const real *restrict k, real dbeta, real *restrict dk,
                  const real *restrict de, real *restrict dq, size_t q_stride, real *restrict row)
 {
     const size_t K = h->K;

@@ -1,19 +1,19 @@
 /* The rules at one token: from a call's arrays to what the core works on (write key k, erase key e, queries q, written
- * value u, gate), and the core's gradients back to the arrays.
+ * value u, gate), and from the core's gradients back to the arrays.
  *
  *     rule                    e        u
  *     sums                    -        v
  *     delta rules             beta k   beta v
  *     Gated DeltaNet 2        b * k    w * v        element by element
  *
- * k and q are normalised first, if asked, and q is scaled. Rows are padded with zeros to ld. fast_weight_memory takes k
- * and the queries alone. */
+ * k and q are normalised first, if the call's qk_norm says so, and q is scaled. Rows are padded with zeros to ld.
+ * fast_weight_memory uses only k and the queries. */
 #ifndef FWM_KERNELS_RULES_TOKENS_H
 #define FWM_KERNELS_RULES_TOKENS_H
 
 #include "kernels/rules/head.h"
 
-#define erases_of FWM_NAME(erases_of)
+#define rule_erases FWM_NAME(rule_erases)
 #define load_keys FWM_NAME(load_keys)
 #define load_queries FWM_NAME(load_queries)
 #define load_erase_keys FWM_NAME(load_erase_keys)
@@ -25,33 +25,34 @@
 #define store_token FWM_NAME(store_token)
 #define store_value FWM_NAME(store_value)
 
-bool erases_of(const FwmRuleCall *m);
+bool rule_erases(const FwmRuleCall *call);
 
-/* Of n tokens from t0 on: k, rows of ld numbers; R queries a token, those of a token per_query apart, a query's tokens
- * per_token; e, from k (untouched if the rule erases nothing). */
-void load_keys(const Head *, size_t t0, size_t n, size_t ld, real *k);
-void load_queries(const Head *, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query);
-void load_erase_keys(const Head *, size_t t0, size_t n, size_t ld, const real *k, real *e);
+/* For n tokens from t0 on. Keys k: rows of ld numbers. Queries q: R of each token; the queries of a token are per_query
+ * numbers apart, the tokens of a query per_token. Erase keys e, from k: left untouched if the rule has none. */
+void load_keys(const ValueHead *, size_t t0, size_t n, size_t ld, real *k);
+void load_queries(const ValueHead *, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query);
+void load_erase_keys(const ValueHead *, size_t t0, size_t n, size_t ld, const real *k, real *e);
 
-/* g: n rows of ld numbers for a channel gate (0 behind K), else n numbers. */
-void load_gates(const Head *, size_t t0, size_t n, size_t ld, real *g);
+/* g: n rows of ld numbers for a channel gate (0 beyond K), else n numbers. */
+void load_gates(const ValueHead *, size_t t0, size_t n, size_t ld, real *g);
 
 /* a = exp(g) of a token, and its two parts (exp_in_two): ld numbers each, whatever the gate. */
-void load_decays(const Head *, size_t t, size_t ld, real *a, real *rest, lane_number *one_more);
+void load_decays(const ValueHead *, size_t t, size_t ld, real *a, real *rest, lane_number *one_more);
 
 /* Columns j0 .. j0 + n - 1 of u. */
-void load_value(const Head *, size_t t, size_t j0, size_t n, real *u);
+void load_value(const ValueHead *, size_t t, size_t j0, size_t n, real *u);
 
-/* Backward of load_value: dv, and dw or a part of dbeta, which is returned. */
-real store_value(const Head *, size_t t, size_t j0, size_t n, const real *du);
+/* Backward of load_value: stores dv and, if the call has it, dw; returns the columns' part of dbeta. */
+real store_value(const ValueHead *, size_t t, size_t j0, size_t n, const real *du);
 
-/* Backward of load_keys and load_queries, at one token. dk and dq are overwritten; row has room for ld numbers. The
+/* Backward of load_keys and load_queries, at one token. dk and dq are overwritten; row is scratch for ld numbers. The
  * first value head of a key or query head writes its gradient, the others add to it in order. */
-void store_key(const Head *, size_t t, size_t ld, real *dk, real *row);
-void store_queries(const Head *, size_t t, size_t ld, real *dq, size_t q_stride, real *row);
+void store_key(const ValueHead *, size_t t, size_t ld, real *dk, real *row);
+void store_queries(const ValueHead *, size_t t, size_t ld, real *dq, size_t q_stride, real *row);
 
-/* Backward of all of them, k as load_keys gave it; dbeta is the sum that store_value returned. */
-void store_token(const Head *, size_t t, size_t ld, const real *k, real dbeta, real *dk, const real *de, real *dq,
+/* Backward of load_keys, load_erase_keys and load_queries, at one token. k is what load_keys left, dbeta the sum of
+ * what store_value returned. */
+void store_token(const ValueHead *, size_t t, size_t ld, const real *k, real dbeta, real *dk, const real *de, real *dq,
                  size_t q_stride, real *row);
 
 #endif

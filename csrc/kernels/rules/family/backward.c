@@ -1,35 +1,36 @@
-/* The family, backward. Everything is made again from the inputs: a first pass leaves the state before each segment of
- * chunks (a checkpoint); then, segment by segment from the last, the state before each chunk and the values written in
- * it, and, chunk by chunk from the last, the gradients (slab_backward.c, chunk_backward.c).
+/* The family, backward. Everything is recomputed from the inputs: a first pass leaves a checkpoint, the state, before
+ * each segment of chunks; then, segment by segment from the last, come the state before each chunk and the values
+ * written in it, and, chunk by chunk from the last, the gradients (slab_backward.c, chunk_backward.c).
  *
  * The columns' shares of a chunk's gradients are added up slab by slab, and the value heads of a key head add to its dk
- * and dq in order, whichever thread made them: the bits do not depend on the number of threads. With as many key heads
- * as threads, a task is a key head. With fewer, heads run one after the other, and the threads share the slabs and the
- * chunks of a segment. */
+ * and dq in order, whichever thread computed them: the bits do not depend on the number of threads. With as many key
+ * heads as threads, a task is a key head. With fewer, heads run one after the other, and the threads share the slabs
+ * and the chunks of a segment. */
+#include "kernels/rules/family/family.h"
+
 #include <string.h>
 
-#include "kernels/rules/family/family.h"
 #include "kernels/rules/family/recurrent.h"
 #include "kernels/rules/family/rows.h"
 #include "kernels/rules/family/slab.h"
 #include "runtime/threads.h"
 
 #define SHORTEST_SEGMENT 8 /* chunks: their states fit the second-level cache */
-/* Of a head; with more, segments get longer, as far as that saves memory. */
+/* Of a head; with more, segments get longer, as long as that saves memory. */
 #define CHECKPOINT_BYTES ((size_t)12 << 20)
-#define KEPT_BYTES ((size_t)17 << 20) /* of a head's written values; with more, they are made again */
+#define KEPT_BYTES ((size_t)17 << 20) /* of a head's written values; with more, they are recomputed */
 
 typedef struct {
-    const FwmRuleCall *m;
+    const FwmRuleCall *call;
     ChunkShape shape, writing; /* with the queries, and without */
     size_t slabs, slab_size;   /* numbers of a slab */
     size_t longest, segment;   /* chunks of the longest sequence, of a segment */
-    bool keeps;                /* what the first pass writes; else it is made again */
+    bool keeps;                /* whether the values that the first pass writes are kept; else they are recomputed */
     int outer, inner;          /* threads over key heads, and threads within a head */
-    size_t parts;              /* chunks whose gradients are kept by slab: 1, or a segment if threads share it */
+    size_t parts;              /* chunks whose gradients are kept slab by slab: 1, or a segment if threads share it */
     char *scratch;
     size_t stride;
-} Backward;
+} FamilyBackward;
 
 typedef struct {
     real *checkpoints;      /* segments x slabs x slab_size */
@@ -37,83 +38,83 @@ typedef struct {
     Chunk *chunks;          /* a segment */
     real *S0, *N;           /* (a segment + 1) x slabs x slab_size; a segment (all, if kept) x slabs x C x W */
     real *dS;               /* slabs x slab_size */
-    real *rows;             /* of the segment's tokens, inputs and gradients: if threads do not share it */
+    real *rows;             /* the segment's tokens gathered, inputs and gradients: unless threads share it */
     real *dz;               /* ld */
     ChunkGradients *shares; /* parts x slabs */
     char *thread_scratch;
     size_t thread_stride;
-} Memory;
+} FamilyBackwardScratch;
 
-/* One head on its way: what the loops over its slabs and chunks share. */
+/* The backward of one head: what the tasks over its slabs and chunks share. */
 typedef struct {
-    const Backward *f;
-    const Head *h;
-    const Memory *w;
+    const FamilyBackward *f;
+    const ValueHead *h;
+    const FamilyBackwardScratch *w;
     size_t chunks;        /* of the head */
     size_t chunk0, count; /* of the segment */
-    Head here;            /* the head from there on */
-} Pass;
+    ValueHead local;      /* the head from the segment on, its rows gathered unless threads share it */
+} HeadBackward;
 
 static size_t largest(size_t a, size_t b)
 {
     return a > b ? a : b;
 }
 
-static ChunkGradients *take_all_gradients(const Backward *f, size_t n, bool there, Arena *arena)
+static ChunkGradients *take_all_gradients(const FamilyBackward *f, size_t n, bool has_memory, Arena *arena)
 {
     ChunkGradients *all = take_bytes(arena, n * sizeof *all);
     for (size_t i = 0; i < n; i++) {
-        const ChunkGradients one = take_gradients(&f->shape, arena);
-        if (there)
+        const ChunkGradients one = take_chunk_gradients(&f->shape, arena);
+        if (has_memory)
             all[i] = one;
     }
     return all;
 }
 
-static Memory take_memory(const Backward *f, Arena *arena)
+static FamilyBackwardScratch take_scratch(const FamilyBackward *f, Arena *arena)
 {
-    const bool there = arena->next != 0;
+    const bool has_memory = arena->next != 0;
     const size_t slab = f->slab_size * sizeof(real), segments = fwm_tiles(f->longest, f->segment), ld = f->shape.ld;
-    Memory w;
+    FamilyBackwardScratch w;
     w.checkpoints = take_bytes(arena, segments * f->slabs * slab);
     w.z0 = take_bytes(arena, f->shape.normalize ? (f->longest + 1) * ld * sizeof(real) : 0);
     w.chunks = take_bytes(arena, f->segment * sizeof(Chunk));
     for (size_t i = 0; i < f->segment; i++) {
         const Chunk c = take_chunk(&f->shape, arena);
-        if (there)
+        if (has_memory)
             w.chunks[i] = c;
     }
     w.S0 = take_bytes(arena, (f->segment + 1) * f->slabs * slab);
-    w.N = take(arena, (f->keeps ? segments : 1) * f->segment * f->slabs * C * W);
+    w.N = take(arena, (f->keeps ? segments : 1) * f->segment * f->slabs * CHUNK * SLAB);
     w.dS = take_bytes(arena, f->slabs * slab);
-    w.rows = take(arena, f->inner > 1 ? 0 : f->segment * C * numbers_of_token(f->m));
+    w.rows = take(arena, f->inner > 1 ? 0 : f->segment * CHUNK * numbers_of_token(f->call));
     w.dz = take(arena, ld);
-    w.shares = take_all_gradients(f, f->parts * f->slabs, there, arena);
-    w.thread_stride =
-        largest(chunk_scratch(&f->shape), largest(slab_scratch(&f->shape), slab_backward_scratch(&f->shape)));
+    w.shares = take_all_gradients(f, f->parts * f->slabs, has_memory, arena);
+    w.thread_stride = largest(chunk_backward_scratch(&f->shape),
+                              largest(slab_forward_scratch(&f->shape), slab_backward_scratch(&f->shape)));
     w.thread_stride = (w.thread_stride + 63) / 64 * 64;
     w.thread_scratch = take_bytes(arena, w.thread_stride * (size_t)f->inner);
     return w;
 }
 
-static void *scratch_of(const Pass *p, int thread)
+static void *scratch_of(const HeadBackward *p, int thread)
 {
     return p->w->thread_scratch + (size_t)thread * p->w->thread_stride;
 }
 
-static real *slab_in(const Pass *p, real *slabs, size_t index, size_t slab)
+static real *slab_in(const HeadBackward *p, real *slabs, size_t index, size_t slab)
 {
     return slabs + (index * p->f->slabs + slab) * p->f->slab_size;
 }
 
 /* What chunk i of the segment writes in a slab. */
-static real *written(const Pass *p, size_t i, size_t slab)
+static real *written(const HeadBackward *p, size_t i, size_t slab)
 {
-    return p->w->N + ((p->f->keeps ? p->chunk0 + i : i) * p->f->slabs + slab) * C * W;
+    return p->w->N + ((p->f->keeps ? p->chunk0 + i : i) * p->f->slabs + slab) * CHUNK * SLAB;
 }
 
 /* The chunk without its queries. */
-static Chunk without_queries(const Pass *p, size_t i)
+static Chunk without_queries(const HeadBackward *p, size_t i)
 {
     Chunk c = p->w->chunks[i];
     c.shape = p->f->writing;
@@ -122,42 +123,42 @@ static Chunk without_queries(const Pass *p, size_t i)
 
 static void prepare_task(void *context, size_t i, int thread)
 {
-    const Pass *p = context;
+    const HeadBackward *p = context;
     if (p->f->shape.normalize)
         p->w->chunks[i].z0 = p->w->z0 + (p->chunk0 + i) * p->f->shape.ld;
     (void)thread;
-    prepare_chunk(&p->here, i * C, false, &p->w->chunks[i]);
+    prepare_chunk(&p->local, i * CHUNK, false, &p->w->chunks[i]);
     prepare_chunk_backward(&p->w->chunks[i]);
 }
 
 static void prepare_writing_task(void *context, size_t i, int thread)
 {
-    const Pass *p = context;
+    const HeadBackward *p = context;
     Chunk c = without_queries(p, i);
     (void)thread;
-    prepare_chunk(&p->here, i * C, false, &c);
+    prepare_chunk(&p->local, i * CHUNK, false, &c);
     p->w->chunks[i].n = c.n;
 }
 
-/* A slab over a segment: from the checkpoint before it to the one behind. */
+/* A slab over a segment: from the checkpoint before it to the one after it. */
 static void checkpoint_task(void *context, size_t slab, int thread)
 {
-    const Pass *p = context;
+    const HeadBackward *p = context;
     const size_t segment = p->chunk0 / p->f->segment;
     const Slab columns = slab_of(p->h->V, slab);
     const real *before = slab_in(p, p->w->checkpoints, segment, slab);
     real *S = slab_in(p, p->w->checkpoints, segment + 1, slab);
     for (size_t i = 0; i < p->count; i++) {
         const Chunk c = without_queries(p, i);
-        write_chunk(&p->here, i * C, &c, &columns, i ? S : before, S, written(p, i, slab), scratch_of(p, thread));
+        slab_forward(&p->local, i * CHUNK, &c, &columns, i ? S : before, S, written(p, i, slab), scratch_of(p, thread));
     }
 }
 
-/* The states before the segment's chunks, and what is written in them, which the first pass may have kept of all
- * segments but the last. */
+/* The states before the segment's chunks, and the values written in them, unless the first pass has kept those: it may
+ * have, of all segments but the last. */
 static void states_task(void *context, size_t slab, int thread)
 {
-    const Pass *p = context;
+    const HeadBackward *p = context;
     const Slab columns = slab_of(p->h->V, slab);
     memcpy(slab_in(p, p->w->S0, 0, slab), slab_in(p, p->w->checkpoints, p->chunk0 / p->f->segment, slab),
            p->f->slab_size * sizeof(real));
@@ -167,96 +168,97 @@ static void states_task(void *context, size_t slab, int thread)
         const real *S0 = slab_in(p, p->w->S0, i, slab);
         real *S = slab_in(p, p->w->S0, i + 1, slab), *N = written(p, i, slab);
         if (!kept)
-            write_chunk(&p->here, i * C, &c, &columns, S0, S, N, scratch_of(p, thread));
+            slab_forward(&p->local, i * CHUNK, &c, &columns, S0, S, N, scratch_of(p, thread));
         else if (i + 1 < p->count)
-            update_state(&c, &columns, S0, N, S);
+            update_slab(&c, &columns, S0, N, S);
     }
 }
 
-static void slab_chunk(const Pass *p, size_t i, size_t slab, int thread)
+static void slab_chunk_backward(const HeadBackward *p, size_t i, size_t slab, int thread)
 {
     const size_t slabs = p->f->slabs;
     const Slab columns = slab_of(p->h->V, slab);
-    write_chunk_backward(&p->here, i * C, &p->w->chunks[i], &columns, slab_in(p, p->w->S0, i, slab),
-                         written(p, i, slab), p->w->dS + slab * p->f->slab_size,
-                         &p->w->shares[i % p->f->parts * slabs + slab], scratch_of(p, thread));
+    slab_backward(&p->local, i * CHUNK, &p->w->chunks[i], &columns, slab_in(p, p->w->S0, i, slab), written(p, i, slab),
+                  p->w->dS + slab * p->f->slab_size, &p->w->shares[i % p->f->parts * slabs + slab],
+                  scratch_of(p, thread));
 }
 
-/* A slab over the segment, from its end. */
+/* A slab over the segment, from its last chunk. */
 static void slab_task(void *context, size_t slab, int thread)
 {
-    const Pass *p = context;
+    const HeadBackward *p = context;
     for (size_t i = p->count; i-- > 0;)
-        slab_chunk(p, i, slab, thread);
+        slab_chunk_backward(p, i, slab, thread);
 }
 
-static void finish_task(void *context, size_t i, int thread)
+static void chunk_task(void *context, size_t i, int thread)
 {
-    const Pass *p = context;
+    const HeadBackward *p = context;
     const size_t slabs = p->f->slabs;
     ChunkGradients *shares = p->w->shares + i % p->f->parts * slabs, *total = &shares[0];
     for (size_t slab = 1; slab < slabs; slab++)
-        add_gradients(&p->f->shape, &shares[slab], total);
-    finish_chunk(&p->here, i * C, &p->w->chunks[i], total, p->w->dz, scratch_of(p, thread));
+        add_chunk_gradients(&p->f->shape, &shares[slab], total);
+    chunk_backward(&p->local, i * CHUNK, &p->w->chunks[i], total, p->w->dz, scratch_of(p, thread));
 }
 
-static void last_task(void *context, size_t i, int thread)
+static void chunk_from_last_task(void *context, size_t i, int thread)
 {
-    const Pass *p = context;
-    finish_task(context, p->count - 1 - i, thread);
+    const HeadBackward *p = context;
+    chunk_task(context, p->count - 1 - i, thread);
 }
 
-/* Where the segment's tokens are. */
-static void begin_segment(Pass *p, bool with_gradients)
+/* Gathers the segment's tokens, unless threads share it. */
+static void begin_segment(HeadBackward *p, bool with_gradients)
 {
-    const Head there = head_from(p->h, p->chunk0 * C);
-    p->here = p->f->inner > 1 ? there : fetch_rows(&there, fwm_min(p->count * C, there.T), with_gradients, p->w->rows);
+    const ValueHead head = head_from(p->h, p->chunk0 * CHUNK);
+    p->local =
+        p->f->inner > 1 ? head : gather_rows(&head, fwm_min(p->count * CHUNK, head.T), with_gradients, p->w->rows);
 }
 
-static void end_segment(const Pass *p)
+static void end_segment(const HeadBackward *p)
 {
-    const Head there = head_from(p->h, p->chunk0 * C);
+    const ValueHead head = head_from(p->h, p->chunk0 * CHUNK);
     if (p->f->inner == 1)
-        bring_rows(&p->here, fwm_min(p->count * C, there.T), &there);
+        scatter_rows(&p->local, fwm_min(p->count * CHUNK, head.T), &head);
 }
 
 /* The gradients of a segment: chunk by chunk, while its numbers are in the cache, or shared among threads. */
-static void segment_backward(Pass *p)
+static void segment_backward(HeadBackward *p)
 {
     const int inner = p->f->inner;
     fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, prepare_task, p);
     fwm_parallel_for(inner, p->f->slabs, states_task, p);
     if (inner > 1) {
         fwm_parallel_for(inner, p->f->slabs, slab_task, p);
-        fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, last_task, p);
+        fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, chunk_from_last_task, p);
         return;
     }
     for (size_t i = p->count; i-- > 0;) {
         for (size_t slab = 0; slab < p->f->slabs; slab++)
-            slab_chunk(p, i, slab, 0);
-        finish_task(p, i, 0);
+            slab_chunk_backward(p, i, slab, 0);
+        chunk_task(p, i, 0);
     }
 }
 
 /* The sums of keys before all chunks. */
-static void sum_keys(const Head *h, const Backward *f, const Memory *w)
+static void sum_keys(const ValueHead *h, const FamilyBackward *f, const FamilyBackwardScratch *w)
 {
     const size_t ld = f->shape.ld;
     load_row(h->K, ld, h->initial_sum, w->z0);
     for (size_t t = 0; t < h->T; t++) {
         const real *k = token(h->k, t);
-        real *z = w->z0 + t / C * ld;
-        if (t % C == 0)
+        real *z = w->z0 + t / CHUNK * ld;
+        if (t % CHUNK == 0)
             memcpy(z + ld, z, ld * sizeof(real));
         for (size_t i = 0; i < h->K; i++)
             z[ld + i] += k[i];
     }
 }
 
-static void backward_head(const Backward *f, const Head *h, const Memory *w)
+static void backward_head(const FamilyBackward *f, const ValueHead *h, const FamilyBackwardScratch *w)
 {
-    const size_t chunks = fwm_tiles(h->T, C), segments = fwm_tiles(chunks, f->segment), K = h->K, V = h->V;
-    Pass p = {.f = f, .h = h, .w = w, .chunks = chunks};
+    const size_t chunks = fwm_tiles(h->T, CHUNK), segments = fwm_tiles(chunks, f->segment), K = h->K, V = h->V;
+    HeadBackward p = {.f = f, .h = h, .w = w, .chunks = chunks};
     for (size_t slab = 0; slab < f->slabs; slab++) {
         const Slab columns = slab_of(V, slab);
         load_slab(&columns, K, V, h->initial_state, slab_in(&p, w->checkpoints, 0, slab));
@@ -283,16 +285,16 @@ static void backward_head(const Backward *f, const Head *h, const Memory *w)
         store_slab(&columns, K, V, slab_in(&p, w->dS, 0, slab), h->dinitial_state);
     }
     if (h->dinitial_sum)
-        give(K, w->dz, h->first_of_key, h->dinitial_sum);
+        accumulate(K, w->dz, h->first_of_key, h->dinitial_sum);
 }
 
-/* Rows behind K are read as padding, and nobody writes them. */
-static void clear_padding(const Backward *f, const Memory *w)
+/* Rows beyond K are read as padding, and never written. */
+static void clear_padding(const FamilyBackward *f, const FamilyBackwardScratch *w)
 {
-    const size_t K = f->shape.K, rows = f->shape.ld - K, M = f->shape.readers * C;
+    const size_t K = f->shape.K, rows = f->shape.ld - K, M = f->shape.readers * CHUNK;
     for (size_t i = 0; i < f->parts * f->slabs; i++) {
         memset(w->shares[i].dx0 + K * M, 0, rows * M * sizeof(real));
-        memset(w->shares[i].dk1 + K * C, 0, rows * C * sizeof(real));
+        memset(w->shares[i].dk1 + K * CHUNK, 0, rows * CHUNK * sizeof(real));
         memset(w->shares[i].ddecay + K, 0, rows * sizeof(real));
     }
 }
@@ -300,77 +302,79 @@ static void clear_padding(const Backward *f, const Memory *w)
 /* The value heads of a key head, one after the other. */
 static void key_head_task(void *context, size_t index, int thread)
 {
-    const Backward *f = context;
-    const FwmRuleCall *m = f->m;
-    const size_t group = m->HV / m->H, first = index % m->H * group;
-    Arena arena = arena_at(f->scratch + (size_t)thread * f->stride);
-    if (sequence_length(m, index / m->H) == 1) { /* among longer ones: as by itself, where recurrent_serves */
-        one_token_backward(m, index / m->H, index % m->H, f->scratch + (size_t)thread * f->stride);
+    const FamilyBackward *f = context;
+    const FwmRuleCall *call = f->call;
+    const size_t group = call->HV / call->H, first = index % call->H * group;
+    Arena arena = arena_of_thread(f->scratch, thread, f->stride);
+    /* packed among longer ones: the bits it has alone, where recurrent_serves */
+    if (sequence_length(call, index / call->H) == 1) {
+        one_token_backward(call, index / call->H, index % call->H, f->scratch + (size_t)thread * f->stride);
         return;
     }
-    const Memory w = take_memory(f, &arena);
+    const FamilyBackwardScratch w = take_scratch(f, &arena);
     clear_padding(f, &w);
     for (size_t hv = first; hv < first + group; hv++) {
-        const Head h = head_of(m, index / m->H, hv);
+        const ValueHead h = head_of(call, index / call->H, hv);
         backward_head(f, &h, &w);
     }
 }
 
-static size_t scratch_bytes(const Backward *f)
+static size_t bytes_of_thread(const FamilyBackward *f)
 {
     Arena arena = {0};
-    take_memory(f, &arena);
+    take_scratch(f, &arena);
     return arena.next;
 }
 
-/* Longer segments have fewer checkpoints between them, and more states within: their sum grows with the square root of
- * T. */
-static void choose_segment(Backward *f)
+/* Longer segments need fewer checkpoints between them, and more states within: the sum grows with the square root
+ * of T. */
+static void choose_segment(FamilyBackward *f)
 {
     const size_t most = largest(2, CHECKPOINT_BYTES / (f->slabs * f->slab_size * sizeof(real)));
     f->segment = SHORTEST_SEGMENT;
     while (fwm_tiles(f->longest, f->segment) > most) {
-        Backward longer = *f;
+        FamilyBackward longer = *f;
         longer.segment *= 2;
-        if (scratch_bytes(&longer) >= scratch_bytes(f))
+        if (bytes_of_thread(&longer) >= bytes_of_thread(f))
             break;
         f->segment = longer.segment;
     }
 }
 
-static Backward backward_of(const FwmRuleCall *m, int threads, void *scratch)
+static FamilyBackward backward_of(const FwmRuleCall *call, int threads, void *scratch)
 {
-    Backward f = {.m = m, .shape = chunk_shape(m, true), .writing = chunk_shape(m, false), .scratch = scratch};
-    f.slabs = slabs_of(m->V);
-    f.slab_size = f.shape.ld * W;
-    f.longest = fwm_tiles(longest_sequence(m), C);
-    f.keeps = f.longest * f.slabs * C * W * sizeof(real) <= KEPT_BYTES;
-    const bool share = m->n_sequences * m->H < (size_t)threads;
+    FamilyBackward f = {
+        .call = call, .shape = chunk_shape(call, true), .writing = chunk_shape(call, false), .scratch = scratch};
+    f.slabs = slabs_of(call->V);
+    f.slab_size = f.shape.ld * SLAB;
+    f.longest = fwm_tiles(longest_sequence(call), CHUNK);
+    f.keeps = f.longest * f.slabs * CHUNK * SLAB * sizeof(real) <= KEPT_BYTES;
+    const bool share = call->n_sequences * call->H < (size_t)threads;
     f.outer = share ? 1 : threads;
     f.inner = share ? threads : 1;
     f.parts = 1;
     choose_segment(&f);
     f.parts = share ? f.segment : 1;
-    f.stride = largest(scratch_bytes(&f), one_token_scratch(m));
+    f.stride = largest(bytes_of_thread(&f), one_token_scratch(call));
     return f;
 }
 
-size_t family_backward_scratch(const void *call, int threads)
+size_t family_backward_scratch(const void *rule_call, int threads)
 {
-    const FwmRuleCall *m = call;
-    if (recurrent_serves(m))
-        return recurrent_backward_scratch(m, threads);
-    const Backward f = backward_of(m, threads, NULL);
+    const FwmRuleCall *call = rule_call;
+    if (recurrent_serves(call))
+        return recurrent_backward_scratch(call, threads);
+    const FamilyBackward f = backward_of(call, threads, NULL);
     return f.stride * (size_t)f.outer;
 }
 
-void family_backward(const void *call, int threads, void *scratch)
+void family_backward(const void *rule_call, int threads, void *scratch)
 {
-    const FwmRuleCall *m = call;
-    if (recurrent_serves(m)) {
-        recurrent_backward(m, threads, scratch);
+    const FwmRuleCall *call = rule_call;
+    if (recurrent_serves(call)) {
+        recurrent_backward(call, threads, scratch);
         return;
     }
-    Backward f = backward_of(m, threads, scratch);
-    fwm_parallel_for(f.outer, m->n_sequences * m->H, key_head_task, &f);
+    FamilyBackward f = backward_of(call, threads, scratch);
+    fwm_parallel_for(f.outer, call->n_sequences * call->H, key_head_task, &f);
 }

@@ -1,58 +1,61 @@
-/* A chunk of C tokens of a head, and what can be said of it without the state.
+/* A chunk of C tokens of a head, and what can be computed of it without the state.
  *
- * Tokens 0 .. C - 1 read and write a state that is S0 before the chunk. Two kinds of readers ask it, at token t: the
- * erase key e_t, before the write of t, and the queries q_t (R of them, scaled), after it. X stacks them, E first: M =
- * readers C rows. With a_t = exp(g_t) (1 without a gate; one number or K of them), and a product over the tokens behind
- * s up to t,
+ * Tokens 0 .. C - 1 read and write a state that is S0 before the chunk. A token t has two kinds of readers: the erase
+ * key e_t, which reads before the write of t, and the queries q_t (R of them, scaled), which read after it. X stacks
+ * the readers, E first: M = readers C rows. With a_t = exp(g_t) (1 without a gate; one number or K of them), and
+ * products over the tokens after s up to t,
  *
- *     X0_t = (a_0 .. a_t) x_t                     what a reader asks of S0
- *     K1_s = (a_{s+1} .. a_{C-1}) k_s             how a write reaches the chunk's end
- *     scores_ts = x_t . (a_{s+1} .. a_t) k_s      how a write reaches a reader: s < t for E, s <= t for the queries,
- * else 0 decay = a_0 .. a_{C-1}
+ *     X0_t = (a_0 .. a_t) x_t                     a reader of S0
+ *     K1_s = (a_{s+1} .. a_{C-1}) k_s             a write as it reaches the chunk's end
+ *     scores_ts = x_t . (a_{s+1} .. a_t) k_s      a write as it reaches a reader: s < t for E, s <= t for Q, else 0
+ *     decay = a_0 .. a_{C-1}
  *
  * so that, with N_t = u_t - what e_t reads (the values that are written), Y_t = what q_t reads,
  *
  *     [U - N; Y] = X0 S0 + scores N,      S = diag(decay) S0 + K1^T N.
  *
- * Decays are products of numbers, never a quotient of them or a difference of sums of gates: strong gates lose nothing.
- * Nor do weak ones: a factor near 1 that is rounded at every token, always to the same side, would add up over
- * thousands of tokens. So a scalar gate's products are made in double, a channel gate's factors make up for each
- * other's rounding (exp_of_product), and a chunk's decay of the state, which compounds from chunk to chunk, is kept in
- * two numbers. A chunk with fewer tokens is filled up with tokens of zeros and a gate of 1, which read and write
+ * Decays are products of numbers, never a quotient of them or a difference of sums of gates: strong gates lose no
+ * precision. Nor do weak ones: a factor near 1 that is rounded at every token, always to the same side, would add up
+ * over thousands of tokens. So a scalar gate's products are computed in double, a channel gate's factors make up for
+ * each other's rounding (exp_of_product), and a chunk's decay of the state, which compounds from chunk to chunk, is
+ * kept in two numbers.
+ *
+ * The tail, a last chunk with fewer tokens, is filled up with tokens of zeros and a gate of 1, which read and write
  * nothing. */
 #ifndef FWM_KERNELS_RULES_FAMILY_CHUNK_H
 #define FWM_KERNELS_RULES_FAMILY_CHUNK_H
 
-#include "kernels/base/gemm.h"
 #include "kernels/base/arena.h"
+#include "kernels/base/gemm.h"
 #include "kernels/rules/head.h"
 
 typedef struct {
     FwmGate gate;
-    bool erases, reads, normalize; /* reads: the queries are there */
+    bool erases, reads, normalize; /* reads: it has queries */
     size_t K, ld;                  /* ld: K, padded */
     size_t readers;                /* erases + R */
 } ChunkShape;
 
 typedef struct {
     ChunkShape shape;
-    size_t n;                /* tokens, at most C */
-    real *k, *x;             /* C x ld, M x ld */
-    real *k1, *x0;           /* the same; k and x themselves without a gate */
-    real *k_t, *k1_t, *x0_t; /* transposed: ld x C, ld x C, ld x M; x0_t for the backward, no k_t with a channel gate */
-    real *qk;                /* R C x C: q_t . k_s, without decays; not with a channel gate */
-    real *g;                 /* C, scalar gate */
-    real *from_start;        /* C, scalar gate: a_0 .. a_t */
-    real *decays;            /* C x C, scalar gate: a_{s+1} .. a_t, 0 for s > t */
-    real *a;                 /* C x ld, channel gate */
-    real *decay;             /* ld */
-    Decay in_two;            /* ld: its two parts; none without a gate */
-    real *scores;            /* M x C */
-    real *z0;                /* ld: the sum of keys before the chunk, with normalize */
-    real *reciprocal;        /* M: of the denominators, with normalize */
+    size_t n;         /* tokens, at most C */
+    real *k, *x;      /* C x ld, M x ld */
+    real *k1, *x0;    /* the same; k and x themselves without a gate */
+    real *k_t, *k1_t; /* ld x C: transposed; no k_t with a channel gate */
+    real *x0_t;       /* ld x M: transposed, for the backward only */
+    real *qk;         /* R C x C: q_t . k_s, without decays; not with a channel gate */
+    real *g;          /* C, scalar gate */
+    real *from_start; /* C, scalar gate: a_0 .. a_t */
+    real *decays;     /* C x C, scalar gate: a_{s+1} .. a_t, 0 for s > t */
+    real *a;          /* C x ld, channel gate */
+    real *decay;      /* ld */
+    Decay in_two;     /* ld: its two parts; none without a gate */
+    real *scores;     /* M x C */
+    real *z0;         /* ld: the sum of keys before the chunk, with normalize */
+    real *reciprocal; /* M: of the denominators, with normalize */
 } Chunk;
 
-/* What the columns of the state give for the gradient, sums over columns. */
+/* What the columns of the state contribute to the gradients: sums over columns. */
 typedef struct {
     real *dx0;     /* ld x M: transposed */
     real *dk1;     /* ld x C: transposed */
@@ -63,28 +66,28 @@ typedef struct {
 
 #define chunk_shape FWM_NAME(chunk_shape)
 #define take_chunk FWM_NAME(take_chunk)
-#define take_gradients FWM_NAME(take_gradients)
-#define chunk_scratch FWM_NAME(chunk_scratch)
+#define take_chunk_gradients FWM_NAME(take_chunk_gradients)
+#define chunk_backward_scratch FWM_NAME(chunk_backward_scratch)
 #define prepare_chunk FWM_NAME(prepare_chunk)
 #define prepare_chunk_backward FWM_NAME(prepare_chunk_backward)
-#define add_gradients FWM_NAME(add_gradients)
-#define finish_chunk FWM_NAME(finish_chunk)
+#define add_chunk_gradients FWM_NAME(add_chunk_gradients)
+#define chunk_backward FWM_NAME(chunk_backward)
 
-ChunkShape chunk_shape(const FwmRuleCall *m, bool reads);
+ChunkShape chunk_shape(const FwmRuleCall *call, bool reads);
 Chunk take_chunk(const ChunkShape *, Arena *arena);
-ChunkGradients take_gradients(const ChunkShape *, Arena *arena);
-size_t chunk_scratch(const ChunkShape *); /* bytes for finish_chunk */
+ChunkGradients take_chunk_gradients(const ChunkShape *, Arena *arena);
+size_t chunk_backward_scratch(const ChunkShape *); /* bytes */
 
-/* Tokens t0 .. of a head. z0 must be there already; with `shared`, what another value head that has the same keys and
- * queries left in the chunk. */
-void prepare_chunk(const Head *, size_t t0, bool shared, Chunk *);
-void prepare_chunk_backward(Chunk *); /* what the backward needs besides */
+/* Prepares the chunk at tokens t0 .. of a head. z0 must be set before. With `shared`, the chunk must still hold what
+ * was prepared for another value head with the same keys and queries. */
+void prepare_chunk(const ValueHead *, size_t t0, bool shared, Chunk *);
+void prepare_chunk_backward(Chunk *); /* what only the backward needs */
 
-/* sum += part, over the columns in a fixed order. */
-void add_gradients(const ChunkShape *, const ChunkGradients *part, ChunkGradients *sum);
+/* total += part: to be called for the slabs in a fixed order. */
+void add_chunk_gradients(const ChunkShape *, const ChunkGradients *part, ChunkGradients *total);
 
-/* From the sums over columns to the gradients of the tokens' inputs, into the head's arrays. dz (ld): of the sum of
- * keys, at the chunk's end; becomes that at its start. */
-void finish_chunk(const Head *, size_t t0, const Chunk *, const ChunkGradients *, real *dz, void *scratch);
+/* From the sums over columns to the gradients of the tokens' inputs, in the head's arrays. dz (ld), the gradient of the
+ * sum of keys after the chunk, becomes that of the sum before it. */
+void chunk_backward(const ValueHead *, size_t t0, const Chunk *, const ChunkGradients *, real *dz, void *scratch);
 
 #endif

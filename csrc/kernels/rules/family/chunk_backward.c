@@ -1,82 +1,86 @@
-/* What of a chunk's backward needs no state: from sums over the columns to the gradients of keys, queries, strengths
- * and gates.
+/* The part of a chunk's backward that needs no state: from sums over the columns to the gradients of keys, queries,
+ * strengths and gates.
  *
  * Forward (chunk.h), for each column of the state, with A_t = a_0 .. a_t, D_ts = a_{s+1} .. a_t, D_ts = 1 for t = s:
  *
  *     X0_t = A_t x_t,   K1_s = D_{C-1,s} k_s,   scores_ts = sum_i x_ti D_tsi k_si
  *
- * The columns give dx0, dk1, dscores and ddecay = sum_j S0_ij dS_ij. Then
+ * The columns (slab_backward.c) give dx0, dk1, dscores and ddecay = sum_j S0_ij dS_ij. Then
  *
  *     dx_t = A_t dx0_t + sum_s dscores_ts D_ts k_s
  *     dk_s = D_{C-1,s} dk1_s + sum_t D_ts Z_ts,                               Z_ts = sum over readers of dscores_ts x_t
  *
- * dg_t collects every path from a write (or S0) before t to a reader (or the end) at t or behind it, as <dS', S'> does
- * in the recurrence, term by term and without differences:
+ * dg_t collects every path from a write (or S0) before t to a reader (or the chunk's end) at t or later, as <dS', S'>
+ * does in the recurrence, term by term and without differences:
  *
  *     dg_t = decay ddecay + sum_{s < t} k1_s dk1_s + sum_{r >= t} x0_r dx0_r + sum_{s < t <= r} dscores_rs x_r D_rs k_s
  *
  * element by element; a scalar gate takes the sum over i. For the last term, Y_ts = Z_ts + a_{t+1} Y_{t+1,s} runs
- * backwards and (D_ts k_s) Y_ts is what straddles t for the key s; a_{s+1} Y_{s+1,s} + Z_ss completes dk_s.
+ * backwards, and (D_ts k_s) Y_ts is the share of the key s in it; a_{s+1} Y_{s+1,s} + Z_ss completes dk_s.
  *
- * Normalised reading: o = y / den, den_t = x_t . z_t + eps, and the columns were given do / den. So dden_t = -(do . y)
- * / den^2 = -(x0_t . dx0_t + sum_s scores_ts dscores_ts) / den_t, which goes to dscores_ts (s <= t), and with z0 to x_t
- * and z0. */
+ * Normalised reading: o = y / den, den_t = x_t . z_t + eps, and the columns were given do / den. So
+ *
+ *     dden_t = -(do . y) / den^2 = -(x0_t . dx0_t + sum_s scores_ts dscores_ts) / den_t
+ *
+ * is added to dscores_ts (s <= t), and, times z0 and x_t, to dx_t and dz0. */
+#include "kernels/rules/family/chunk.h"
+
 #include <string.h>
 
 #include "kernels/base/gemm.h"
 #include "kernels/base/transpose.h"
-#include "kernels/rules/family/chunk.h"
 #include "kernels/rules/tokens.h"
 
 typedef struct {
-    real *dx, *dk; /* M x ld, C x ld: of X0 and K1 at first */
+    real *dx, *dk; /* M x ld, C x ld: at first of X0 and K1 */
     real *dg;      /* C x ld, or C */
     real *keys;    /* C x ld: D_ts k_s of one s; or (M x C) dscores D */
     real *row;     /* ld */
-} Scratch;
+} ChunkBackwardScratch;
 
-static Scratch divide(const ChunkShape *s, real *scratch)
+static ChunkBackwardScratch divide_scratch(const ChunkShape *s, real *scratch)
 {
-    const size_t block = C * s->ld, M = s->readers;
-    return (Scratch){scratch, scratch + M * block, scratch + (M + 1) * block, scratch + (M + 2) * block,
-                     scratch + (M + 2) * block + (block > M * C * C ? block : M * C * C)};
+    const size_t block = CHUNK * s->ld, M = s->readers;
+    return (ChunkBackwardScratch){scratch, scratch + M * block, scratch + (M + 1) * block, scratch + (M + 2) * block,
+                                  scratch + (M + 2) * block + (block > M * CHUNK * CHUNK ? block : M * CHUNK * CHUNK)};
 }
 
-size_t chunk_scratch(const ChunkShape *s)
+size_t chunk_backward_scratch(const ChunkShape *s)
 {
-    const size_t block = C * s->ld, scores = s->readers * C * C;
+    const size_t block = CHUNK * s->ld, scores = s->readers * CHUNK * CHUNK;
     return ((s->readers + 2) * block + (block > scores ? block : scores) + s->ld) * sizeof(real);
 }
 
-void add_gradients(const ChunkShape *s, const ChunkGradients *part, ChunkGradients *total)
+void add_chunk_gradients(const ChunkShape *s, const ChunkGradients *part, ChunkGradients *total)
 {
-    add(s->ld * s->readers * C, part->dx0, total->dx0);
-    add(s->ld * C, part->dk1, total->dk1);
-    add(s->readers * C * C, part->dscores, total->dscores);
-    add(C, part->dbeta, total->dbeta);
+    add(s->ld * s->readers * CHUNK, part->dx0, total->dx0);
+    add(s->ld * CHUNK, part->dk1, total->dk1);
+    add(s->readers * CHUNK * CHUNK, part->dscores, total->dscores);
+    add(CHUNK, part->dbeta, total->dbeta);
     if (s->gate != FWM_NO_GATE)
         add(s->ld, part->ddecay, total->ddecay);
 }
 
-static void mask_future(const ChunkShape *s, real *dscores)
+static void apply_causal_mask(const ChunkShape *s, real *dscores)
 {
-    for (size_t m = 0; m < s->readers * C; m++) {
-        const size_t seen = m % C + (m >= C || !s->erases);
-        memset(dscores + m * C + seen, 0, (C - seen) * sizeof(real));
+    for (size_t m = 0; m < s->readers * CHUNK; m++) {
+        const size_t seen = m % CHUNK + (m >= CHUNK || !s->erases);
+        memset(dscores + m * CHUNK + seen, 0, (CHUNK - seen) * sizeof(real));
     }
 }
 
-/* dden into dscores, dx0 (as a share of dx: there is no gate) and dz; and the later sums' share of dk. */
-static void denominators_backward(const Chunk *c, real *dscores, const Scratch *w, real *dz)
+/* Adds what follows from dden to dscores, dx0 (it becomes part of dx, because there is no gate) and dz; and to dk the
+ * gradient of the later sums of keys. */
+static void denominators_backward(const Chunk *c, real *dscores, const ChunkBackwardScratch *w, real *dz)
 {
     const size_t ld = c->shape.ld;
     for (size_t s = 0; s < c->n; s++)
         add(ld, dz, w->dk + s * ld);
-    for (size_t m = c->shape.erases * C; m < c->shape.readers * C; m++) {
-        const size_t t = m % C;
-        real *row = dscores + m * C;
+    for (size_t m = c->shape.erases * CHUNK; m < c->shape.readers * CHUNK; m++) {
+        const size_t t = m % CHUNK;
+        real *row = dscores + m * CHUNK;
         const real dden =
-            -(dot(ld, c->x0 + m * ld, w->dx + m * ld) + dot(C, c->scores + m * C, row)) * c->reciprocal[m];
+            -(dot(ld, c->x0 + m * ld, w->dx + m * ld) + dot(CHUNK, c->scores + m * CHUNK, row)) * c->reciprocal[m];
         if (t >= c->n)
             continue;
         for (size_t s = 0; s <= t; s++)
@@ -86,86 +90,87 @@ static void denominators_backward(const Chunk *c, real *dscores, const Scratch *
     }
 }
 
-/* Without a gate, or with a scalar one, decays are numbers: D_ts stands before the products over i. */
-static void products_backward(const Chunk *c, const real *dscores, const Scratch *w)
+/* Without a gate, or with a scalar one, decays are numbers: D_ts factors out of the products over i. */
+static void products_backward(const Chunk *c, const real *dscores, const ChunkBackwardScratch *w)
 {
     const ChunkShape *s = &c->shape;
-    const size_t ld = s->ld, M = s->readers * C;
+    const size_t ld = s->ld, M = s->readers * CHUNK;
     const real *decayed = dscores;
     if (s->gate == FWM_SCALAR_GATE) {
         for (size_t m = 0; m < M; m++)
-            for (size_t i = 0; i < C; i++)
-                w->keys[m * C + i] = dscores[m * C + i] * c->decays[m % C * C + i];
+            for (size_t i = 0; i < CHUNK; i++)
+                w->keys[m * CHUNK + i] = dscores[m * CHUNK + i] * c->decays[m % CHUNK * CHUNK + i];
         for (size_t m = 0; m < M; m++)
-            scale(ld, c->from_start[m % C], w->dx + m * ld, w->dx + m * ld);
-        for (size_t t = 0; t < C; t++)
-            scale(ld, c->decays[(C - 1) * C + t], w->dk + t * ld, w->dk + t * ld);
+            scale(ld, c->from_start[m % CHUNK], w->dx + m * ld, w->dx + m * ld);
+        for (size_t t = 0; t < CHUNK; t++)
+            scale(ld, c->decays[(CHUNK - 1) * CHUNK + t], w->dk + t * ld, w->dk + t * ld);
         decayed = w->keys;
     }
-    gemm(M, ld, C, rows_of(decayed, C), c->k, ld, 1, w->dx, w->dx, ld);
-    gemm(C, ld, M, transposed(decayed, C), c->x, ld, 1, w->dk, w->dk, ld);
+    gemm(M, ld, CHUNK, rows_of(decayed, CHUNK), c->k, ld, 1, w->dx, w->dx, ld);
+    gemm(CHUNK, ld, M, transposed(decayed, CHUNK), c->x, ld, 1, w->dk, w->dk, ld);
 }
 
 /* dg (C) of a scalar gate, from dx0 and dk1. */
 static void scalar_gate_backward(const Chunk *c, const real *dscores, const ChunkGradients *sum_over_columns,
-                                 const Scratch *w)
+                                 const ChunkBackwardScratch *w)
 {
-    const size_t ld = c->shape.ld, M = c->shape.readers * C;
-    real later[C + 1], straddling[C]; /* what readers from t on ask of S0; pairs of s and a reader from t on */
+    const size_t ld = c->shape.ld, M = c->shape.readers * CHUNK;
+    /* sums over readers from t on: of what they read of S0, and of their pairs with key s */
+    real later[CHUNK + 1], straddling[CHUNK];
     const real through = dot(ld, c->decay, sum_over_columns->ddecay);
     memset(straddling, 0, sizeof straddling);
-    later[C] = 0;
-    for (size_t t = C; t-- > 0;) {
+    later[CHUNK] = 0;
+    for (size_t t = CHUNK; t-- > 0;) {
         later[t] = later[t + 1];
-        for (size_t m = t; m < M; m += C) {
+        for (size_t m = t; m < M; m += CHUNK) {
             later[t] += dot(ld, c->x0 + m * ld, w->dx + m * ld);
-            for (size_t s = 0; s < C; s++)
-                straddling[s] += dscores[m * C + s] * c->scores[m * C + s];
+            for (size_t s = 0; s < CHUNK; s++)
+                straddling[s] += dscores[m * CHUNK + s] * c->scores[m * CHUNK + s];
         }
         w->dg[t] = through + later[t];
         for (size_t s = 0; s < t; s++)
             w->dg[t] += straddling[s];
     }
     real before = 0;
-    for (size_t t = 0; t < C; t++) {
+    for (size_t t = 0; t < CHUNK; t++) {
         w->dg[t] += before;
         before += dot(ld, c->k1 + t * ld, w->dk + t * ld);
     }
 }
 
 /* dg (C x ld) of a channel gate: all but the pairs inside the chunk. */
-static void channel_gate_backward(const Chunk *c, const ChunkGradients *sum_over_columns, const Scratch *w)
+static void channel_gate_backward(const Chunk *c, const ChunkGradients *sum_over_columns, const ChunkBackwardScratch *w)
 {
-    const size_t ld = c->shape.ld, M = c->shape.readers * C;
+    const size_t ld = c->shape.ld, M = c->shape.readers * CHUNK;
     for (size_t i = 0; i < ld; i += FWM_LANES) {
         vec later = {0}, before = {0};
-        for (size_t t = C; t-- > 0;) {
-            for (size_t m = t; m < M; m += C)
+        for (size_t t = CHUNK; t-- > 0;) {
+            for (size_t m = t; m < M; m += CHUNK)
                 later += vec_load(c->x0 + m * ld + i) * vec_load(w->dx + m * ld + i);
             vec_store(w->dg + t * ld + i, later);
         }
         const vec through = vec_load(c->decay + i) * vec_load(sum_over_columns->ddecay + i);
-        for (size_t t = 0; t < C; t++) {
+        for (size_t t = 0; t < CHUNK; t++) {
             vec_store(w->dg + t * ld + i, vec_load(w->dg + t * ld + i) + (through + before));
             before += vec_load(c->k1 + t * ld + i) * vec_load(w->dk + t * ld + i);
         }
     }
 }
 
-/* The pairs of key s with the readers behind it: dx, dk_s and dg. */
-static void key_backward(const Chunk *c, size_t s, const real *dscores, const Scratch *w)
+/* The pairs of key s with its readers: dx, dk_s and dg. */
+static void key_backward(const Chunk *c, size_t s, const real *dscores, const ChunkBackwardScratch *w)
 {
     const size_t ld = c->shape.ld, readers = c->shape.readers, erases = c->shape.erases;
     for (size_t i = 0; i < ld; i += FWM_LANES) {
-        vec key[C], y = {0};
+        vec key[CHUNK], y = {0};
         key[s] = vec_load(c->k + s * ld + i);
         for (size_t t = s + 1; t < c->n; t++)
             key[t] = key[t - 1] * vec_load(c->a + t * ld + i);
         for (size_t t = c->n; t-- > s;) {
             for (size_t r = t > s ? 0 : erases; r < readers; r++) {
-                const size_t m = r * C + t;
-                y += dscores[m * C + s] * vec_load(c->x + m * ld + i);
-                vec_store(w->dx + m * ld + i, vec_load(w->dx + m * ld + i) + dscores[m * C + s] * key[t]);
+                const size_t m = r * CHUNK + t;
+                y += dscores[m * CHUNK + s] * vec_load(c->x + m * ld + i);
+                vec_store(w->dx + m * ld + i, vec_load(w->dx + m * ld + i) + dscores[m * CHUNK + s] * key[t]);
             }
             if (t > s) {
                 vec_store(w->dg + t * ld + i, vec_load(w->dg + t * ld + i) + key[t] * y);
@@ -177,34 +182,34 @@ static void key_backward(const Chunk *c, size_t s, const real *dscores, const Sc
 }
 
 static void channels_backward(const Chunk *c, const real *dscores, const ChunkGradients *sum_over_columns,
-                              const Scratch *w)
+                              const ChunkBackwardScratch *w)
 {
     const size_t ld = c->shape.ld;
     channel_gate_backward(c, sum_over_columns, w);
     for (size_t i = 0; i < ld; i += FWM_LANES) {
         vec forwards = {0}, backwards = {0};
         forwards += 1, backwards += 1;
-        for (size_t t = 0; t < C; t++) {
+        for (size_t t = 0; t < CHUNK; t++) {
             forwards *= vec_load(c->a + t * ld + i);
-            for (size_t m = t; m < c->shape.readers * C; m += C)
+            for (size_t m = t; m < c->shape.readers * CHUNK; m += CHUNK)
                 vec_store(w->dx + m * ld + i, forwards * vec_load(w->dx + m * ld + i));
-            real *dk = w->dk + (C - 1 - t) * ld + i;
+            real *dk = w->dk + (CHUNK - 1 - t) * ld + i;
             vec_store(dk, backwards * vec_load(dk));
-            backwards *= vec_load(c->a + (C - 1 - t) * ld + i);
+            backwards *= vec_load(c->a + (CHUNK - 1 - t) * ld + i);
         }
     }
     for (size_t s = 0; s < c->n; s++)
         key_backward(c, s, dscores, w);
 }
 
-void finish_chunk(const Head *h, size_t t0, const Chunk *c, const ChunkGradients *sums, real *dz, void *scratch)
+void chunk_backward(const ValueHead *h, size_t t0, const Chunk *c, const ChunkGradients *sums, real *dz, void *scratch)
 {
     const ChunkShape *s = &c->shape;
-    const size_t ld = s->ld, M = s->readers * C;
-    const Scratch w = divide(s, scratch);
+    const size_t ld = s->ld, M = s->readers * CHUNK;
+    const ChunkBackwardScratch w = divide_scratch(s, scratch);
     transpose(ld, M, sums->dx0, M, w.dx, ld);
-    transpose(ld, C, sums->dk1, C, w.dk, ld);
-    mask_future(s, sums->dscores);
+    transpose(ld, CHUNK, sums->dk1, CHUNK, w.dk, ld);
+    apply_causal_mask(s, sums->dscores);
     if (s->normalize)
         denominators_backward(c, sums->dscores, &w, dz);
     if (s->gate == FWM_SCALAR_GATE)
@@ -214,8 +219,8 @@ void finish_chunk(const Head *h, size_t t0, const Chunk *c, const ChunkGradients
     else
         products_backward(c, sums->dscores, &w);
     for (size_t t = 0; t < c->n; t++) {
-        real *dq = w.dx + (s->erases * C + t) * ld;
-        store_token(h, t0 + t, ld, c->k + t * ld, sums->dbeta[t], w.dk + t * ld, w.dx + t * ld, dq, C * ld, w.row);
+        real *dq = w.dx + (s->erases * CHUNK + t) * ld;
+        store_token(h, t0 + t, ld, c->k + t * ld, sums->dbeta[t], w.dk + t * ld, w.dx + t * ld, dq, CHUNK * ld, w.row);
         if (s->gate == FWM_SCALAR_GATE)
             *token(h->dg, t0 + t) = w.dg[t];
         else if (s->gate == FWM_CHANNEL_GATE)

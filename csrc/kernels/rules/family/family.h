@@ -9,9 +9,9 @@
 #define family_forward FWM_NAME(family_forward)
 #define family_backward FWM_NAME(family_backward)
 
-size_t family_forward_scratch(const void *call, int threads);
-size_t family_backward_scratch(const void *call, int threads);
-void family_forward(const void *call, int threads, void *scratch);
-void family_backward(const void *call, int threads, void *scratch);
+size_t family_forward_scratch(const void *rule_call, int threads);
+size_t family_backward_scratch(const void *rule_call, int threads);
+void family_forward(const void *rule_call, int threads, void *scratch);
+void family_backward(const void *rule_call, int threads, void *scratch);
 
 #endif

@@ -1,6 +1,6 @@
-/* The family, forward. A task takes the value heads of a key head, all over a segment of some chunks before the next
- * segment, for they share keys, and their values lie side by side. For each it prepares the chunks, and runs slab after
- * slab over them. */
+/* The family, forward. A task is the value heads of a key head. They share keys, and their values lie side by side: so
+ * all of them go over some chunks before the first goes over the next chunks. For each head the task prepares the
+ * chunks, and runs slab after slab over them. */
 #include "kernels/rules/family/family.h"
 
 #include <string.h>
@@ -10,39 +10,39 @@
 #include "runtime/threads.h"
 
 enum {
-    CHUNKS = 4,    /* that are prepared at once: a slab is loaded into the first-level cache for so many */
-    MOST_HEADS = 8 /* of a task: their states fit the second-level cache */
+    CHUNKS_AT_ONCE = 4, /* a slab is loaded into the first-level cache once for so many */
+    MOST_HEADS = 8      /* of a task: their states fit the second-level cache */
 };
 
 typedef struct {
-    Chunk chunks[CHUNKS];
+    Chunk chunks[CHUNKS_AT_ONCE];
     real *states; /* heads x slabs x ld x W */
     real *sums;   /* heads x ld: of keys, with normalize */
     real *N;      /* C x W */
-    real *v, *o;  /* CHUNKS C x V, CHUNKS C x R V: of the chunks at hand */
+    real *v, *o;  /* CHUNKS_AT_ONCE C x V, CHUNKS_AT_ONCE C x R V: of the chunks */
     void *slab_scratch;
-} Memory;
+} FamilyForwardScratch;
 
 typedef struct {
-    const FwmRuleCall *m;
+    const FwmRuleCall *call;
     ChunkShape shape;
     size_t slabs, groups; /* of a head */
     size_t heads;         /* of a task */
     char *scratch;
     size_t stride;
-} Forward;
+} FamilyForward;
 
-static Memory take_memory(const Forward *f, Arena *arena)
+static FamilyForwardScratch take_scratch(const FamilyForward *f, Arena *arena)
 {
-    Memory w;
-    for (size_t i = 0; i < CHUNKS; i++)
+    FamilyForwardScratch w;
+    for (size_t i = 0; i < CHUNKS_AT_ONCE; i++)
         w.chunks[i] = take_chunk(&f->shape, arena);
-    w.states = take(arena, f->heads * f->slabs * f->shape.ld * W);
+    w.states = take(arena, f->heads * f->slabs * f->shape.ld * SLAB);
     w.sums = take_bytes(arena, f->shape.normalize ? f->heads * f->shape.ld * sizeof(real) : 0);
-    w.N = take(arena, C * W);
-    w.v = take(arena, CHUNKS * C * f->m->V);
-    w.o = take(arena, CHUNKS * C * queries_per_state(f->m) * f->m->V);
-    w.slab_scratch = take_bytes(arena, slab_scratch(&f->shape));
+    w.N = take(arena, CHUNK * SLAB);
+    w.v = take(arena, CHUNKS_AT_ONCE * CHUNK * f->call->V);
+    w.o = take(arena, CHUNKS_AT_ONCE * CHUNK * queries_per_state(f->call) * f->call->V);
+    w.slab_scratch = take_bytes(arena, slab_forward_scratch(&f->shape));
     return w;
 }
 
@@ -53,51 +53,55 @@ static void add_keys(const Chunk *c, real *z0)
         add(c->shape.ld, c->k + t * c->shape.ld, z0);
 }
 
-/* The chunks of a segment, which h begins with; returns how many. sum: of the keys before it, becomes that behind it.
- */
-static size_t prepare(const Head *h, bool shared, Chunk *chunks, real *sum)
+/* Prepares the first chunks of a head; returns how many. sum: of the keys before them, becomes that of the keys after
+ * them. */
+static size_t prepare_chunks(const ValueHead *h, bool shared, Chunk *chunks, real *sum)
 {
     size_t count = 0;
-    for (; count < CHUNKS && count * C < h->T; count++) {
+    for (; count < CHUNKS_AT_ONCE && count * CHUNK < h->T; count++) {
         Chunk *c = &chunks[count];
         if (c->shape.normalize)
             memcpy(c->z0, sum, c->shape.ld * sizeof(real));
-        prepare_chunk(h, count * C, shared, c);
+        prepare_chunk(h, count * CHUNK, shared, c);
         if (c->shape.normalize)
             add_keys(c, sum);
     }
     return count;
 }
 
-static real *slab_state(const Forward *f, const Memory *w, size_t head, size_t slab)
+static real *slab_state(const FamilyForward *f, const FamilyForwardScratch *w, size_t head, size_t slab)
 {
-    return w->states + (head * f->slabs + slab) * f->shape.ld * W;
+    return w->states + (head * f->slabs + slab) * f->shape.ld * SLAB;
 }
 
-/* The chunks from token t0 on, on slabs first .. last - 1. The tokens of one head lie far apart: values are fetched,
- * and outputs brought away, a whole row at a time, for stores that miss the caches would hold up those of the state. */
-static void run_chunks(const Forward *f, const Head *h, size_t t0, size_t index, size_t first, size_t last, Memory *w)
+/* The chunks from token t0 on, on slabs first .. last - 1. The tokens of one head lie far apart: values are gathered
+ * before, and outputs scattered after, a whole row at a time, because stores that miss the caches would hold up those
+ * of the state. */
+static void run_chunks(const FamilyForward *f, const ValueHead *h, size_t t0, size_t index, size_t first, size_t last,
+                       FamilyForwardScratch *w)
 {
-    const size_t V = h->V, j0 = first * W, columns = fwm_min(V, last * W) - j0, tokens = fwm_min(CHUNKS * C, h->T - t0);
-    const Head there = head_from(h, t0);
-    Head here = there;
-    const bool shared = index > 0 && h->m->HQ == h->m->H; /* keys and queries with the head before */
-    const size_t count = prepare(&here, shared, w->chunks, w->sums + index * f->shape.ld);
-    here.v = (Tokens){w->v, V};
-    here.o = (Tokens){w->o, h->R * V};
-    copy_rows(tokens, j0, columns, there.v, here.v);
+    const size_t V = h->V, j0 = first * SLAB, columns = fwm_min(V, last * SLAB) - j0,
+                 tokens = fwm_min(CHUNKS_AT_ONCE * CHUNK, h->T - t0);
+    const ValueHead head = head_from(h, t0);
+    ValueHead gathered = head;
+    const bool shared = index > 0 && h->call->HQ == h->call->H; /* has the keys and queries of the head before */
+    const size_t count = prepare_chunks(&gathered, shared, w->chunks, w->sums + index * f->shape.ld);
+    gathered.v = (Tokens){w->v, V};
+    gathered.o = (Tokens){w->o, h->R * V};
+    copy_rows(tokens, j0, columns, head.v, gathered.v);
     for (size_t p = first; p < last; p++) {
         const Slab slab = slab_of(V, p);
         real *S = slab_state(f, w, index, p);
         for (size_t i = 0; i < count; i++)
-            write_chunk(&here, i * C, &w->chunks[i], &slab, S, S, w->N, w->slab_scratch);
+            slab_forward(&gathered, i * CHUNK, &w->chunks[i], &slab, S, S, w->N, w->slab_scratch);
     }
     for (size_t r = 0; r < h->R; r++)
-        copy_rows(tokens, r * V + j0, columns, here.o, there.o);
+        copy_rows(tokens, r * V + j0, columns, gathered.o, head.o);
 }
 
-/* States of the task's heads to and from the caller's arrays. */
-static void load_states(const Forward *f, const Head *h, size_t index, size_t first, size_t last, const Memory *w)
+/* The states of the task's heads, from and to the caller's arrays. */
+static void load_states(const FamilyForward *f, const ValueHead *h, size_t index, size_t first, size_t last,
+                        const FamilyForwardScratch *w)
 {
     for (size_t p = first; p < last; p++) {
         const Slab slab = slab_of(h->V, p);
@@ -107,7 +111,8 @@ static void load_states(const Forward *f, const Head *h, size_t index, size_t fi
         load_row(h->K, f->shape.ld, h->initial_sum, w->sums + index * f->shape.ld);
 }
 
-static void store_states(const Forward *f, const Head *h, size_t index, size_t first, size_t last, const Memory *w)
+static void store_states(const FamilyForward *f, const ValueHead *h, size_t index, size_t first, size_t last,
+                         const FamilyForwardScratch *w)
 {
     for (size_t p = first; p < last && h->final_state; p++) {
         const Slab slab = slab_of(h->V, p);
@@ -117,62 +122,64 @@ static void store_states(const Forward *f, const Head *h, size_t index, size_t f
 
 static void forward_task(void *context, size_t task, int thread)
 {
-    const Forward *f = context;
-    const FwmRuleCall *m = f->m;
-    const size_t unit = task / f->groups, group = task % f->groups, units = m->HV / f->heads; /* of a sequence */
+    const FamilyForward *f = context;
+    const FwmRuleCall *call = f->call;
+    const size_t unit = task / f->groups, group = task % f->groups, units = call->HV / f->heads; /* of a sequence */
     const size_t sequence = unit / units, hv = unit % units * f->heads;
     const size_t first = group * f->slabs / f->groups, last = (group + 1) * f->slabs / f->groups;
-    Arena arena = arena_at(f->scratch + (size_t)thread * f->stride);
-    Memory w = take_memory(f, &arena);
-    if (sequence_length(m, sequence) == 1) { /* among longer ones: as by itself, where recurrent_serves */
+    Arena arena = arena_of_thread(f->scratch, thread, f->stride);
+    FamilyForwardScratch w = take_scratch(f, &arena);
+    /* packed among longer ones: the bits it has alone, where recurrent_serves */
+    if (sequence_length(call, sequence) == 1) {
         for (size_t i = 0; group == 0 && i < f->heads; i++)
-            one_token_forward(m, sequence, hv + i, f->scratch + (size_t)thread * f->stride);
+            one_token_forward(call, sequence, hv + i, f->scratch + (size_t)thread * f->stride);
         return;
     }
     for (size_t i = 0; i < f->heads; i++) {
-        const Head h = head_of(m, sequence, hv + i);
+        const ValueHead h = head_of(call, sequence, hv + i);
         load_states(f, &h, i, first, last, &w);
     }
-    for (size_t t0 = 0; t0 < sequence_length(m, sequence); t0 += CHUNKS * C)
+    for (size_t t0 = 0; t0 < sequence_length(call, sequence); t0 += CHUNKS_AT_ONCE * CHUNK)
         for (size_t i = 0; i < f->heads; i++) {
-            const Head h = head_of(m, sequence, hv + i);
+            const ValueHead h = head_of(call, sequence, hv + i);
             run_chunks(f, &h, t0, i, first, last, &w);
         }
     for (size_t i = 0; i < f->heads; i++) {
-        const Head h = head_of(m, sequence, hv + i);
+        const ValueHead h = head_of(call, sequence, hv + i);
         store_states(f, &h, i, first, last, &w);
     }
 }
 
-/* The value heads of a key head are a task, where that gives every thread work; else each is one, divided into as many
- * groups of slabs as it takes, though every group prepares again. */
-static Forward forward_of(const FwmRuleCall *m, int threads, void *scratch)
+/* A task is the value heads of a key head, where that gives every thread work. Else it is one value head, divided into
+ * as many groups of slabs as that takes, although every group prepares the chunks anew. */
+static FamilyForward forward_of(const FwmRuleCall *call, int threads, void *scratch)
 {
-    Forward f = {.m = m, .shape = chunk_shape(m, true), .slabs = slabs_of(m->V), .groups = 1, .scratch = scratch};
-    const size_t sharing = m->HV / m->H;
-    f.heads = m->n_sequences * m->H < (size_t)threads || sharing > MOST_HEADS ? 1 : sharing;
-    while (f.heads == 1 && m->n_sequences * m->HV * f.groups < (size_t)threads && f.groups < f.slabs)
+    FamilyForward f = {
+        .call = call, .shape = chunk_shape(call, true), .slabs = slabs_of(call->V), .groups = 1, .scratch = scratch};
+    const size_t sharing = call->HV / call->H;
+    f.heads = call->n_sequences * call->H < (size_t)threads || sharing > MOST_HEADS ? 1 : sharing;
+    while (f.heads == 1 && call->n_sequences * call->HV * f.groups < (size_t)threads && f.groups < f.slabs)
         f.groups++;
     Arena arena = {0};
-    take_memory(&f, &arena);
-    const size_t one_token = one_token_scratch(m);
+    take_scratch(&f, &arena);
+    const size_t one_token = one_token_scratch(call);
     f.stride = arena.next > one_token ? arena.next : one_token;
     return f;
 }
 
-size_t family_forward_scratch(const void *call, int threads)
+size_t family_forward_scratch(const void *rule_call, int threads)
 {
-    const FwmRuleCall *m = call;
-    return recurrent_serves(m) ? recurrent_forward_scratch(m, threads)
-                               : forward_of(m, threads, NULL).stride * (size_t)threads;
+    const FwmRuleCall *call = rule_call;
+    return recurrent_serves(call) ? recurrent_forward_scratch(call, threads)
+                                  : forward_of(call, threads, NULL).stride * (size_t)threads;
 }
 
-/* final_sum = initial_sum + all keys: behind the rest, which may start from the same array. */
+/* final_sum = initial_sum + all keys. It comes last, because both may be the same array. */
 static void sum_task(void *context, size_t index, int thread)
 {
-    const FwmRuleCall *m = context;
+    const FwmRuleCall *call = context;
     (void)thread;
-    const Head h = head_of(m, index / m->H, index % m->H * (m->HV / m->H));
+    const ValueHead h = head_of(call, index / call->H, index % call->H * (call->HV / call->H));
     real *restrict z = h.final_sum;
     for (size_t i = 0; i < h.K; i++)
         z[i] = h.initial_sum ? h.initial_sum[i] : 0;
@@ -183,18 +190,18 @@ static void sum_task(void *context, size_t index, int thread)
     }
 }
 
-void family_forward(const void *call, int threads, void *scratch)
+void family_forward(const void *rule_call, int threads, void *scratch)
 {
-    const FwmRuleCall *m = call;
-    if (recurrent_serves(m)) {
-        recurrent_forward(m, threads, scratch);
+    const FwmRuleCall *call = rule_call;
+    if (recurrent_serves(call)) {
+        recurrent_forward(call, threads, scratch);
     } else {
-        Forward f = forward_of(m, threads, scratch);
-        fwm_parallel_for(threads, m->n_sequences * m->HV / f.heads * f.groups, forward_task, &f);
+        FamilyForward f = forward_of(call, threads, scratch);
+        fwm_parallel_for(threads, call->n_sequences * call->HV / f.heads * f.groups, forward_task, &f);
     }
-    if (!m->final_sum)
+    if (!call->final_sum)
         return;
-    const bool flushes = fwm_loops_flush(false); /* a sum may have no other numbers than subnormal ones */
-    fwm_parallel_for(threads, m->n_sequences * m->H, sum_task, (void *)m);
+    const bool flushes = fwm_loops_flush(false); /* a sum may consist of subnormal numbers only */
+    fwm_parallel_for(threads, call->n_sequences * call->H, sum_task, (void *)call);
     fwm_loops_flush(flushes);
 }

@@ -3,27 +3,27 @@
  *     S = diag(a) S,   n = u - S^T e,   S += k n^T,   o = S^T q,                  a = exp(g), q scaled
  *
  * computed as n = u - S^T (a e), o = S^T (a q) + (k . q) n, so that S is read once for both products and once for the
- * write. There a S is added up from two parts (exp_in_two), and the state is rounded once: the rounding of a weak
- * gate's a, or of a S, would have one sign at all tokens. */
+ * write. In the write a S is added up from two parts (exp_in_two), and the state is rounded once: the rounding of a
+ * weak gate's a, or of a S, would have the same sign at all tokens. */
 #include "kernels/rules/family/recurrent.h"
 
 #include <string.h>
 
-#include "kernels/base/vector.h"
 #include "kernels/base/arena.h"
+#include "kernels/base/vector.h"
 #include "kernels/rules/family/slab.h"
 #include "kernels/rules/tokens.h"
 #include "runtime/threads.h"
 
-enum { NV = W / FWM_LANES };
+enum { SLAB_VECTORS = SLAB / FWM_LANES };
 
 typedef struct {
-    const FwmRuleCall *m;
+    const FwmRuleCall *call;
     size_t ld;
     bool erases;
     char *scratch;
     size_t stride;
-} Recurrence;
+} RecurrentForward;
 
 typedef struct {
     real *k, *e, *q; /* ld, ld, R x ld: of the token */
@@ -33,106 +33,106 @@ typedef struct {
     real *own;        /* R: k . q */
     real *reciprocal; /* R: of the denominators; 1 without normalize */
     real *u, *o;      /* W */
-    real *slab;       /* K x W: columns that are not whole vectors */
-    real *state;      /* K x V, where the caller keeps no final state */
-} Memory;
+    real *slab;       /* K x W: a copy of a slab, of the tail of V or of a state of zeros */
+    real *state;      /* K x V, if the caller wants no final state */
+} RecurrentForwardScratch;
 
-bool recurrent_serves(const FwmRuleCall *m)
+bool recurrent_serves(const FwmRuleCall *call)
 {
-    return m->recurrent || longest_sequence(m) <= 1;
+    return call->recurrent || longest_sequence(call) <= 1;
 }
 
-static Memory take_memory(const Recurrence *f, Arena *arena)
+static RecurrentForwardScratch take_scratch(const RecurrentForward *f, Arena *arena)
 {
-    const FwmRuleCall *m = f->m;
+    const FwmRuleCall *call = f->call;
     const size_t row = f->ld * sizeof(real);
-    return (Memory){
+    return (RecurrentForwardScratch){
         .k = take_bytes(arena, row),
         .e = take_bytes(arena, row),
-        .q = take_bytes(arena, row * queries_per_state(m)),
+        .q = take_bytes(arena, row * queries_per_state(call)),
         .a = take_bytes(arena, row),
         .rest = take_bytes(arena, row),
         .one_more = take_bytes(arena, f->ld * sizeof(lane_number)),
         .z = take_bytes(arena, row),
-        .own = take_bytes(arena, queries_per_state(m) * sizeof(real)),
-        .reciprocal = take_bytes(arena, queries_per_state(m) * sizeof(real)),
-        .u = take_bytes(arena, W * sizeof(real)),
-        .o = take_bytes(arena, W * sizeof(real)),
-        .slab = take_bytes(arena, m->K * W * sizeof(real)),
-        .state = take_bytes(arena, m->final_state ? 0 : m->K * m->V * sizeof(real)),
+        .own = take_bytes(arena, queries_per_state(call) * sizeof(real)),
+        .reciprocal = take_bytes(arena, queries_per_state(call) * sizeof(real)),
+        .u = take_bytes(arena, SLAB * sizeof(real)),
+        .o = take_bytes(arena, SLAB * sizeof(real)),
+        .slab = take_bytes(arena, call->K * SLAB * sizeof(real)),
+        .state = take_bytes(arena, call->final_state ? 0 : call->K * call->V * sizeof(real)),
     };
 }
 
 /* er = S^T e and o = S^T q on W columns; rows of S lie ld apart. */
 static inline void read_columns(size_t K, const real *S, size_t ld, const real *e, const real *q, vec *er, vec *o)
 {
-    vec along_e[NV] = {{0}}, along_q[NV] = {{0}}; /* in registers */
+    vec along_e[SLAB_VECTORS] = {{0}}, along_q[SLAB_VECTORS] = {{0}}; /* in registers */
     for (size_t i = 0; i < K; i++, S += ld)
-        for (size_t v = 0; v < NV; v++) {
+        for (size_t v = 0; v < SLAB_VECTORS; v++) {
             const vec s = vec_in_register(vec_load(S + v * FWM_LANES));
             along_e[v] += e[i] * s;
             along_q[v] += q[i] * s;
         }
-    for (size_t v = 0; v < NV; v++) {
+    for (size_t v = 0; v < SLAB_VECTORS; v++) {
         er[v] = along_e[v];
         o[v] = along_q[v];
     }
 }
 
-/* out = diag(a) S + k n^T, the parts of a a number for each row, or the same for all. */
+/* out = diag(a) S + k n^T; the parts of a are one number for each row, or the same for all rows. */
 ALWAYS_INLINE void write_columns(size_t K, const real *S, size_t ld, const real *rest, const lane_number *one_more,
                                  bool same, const real *k, const vec *n, real *out, size_t ld_out)
 {
     const real first = rest[0];
     const lane_number first_mask = one_more[0];
-    vec written[NV]; /* of our own: in registers, whatever is stored */
-    for (size_t v = 0; v < NV; v++)
+    vec written[SLAB_VECTORS]; /* a copy that no store can change: it stays in registers */
+    for (size_t v = 0; v < SLAB_VECTORS; v++)
         written[v] = n[v];
     for (size_t i = 0; i < K; i++, S += ld, out += ld_out) {
         const real rest_i = same ? first : rest[i], k_i = k[i];
         const lane_number mask = same ? first_mask : one_more[i];
-        for (size_t v = 0; v < NV; v++) {
+        for (size_t v = 0; v < SLAB_VECTORS; v++) {
             const vec s = vec_in_register(vec_load(S + v * FWM_LANES));
             vec_store(out + v * FWM_LANES, vec_masked(s, mask) + (rest_i * s + k_i * written[v]));
         }
     }
 }
 
-/* One token on W columns: S -> out, which may be the same; o (rows of o_stride, n columns each) is what the queries
- * read. */
-static void step(const Head *h, const Memory *w, size_t ld, const real *S, size_t ld_S, real *out, size_t ld_out,
-                 size_t n, real *o)
+/* One token on W columns: S -> out, which may be the same array. What the queries read is stored in o, n columns each,
+ * rows V numbers apart. */
+static void step(const ValueHead *h, const RecurrentForwardScratch *w, size_t ld, const real *S, size_t ld_S, real *out,
+                 size_t ld_out, size_t n, real *o)
 {
     const size_t R = h->R;
-    vec er[NV], read[NV], written[NV];
+    vec er[SLAB_VECTORS], read[SLAB_VECTORS], written[SLAB_VECTORS];
     read_columns(h->K, S, ld_S, w->e, w->q, er, read);
-    for (size_t v = 0; v < NV; v++)
+    for (size_t v = 0; v < SLAB_VECTORS; v++)
         written[v] = vec_load(w->u + v * FWM_LANES) - er[v];
     for (size_t r = 0; r < R; r++) {
         if (r > 0)
             read_columns(h->K, S, ld_S, w->e, w->q + r * ld, er, read);
-        for (size_t v = 0; v < NV; v++)
+        for (size_t v = 0; v < SLAB_VECTORS; v++)
             vec_store(w->o + v * FWM_LANES, w->reciprocal[r] * (read[v] + w->own[r] * written[v]));
         memcpy(o + r * h->V, w->o, n * sizeof(real));
     }
-    if (h->m->gate == FWM_CHANNEL_GATE)
+    if (h->call->gate == FWM_CHANNEL_GATE)
         write_columns(h->K, S, ld_S, w->rest, w->one_more, false, w->k, written, out, ld_out);
     else
         write_columns(h->K, S, ld_S, w->rest, w->one_more, true, w->k, written, out, ld_out);
 }
 
 /* The token's rows; without a gate a is 1, without erasing e is 0. */
-static void load_rows(const Head *h, const Recurrence *f, size_t t, const Memory *w)
+static void load_rows(const ValueHead *h, const RecurrentForward *f, size_t t, const RecurrentForwardScratch *w)
 {
     load_keys(h, t, 1, f->ld, w->k);
     load_erase_keys(h, t, 1, f->ld, w->k, w->e);
     load_queries(h, t, 1, f->ld, w->q, 0, f->ld);
-    if (f->m->gate != FWM_NO_GATE)
+    if (f->call->gate != FWM_NO_GATE)
         load_decays(h, t, f->ld, w->a, w->rest, w->one_more);
 }
 
-/* What reads the state before the gate reads it through the gate: e and q become a e and a q. */
-static void decay_readers(const Head *h, const Recurrence *f, const Memory *w)
+/* e and q read the state before the gate, so the gate is applied to them: they become a e and a q. */
+static void decay_readers(const ValueHead *h, const RecurrentForward *f, const RecurrentForwardScratch *w)
 {
     for (size_t i = 0; i < f->ld; i++) {
         w->e[i] = f->erases ? w->a[i] * w->e[i] : 0;
@@ -141,7 +141,7 @@ static void decay_readers(const Head *h, const Recurrence *f, const Memory *w)
     }
 }
 
-static void start(const Head *h, const Recurrence *f, const Memory *w)
+static void begin_head(const ValueHead *h, const RecurrentForward *f, const RecurrentForwardScratch *w)
 {
     memset(w->e, 0, f->ld * sizeof(real));
     memset(w->rest, 0, f->ld * sizeof(real));
@@ -150,40 +150,41 @@ static void start(const Head *h, const Recurrence *f, const Memory *w)
 }
 
 /* Token t on all columns: state before -> out. */
-static void step_token(const Head *h, const Recurrence *f, size_t t, const Memory *w, const real *before, real *out)
+static void step_token(const ValueHead *h, const RecurrentForward *f, size_t t, const RecurrentForwardScratch *w,
+                       const real *before, real *out)
 {
     const size_t K = h->K, V = h->V;
     load_rows(h, f, t, w);
-    if (f->m->normalize)
+    if (f->call->normalize)
         add(f->ld, w->k, w->z);
     for (size_t r = 0; r < h->R; r++) {
         w->own[r] = dot(f->ld, w->k, w->q + r * f->ld);
-        w->reciprocal[r] = f->m->normalize ? 1 / (dot(f->ld, w->q + r * f->ld, w->z) + (real)f->m->eps) : 1;
+        w->reciprocal[r] = f->call->normalize ? 1 / (dot(f->ld, w->q + r * f->ld, w->z) + (real)f->call->eps) : 1;
     }
-    if (f->m->gate != FWM_NO_GATE)
+    if (f->call->gate != FWM_NO_GATE)
         decay_readers(h, f, w);
     for (size_t p = 0; p < slabs_of(V); p++) {
         const Slab slab = slab_of(V, p);
         real *o = token(h->o, t) + slab.j0;
         load_value(h, t, slab.j0, slab.n, w->u);
-        memset(w->u + slab.n, 0, (W - slab.n) * sizeof(real));
-        if (slab.n == W && before) {
-            step(h, w, f->ld, before + slab.j0, V, out + slab.j0, V, W, o);
+        memset(w->u + slab.n, 0, (SLAB - slab.n) * sizeof(real));
+        if (slab.n == SLAB && before) {
+            step(h, w, f->ld, before + slab.j0, V, out + slab.j0, V, SLAB, o);
             continue;
         }
         load_slab(&slab, K, V, before, w->slab);
-        step(h, w, f->ld, w->slab, W, w->slab, W, slab.n, o);
+        step(h, w, f->ld, w->slab, SLAB, w->slab, SLAB, slab.n, o);
         store_slab(&slab, K, V, w->slab, out);
     }
 }
 
-static void forward_head(const Recurrence *f, size_t sequence, size_t hv, void *scratch)
+static void forward_head(const RecurrentForward *f, size_t sequence, size_t hv, void *scratch)
 {
-    const Head h = head_of(f->m, sequence, hv);
+    const ValueHead h = head_of(f->call, sequence, hv);
     Arena arena = arena_at(scratch);
-    const Memory w = take_memory(f, &arena);
+    const RecurrentForwardScratch w = take_scratch(f, &arena);
     real *out = h.final_state ? h.final_state : w.state;
-    start(&h, f, &w);
+    begin_head(&h, f, &w);
     for (size_t t = 0; t < h.T; t++)
         step_token(&h, f, t, &w, t > 0 ? out : h.initial_state, out);
     if (h.T == 0 && h.final_state && h.initial_state)
@@ -194,32 +195,32 @@ static void forward_head(const Recurrence *f, size_t sequence, size_t hv, void *
 
 static void forward_task(void *context, size_t index, int thread)
 {
-    const Recurrence *f = context;
-    forward_head(f, index / f->m->HV, index % f->m->HV, f->scratch + (size_t)thread * f->stride);
+    const RecurrentForward *f = context;
+    forward_head(f, index / f->call->HV, index % f->call->HV, f->scratch + (size_t)thread * f->stride);
 }
 
-static Recurrence recurrence_of(const FwmRuleCall *m, void *scratch)
+static RecurrentForward recurrence_of(const FwmRuleCall *call, void *scratch)
 {
-    Recurrence f = {.m = m, .ld = fwm_padded(m->K), .erases = erases_of(m), .scratch = scratch};
+    RecurrentForward f = {.call = call, .ld = fwm_padded(call->K), .erases = rule_erases(call), .scratch = scratch};
     Arena arena = {0};
-    take_memory(&f, &arena);
+    take_scratch(&f, &arena);
     f.stride = arena.next;
     return f;
 }
 
-size_t recurrent_forward_scratch(const FwmRuleCall *m, int threads)
+size_t recurrent_forward_scratch(const FwmRuleCall *call, int threads)
 {
-    return recurrence_of(m, NULL).stride * (size_t)threads;
+    return recurrence_of(call, NULL).stride * (size_t)threads;
 }
 
-void recurrent_forward(const FwmRuleCall *m, int threads, void *scratch)
+void recurrent_forward(const FwmRuleCall *call, int threads, void *scratch)
 {
-    Recurrence f = recurrence_of(m, scratch);
-    fwm_parallel_for(threads, m->n_sequences * m->HV, forward_task, &f);
+    RecurrentForward f = recurrence_of(call, scratch);
+    fwm_parallel_for(threads, call->n_sequences * call->HV, forward_task, &f);
 }
 
-void one_token_forward(const FwmRuleCall *m, size_t sequence, size_t hv, void *scratch)
+void one_token_forward(const FwmRuleCall *call, size_t sequence, size_t hv, void *scratch)
 {
-    const Recurrence f = recurrence_of(m, scratch);
+    const RecurrentForward f = recurrence_of(call, scratch);
     forward_head(&f, sequence, hv, scratch);
 }

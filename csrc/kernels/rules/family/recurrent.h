@@ -13,7 +13,7 @@
 #define one_token_backward FWM_NAME(one_token_backward)
 #define recurrent_backward FWM_NAME(recurrent_backward)
 
-/* If the call asks for it, or no sequence has more than a token. */
+/* Whether the plain recurrence computes the call: it says so, or no sequence has more than one token. */
 bool recurrent_serves(const FwmRuleCall *);
 
 size_t recurrent_forward_scratch(const FwmRuleCall *, int threads);
@@ -21,8 +21,8 @@ size_t recurrent_backward_scratch(const FwmRuleCall *, int threads);
 void recurrent_forward(const FwmRuleCall *, int threads, void *scratch);
 void recurrent_backward(const FwmRuleCall *, int threads, void *scratch);
 
-/* Packed among longer sequences: a value head, and the value heads of a key head, of a sequence of one token, on the
- * thread that calls, with the bits that the sequence has by itself. */
+/* For a sequence of one token, packed among longer ones: a value head (forward), or the value heads of a key head
+ * (backward), on the calling thread, with the bits that the sequence has alone. */
 size_t one_token_scratch(const FwmRuleCall *);
 void one_token_forward(const FwmRuleCall *, size_t sequence, size_t hv, void *scratch);
 void one_token_backward(const FwmRuleCall *, size_t sequence, size_t key_head, void *scratch);

@@ -2,46 +2,48 @@
  *
  *     S' = diag(a) S,   n = u - S'^T e,   S_t = S' + k n^T,   o = S_t^T q / den,   den = z_t . q + eps or 1
  *
- * Saved: nothing but the inputs. States are made again: one every L tokens in a first pass (L about sqrt T), then,
- * segment by segment from the last, those of the segment's tokens. Backward, with dS = dS_t, what comes from later
- * tokens:
+ * Saved: only the inputs. States are recomputed: a first pass leaves a checkpoint every L tokens (L about sqrt T);
+ * then, segment by segment from the last, come those of the segment's tokens. Backward, where dS is at first the
+ * gradient of S_t from all later tokens:
  *
  *     do <- do / den;   dden = -(do . S_t^T q) / den;   dq = S_t do + dden z_t,   dz += dden q,   dk = dz
  *     dS += q do^T;     dn = dS^T k;   dk += dS n;   du = dn;   de = -S' dn
  *     dS' = dS - e dn^T;   dg_i = <dS'_i, S'_i>;   dS = diag(a) dS'
  *
- * As in the forward a has two parts, and the state and dS are rounded once a token: diag(a) dS' waits for the q do^T of
- * the token before. */
+ * As in the forward a has two parts, and the state and dS are rounded once a token: diag(a) dS' is computed together
+ * with the addition of q do^T at the token before. */
+#include "kernels/rules/family/recurrent.h"
+
 #include <string.h>
 
 #include "kernels/base/arena.h"
-#include "kernels/rules/family/recurrent.h"
 #include "kernels/rules/tokens.h"
 #include "runtime/threads.h"
 
 typedef struct {
-    const FwmRuleCall *m;
+    const FwmRuleCall *call;
     size_t ld, longest, L; /* longest sequence; tokens of a segment */
     char *scratch;
     size_t stride;
-} Recurrence;
+} RecurrentBackward;
 
 typedef struct {
     real *k, *e, *q, *dk, *de, *dq, *row; /* ld; R x ld for q, dq */
-    real *a, *rest, *rest_later; /* ld: exp(g), and its two parts; those of the token behind, which dS waits for */
+    real *a, *rest;                       /* ld: exp(g), and its two parts */
+    real *rest_later;                     /* of the token after: still to be applied to dS */
     lane_number *one_more, *one_more_later;
     real *dz;                   /* ld */
     real *u, *n, *dn, *o;       /* V */
     real *dS;                   /* K x V */
     real *checkpoints, *states; /* (K x V + ld) each: state and sum of keys before a segment, before a token */
-} Memory;
+} RecurrentBackwardScratch;
 
-static Memory take_memory(const Recurrence *f, Arena *arena)
+static RecurrentBackwardScratch take_scratch(const RecurrentBackward *f, Arena *arena)
 {
-    const size_t K = f->m->K, V = f->m->V, R = queries_per_state(f->m), row = f->ld * sizeof(real),
+    const size_t K = f->call->K, V = f->call->V, R = queries_per_state(f->call), row = f->ld * sizeof(real),
                  column = V * sizeof(real);
     const size_t state = (K * V + f->ld) * sizeof(real);
-    Memory w;
+    RecurrentBackwardScratch w;
     real **const rows[] = {&w.k, &w.e, &w.a, &w.rest, &w.rest_later, &w.dk, &w.de, &w.row, &w.dz};
     real **const columns[] = {&w.u, &w.n, &w.dn, &w.o};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
@@ -58,18 +60,18 @@ static Memory take_memory(const Recurrence *f, Arena *arena)
     return w;
 }
 
-static void load_rows(const Head *h, const Recurrence *f, size_t t, const Memory *w)
+static void load_rows(const ValueHead *h, const RecurrentBackward *f, size_t t, const RecurrentBackwardScratch *w)
 {
     load_keys(h, t, 1, f->ld, w->k);
     load_erase_keys(h, t, 1, f->ld, w->k, w->e);
     load_queries(h, t, 1, f->ld, w->q, 0, f->ld);
     load_value(h, t, 0, h->V, w->u);
-    if (f->m->gate != FWM_NO_GATE)
+    if (f->call->gate != FWM_NO_GATE)
         load_decays(h, t, f->ld, w->a, w->rest, w->one_more);
 }
 
 /* out = S'^T x, S' = diag(a) S */
-static void read_decayed(const Head *h, const real *a, const real *S, const real *x, real *restrict out)
+static void read_decayed(const ValueHead *h, const real *a, const real *S, const real *x, real *restrict out)
 {
     const size_t V = h->V;
     memset(out, 0, V * sizeof(real));
@@ -78,9 +80,9 @@ static void read_decayed(const Head *h, const real *a, const real *S, const real
             out[j] += x[i] * (a[i] * S[i * V + j]);
 }
 
-/* n, and S -> next, the state behind token t; the sum of keys stands behind the state. */
-static void write_token(const Head *h, const Recurrence *f, size_t t, const Memory *w, const real *S,
-                        real *restrict next)
+/* n, and S -> next, the state after token t; the sum of keys is stored after the state. */
+static void write_token(const ValueHead *h, const RecurrentBackward *f, size_t t, const RecurrentBackwardScratch *w,
+                        const real *S, real *restrict next)
 {
     const size_t K = h->K, V = h->V;
     load_rows(h, f, t, w);
@@ -94,14 +96,15 @@ static void write_token(const Head *h, const Recurrence *f, size_t t, const Memo
         next[K * V + i] = S[K * V + i] + w->k[i];
 }
 
-/* Query r: dq, and its share of dS and dz. The first brings dS from behind the gate of the token after t. */
-static void read_backward(const Head *h, const Recurrence *f, size_t t, size_t r, const Memory *w, const real *S_t)
+/* Query r: dq, and its share of dS and dz. The first also applies the gate of the token after t to dS. */
+static void read_backward(const ValueHead *h, const RecurrentBackward *f, size_t t, size_t r,
+                          const RecurrentBackwardScratch *w, const real *S_t)
 {
     const size_t K = h->K, V = h->V;
     const real *z = S_t + K * V, *q = w->q + r * f->ld, *dout = token(h->dout, t) + r * V;
     real *dq = w->dq + r * f->ld, den = 1, dden = 0;
-    if (f->m->normalize) {
-        den = (real)f->m->eps;
+    if (f->call->normalize) {
+        den = (real)f->call->eps;
         for (size_t i = 0; i < K; i++)
             den += z[i] * q[i];
     }
@@ -117,13 +120,14 @@ static void read_backward(const Head *h, const Recurrence *f, size_t t, size_t r
         dq[i] = along;
         dden -= along * q[i] / den;
     }
-    for (size_t i = 0; f->m->normalize && i < K; i++) {
+    for (size_t i = 0; f->call->normalize && i < K; i++) {
         dq[i] += dden * z[i];
         w->dz[i] += dden * q[i];
     }
 }
 
-static void backward_token(const Head *h, const Recurrence *f, size_t t, const Memory *w, const real *S, real *S_t)
+static void backward_token(const ValueHead *h, const RecurrentBackward *f, size_t t, const RecurrentBackwardScratch *w,
+                           const real *S, real *S_t)
 {
     const size_t K = h->K, V = h->V;
     real dg_sum = 0;
@@ -149,10 +153,10 @@ static void backward_token(const Head *h, const Recurrence *f, size_t t, const M
         }
         w->de[i] = de;
         dg_sum += dg;
-        if (f->m->gate == FWM_CHANNEL_GATE)
+        if (f->call->gate == FWM_CHANNEL_GATE)
             token(h->dg, t)[i] = dg;
     }
-    if (f->m->gate == FWM_SCALAR_GATE)
+    if (f->call->gate == FWM_SCALAR_GATE)
         *token(h->dg, t) = dg_sum;
     memcpy(w->one_more_later, w->one_more, f->ld * sizeof(lane_number));
     memcpy(w->rest_later, w->rest, f->ld * sizeof(real));
@@ -160,7 +164,7 @@ static void backward_token(const Head *h, const Recurrence *f, size_t t, const M
     store_token(h, t, f->ld, w->k, dbeta, w->dk, w->de, w->dq, f->ld, w->row);
 }
 
-static void backward_head(const Head *h, const Recurrence *f, const Memory *w)
+static void backward_head(const ValueHead *h, const RecurrentBackward *f, const RecurrentBackwardScratch *w)
 {
     const size_t K = h->K, V = h->V, L = f->L, state = K * V + f->ld, segments = fwm_tiles(h->T, L);
     memset(w->e, 0, f->ld * sizeof(real));
@@ -192,57 +196,57 @@ static void backward_head(const Head *h, const Recurrence *f, const Memory *w)
             h->dinitial_state[i * V + j] =
                 (w->one_more_later[i] ? w->dS[i * V + j] : 0) + w->rest_later[i] * w->dS[i * V + j];
     if (h->dinitial_sum)
-        give(K, w->dz, h->first_of_key, h->dinitial_sum);
+        accumulate(K, w->dz, h->first_of_key, h->dinitial_sum);
 }
 
 /* The value heads of a key head, one after the other: they add to its dk and dq in order. */
-static void backward_key_head(const Recurrence *f, size_t sequence, size_t key_head, void *scratch)
+static void backward_key_head(const RecurrentBackward *f, size_t sequence, size_t key_head, void *scratch)
 {
-    const size_t group = f->m->HV / f->m->H, first = key_head * group;
+    const size_t group = f->call->HV / f->call->H, first = key_head * group;
     Arena arena = arena_at(scratch);
-    const Memory w = take_memory(f, &arena);
+    const RecurrentBackwardScratch w = take_scratch(f, &arena);
     for (size_t hv = first; hv < first + group; hv++) {
-        const Head h = head_of(f->m, sequence, hv);
+        const ValueHead h = head_of(f->call, sequence, hv);
         backward_head(&h, f, &w);
     }
 }
 
 static void backward_task(void *context, size_t index, int thread)
 {
-    const Recurrence *f = context;
-    backward_key_head(f, index / f->m->H, index % f->m->H, f->scratch + (size_t)thread * f->stride);
+    const RecurrentBackward *f = context;
+    backward_key_head(f, index / f->call->H, index % f->call->H, f->scratch + (size_t)thread * f->stride);
 }
 
-static Recurrence recurrence_of(const FwmRuleCall *m, size_t longest, void *scratch)
+static RecurrentBackward recurrence_of(const FwmRuleCall *call, size_t longest, void *scratch)
 {
-    Recurrence f = {.m = m, .ld = fwm_padded(m->K), .longest = longest, .L = 1, .scratch = scratch};
+    RecurrentBackward f = {.call = call, .ld = fwm_padded(call->K), .longest = longest, .L = 1, .scratch = scratch};
     while (f.L * f.L < f.longest)
         f.L++;
     Arena arena = {0};
-    take_memory(&f, &arena);
+    take_scratch(&f, &arena);
     f.stride = arena.next;
     return f;
 }
 
-size_t recurrent_backward_scratch(const FwmRuleCall *m, int threads)
+size_t recurrent_backward_scratch(const FwmRuleCall *call, int threads)
 {
-    return recurrence_of(m, longest_sequence(m), NULL).stride * (size_t)threads;
+    return recurrence_of(call, longest_sequence(call), NULL).stride * (size_t)threads;
 }
 
-void recurrent_backward(const FwmRuleCall *m, int threads, void *scratch)
+void recurrent_backward(const FwmRuleCall *call, int threads, void *scratch)
 {
-    Recurrence f = recurrence_of(m, longest_sequence(m), scratch);
-    fwm_parallel_for(threads, m->n_sequences * m->H, backward_task, &f);
+    RecurrentBackward f = recurrence_of(call, longest_sequence(call), scratch);
+    fwm_parallel_for(threads, call->n_sequences * call->H, backward_task, &f);
 }
 
-size_t one_token_scratch(const FwmRuleCall *m)
+size_t one_token_scratch(const FwmRuleCall *call)
 {
-    const size_t forward = recurrent_forward_scratch(m, 1), backward = recurrence_of(m, 1, NULL).stride;
+    const size_t forward = recurrent_forward_scratch(call, 1), backward = recurrence_of(call, 1, NULL).stride;
     return forward > backward ? forward : backward;
 }
 
-void one_token_backward(const FwmRuleCall *m, size_t sequence, size_t key_head, void *scratch)
+void one_token_backward(const FwmRuleCall *call, size_t sequence, size_t key_head, void *scratch)
 {
-    const Recurrence f = recurrence_of(m, 1, scratch);
+    const RecurrentBackward f = recurrence_of(call, 1, scratch);
     backward_key_head(&f, sequence, key_head, scratch);
 }

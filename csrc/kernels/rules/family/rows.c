@@ -1,80 +1,80 @@
-/* Tokens of one head moved together: see rows.h. */
+/* Tokens of one head, gathered and scattered: see rows.h. */
 #include "kernels/rules/family/rows.h"
 
 #include <stddef.h>
 
-typedef enum { WRITING, READING, GRADIENT } Use;
+typedef enum { WRITING, READING, GRADIENT } RowUse;
 
 typedef struct {
-    size_t member; /* of a Head: Tokens */
-    Use use;
+    size_t member; /* offset in ValueHead, of a Tokens */
+    RowUse use;
     enum { ONE, KEY, VALUE, QUERIES, OUTPUTS, GATE } numbers; /* of a token */
-} Array;
+} RowArray;
 
-static const Array arrays[] = {
-    {offsetof(Head, k), WRITING, KEY},       {offsetof(Head, v), WRITING, VALUE},
-    {offsetof(Head, g), WRITING, GATE},      {offsetof(Head, beta), WRITING, ONE},
-    {offsetof(Head, b), WRITING, KEY},       {offsetof(Head, w), WRITING, VALUE},
-    {offsetof(Head, q), READING, QUERIES},   {offsetof(Head, dout), READING, OUTPUTS},
-    {offsetof(Head, dk), GRADIENT, KEY},     {offsetof(Head, dv), GRADIENT, VALUE},
-    {offsetof(Head, dg), GRADIENT, GATE},    {offsetof(Head, dbeta), GRADIENT, ONE},
-    {offsetof(Head, db), GRADIENT, KEY},     {offsetof(Head, dw), GRADIENT, VALUE},
-    {offsetof(Head, dq), GRADIENT, QUERIES},
+static const RowArray arrays[] = {
+    {offsetof(ValueHead, k), WRITING, KEY},       {offsetof(ValueHead, v), WRITING, VALUE},
+    {offsetof(ValueHead, g), WRITING, GATE},      {offsetof(ValueHead, beta), WRITING, ONE},
+    {offsetof(ValueHead, b), WRITING, KEY},       {offsetof(ValueHead, w), WRITING, VALUE},
+    {offsetof(ValueHead, q), READING, QUERIES},   {offsetof(ValueHead, dout), READING, OUTPUTS},
+    {offsetof(ValueHead, dk), GRADIENT, KEY},     {offsetof(ValueHead, dv), GRADIENT, VALUE},
+    {offsetof(ValueHead, dg), GRADIENT, GATE},    {offsetof(ValueHead, dbeta), GRADIENT, ONE},
+    {offsetof(ValueHead, db), GRADIENT, KEY},     {offsetof(ValueHead, dw), GRADIENT, VALUE},
+    {offsetof(ValueHead, dq), GRADIENT, QUERIES},
 };
 enum { ARRAYS = sizeof arrays / sizeof arrays[0] };
 
-static size_t numbers_of(const FwmRuleCall *m, const Array *array)
+static size_t numbers_of(const FwmRuleCall *call, const RowArray *array)
 {
-    const size_t R = queries_per_state(m);
+    const size_t R = queries_per_state(call);
     const size_t numbers[] = {[ONE] = 1,
-                              [KEY] = m->K,
-                              [VALUE] = m->V,
-                              [QUERIES] = R * m->K,
-                              [OUTPUTS] = R * m->V,
-                              [GATE] = m->gate == FWM_CHANNEL_GATE ? m->K : 1};
+                              [KEY] = call->K,
+                              [VALUE] = call->V,
+                              [QUERIES] = R * call->K,
+                              [OUTPUTS] = R * call->V,
+                              [GATE] = call->gate == FWM_CHANNEL_GATE ? call->K : 1};
     return numbers[array->numbers];
 }
 
-static Tokens *tokens_in(Head *h, const Array *array)
+static Tokens *tokens_in(ValueHead *h, const RowArray *array)
 {
     return (Tokens *)((char *)h + array->member);
 }
 
-size_t numbers_of_token(const FwmRuleCall *m)
+size_t numbers_of_token(const FwmRuleCall *call)
 {
     size_t all = 0;
     for (size_t i = 0; i < ARRAYS; i++)
-        all += numbers_of(m, &arrays[i]);
+        all += numbers_of(call, &arrays[i]);
     return all;
 }
 
-Head fetch_rows(const Head *there, size_t tokens, bool backward, real *rows)
+ValueHead gather_rows(const ValueHead *head, size_t tokens, bool backward, real *rows)
 {
-    Head here = *there;
+    ValueHead gathered = *head;
     for (size_t i = 0; i < ARRAYS; i++) {
-        const size_t numbers = numbers_of(here.m, &arrays[i]);
-        Tokens *x = tokens_in(&here, &arrays[i]);
+        const size_t numbers = numbers_of(gathered.call, &arrays[i]);
+        Tokens *x = tokens_in(&gathered, &arrays[i]);
         if (!x->data || (arrays[i].use != WRITING && !backward))
             continue;
-        const Tokens far = *x;
+        const Tokens scattered = *x;
         *x = (Tokens){rows, numbers};
         rows += tokens * numbers;
         if (arrays[i].use != GRADIENT)
-            copy_rows(tokens, 0, numbers, far, *x);
+            copy_rows(tokens, 0, numbers, scattered, *x);
     }
-    here.first_of_key = here.first_of_query = true;
-    return here;
+    gathered.first_of_key = gathered.first_of_query = true;
+    return gathered;
 }
 
-void bring_rows(const Head *here, size_t tokens, const Head *there)
+void scatter_rows(const ValueHead *gathered, size_t tokens, const ValueHead *head)
 {
-    Head from = *here, to = *there;
+    ValueHead from = *gathered, to = *head;
     for (size_t i = 0; i < ARRAYS; i++) {
-        const Tokens *x = tokens_in(&from, &arrays[i]), *far = tokens_in(&to, &arrays[i]);
-        if (arrays[i].use != GRADIENT || !far->data)
+        const Tokens *x = tokens_in(&from, &arrays[i]), *scattered = tokens_in(&to, &arrays[i]);
+        if (arrays[i].use != GRADIENT || !scattered->data)
             continue;
-        const bool first = far == &to.dk ? to.first_of_key : far == &to.dq ? to.first_of_query : true;
+        const bool first = scattered == &to.dk ? to.first_of_key : scattered == &to.dq ? to.first_of_query : true;
         for (size_t t = 0; t < tokens; t++)
-            give(numbers_of(to.m, &arrays[i]), token(*x, t), first, token(*far, t));
+            accumulate(numbers_of(to.call, &arrays[i]), token(*x, t), first, token(*scattered, t));
     }
 }

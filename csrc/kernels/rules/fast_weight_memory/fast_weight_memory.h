@@ -1,11 +1,13 @@
-/* What the forward and the backward of fast_weight_memory share: a chunk of a head's tokens, and the step over it. */
+/* The rule fast_weight_memory, and what its forward and backward share: a chunk of a head's tokens, and the step over
+ * it. */
 #ifndef FWM_KERNELS_RULES_FAST_WEIGHT_MEMORY_FAST_WEIGHT_MEMORY_H
 #define FWM_KERNELS_RULES_FAST_WEIGHT_MEMORY_FAST_WEIGHT_MEMORY_H
 
 #include "kernels/base/arena.h"
 #include "kernels/rules/head.h"
 
-/* Tokens start .. start + n - 1. Rows t R .. t R + R - 1 of q belong to token t of the chunk. */
+/* A chunk for the rule whose state has norm 1: tokens start .. start + n - 1 of a head. Rows t R .. t R + R - 1 of q
+ * belong to token t of the chunk. */
 typedef struct {
     size_t ld_k, ld_v; /* K and V, padded */
     size_t length;     /* tokens of a chunk: C, or 1 for the plain recurrence */
@@ -14,21 +16,21 @@ typedef struct {
     real *k_t;       /* K x C, transposed */
     real *gram, *qk; /* C x C: k_t . k_j; C R x C: q_i . k_j */
     real *d, *w;     /* C x ld_v: v - r (at first v); beta d / s */
-    real *scaled;    /* C x ld_v: of w, to the chunk's end */
+    real *scaled;    /* C x ld_v: w, decayed to the chunk's end */
     real *fade;      /* (C + 1) x (C + 1): see faded */
-} Chunk;
+} NormedChunk;
 
-/* A call on several threads. */
+/* What the tasks of a call share. */
 typedef struct {
-    const FwmRuleCall *m;
+    const FwmRuleCall *call;
     char *scratch;
-    size_t bytes; /* of it, for each thread */
-} Work;
+    size_t bytes; /* of scratch, for each thread */
+} NormedWork;
 
-/* 1 / (s_{from+1} .. s_to): what is left of state `from`, of the chunk's states 0 .. n, in state `to`. */
-static inline real faded(const Chunk *c, size_t from, size_t to)
+/* 1 / (s_{from+1} .. s_to): the share of state `from`, of the chunk's states 0 .. n, in state `to`. */
+static inline real faded(const NormedChunk *c, size_t from, size_t to)
 {
-    return c->fade[to * (C + 1) + from];
+    return c->fade[to * (CHUNK + 1) + from];
 }
 
 /* target = gain target + sum_{j < n} weights_j rows_j, all of ld numbers. */
@@ -62,39 +64,43 @@ static inline double inner(size_t K, size_t ld, const real *x, const real *y)
     return total;
 }
 
-/* What the sizes of scratch memory follow from: a head of the longest sequence. */
-static inline Head longest_head(const FwmRuleCall *m)
+/* A head of the longest sequence: the size of scratch follows from it. */
+static inline ValueHead longest_head(const FwmRuleCall *call)
 {
-    return (Head){.m = m, .T = longest_sequence(m), .K = m->K, .V = m->V, .R = queries_per_state(m)};
+    return (ValueHead){
+        .call = call, .T = longest_sequence(call), .K = call->K, .V = call->V, .R = queries_per_state(call)};
 }
 
-#define take_chunk FWM_NAME(fwm_take_chunk)
-#define load_chunk FWM_NAME(fwm_load_chunk)
-#define multiply_keys FWM_NAME(fwm_multiply_keys)
-#define begin_fading FWM_NAME(fwm_begin_fading)
-#define fade_states FWM_NAME(fwm_fade_states)
-#define write_tokens FWM_NAME(fwm_write_tokens)
-#define fast_weight_memory_backward_scratch FWM_NAME(fwm_backward_scratch)
-#define fast_weight_memory_backward FWM_NAME(fwm_backward)
+#define take_normed_chunk FWM_NAME(take_normed_chunk)
+#define load_normed_chunk FWM_NAME(load_normed_chunk)
+#define multiply_keys FWM_NAME(multiply_keys)
+#define begin_fading FWM_NAME(begin_fading)
+#define fade_states FWM_NAME(fade_states)
+#define write_normed_chunk FWM_NAME(write_normed_chunk)
+#define fast_weight_memory_rule FWM_NAME(fast_weight_memory_rule)
+#define fast_weight_memory_backward_scratch FWM_NAME(fast_weight_memory_backward_scratch)
+#define fast_weight_memory_backward FWM_NAME(fast_weight_memory_backward)
 
 /* The arrays of a chunk. */
-Chunk take_chunk(const Head *h, Arena *arena);
+NormedChunk take_normed_chunk(const ValueHead *h, Arena *arena);
 
-/* Keys and, if asked for, queries; d = v. */
-void load_chunk(const Head *h, Chunk *c, size_t start, bool with_queries);
+/* Loads keys and, if wanted, queries; d = v. */
+void load_normed_chunk(const ValueHead *h, NormedChunk *c, size_t start, bool with_queries);
 
 /* k_t and gram */
-void multiply_keys(const Head *h, const Chunk *c);
+void multiply_keys(const ValueHead *h, const NormedChunk *c);
 
-/* fade of state 0 in itself; then of the states before token t in the state after it. */
-void begin_fading(const Chunk *c);
-void fade_states(const Chunk *c, size_t t, real s);
+/* The fade of state 0 in itself; then those of the states before token t in the state after it. */
+void begin_fading(const NormedChunk *c);
+void fade_states(const NormedChunk *c, size_t t, real s);
 
-/* The state S0 before a loaded chunk becomes S1, the one after it: chunks of one token by the plain recurrence, and in
- * place if wanted, others in the fast form. r (C x ld_v) and s (C) are kept for the backward. */
-void write_tokens(const Head *h, const Chunk *c, const real *S0, real *S1, real *r, real *s);
+/* From S0, the state before a loaded chunk, to S1, the state after it: a chunk of one token by the plain recurrence, in
+ * place if both are the same array, others in the fast form. r (C x ld_v) and s (C) are what the backward needs. */
+void write_normed_chunk(const ValueHead *h, const NormedChunk *c, const real *S0, real *S1, real *r, real *s);
 
-size_t fast_weight_memory_backward_scratch(const void *call, int threads);
-void fast_weight_memory_backward(const void *call, int threads, void *scratch);
+size_t fast_weight_memory_backward_scratch(const void *rule_call, int threads);
+void fast_weight_memory_backward(const void *rule_call, int threads, void *scratch);
+
+extern const Rule fast_weight_memory_rule;
 
 #endif
