@@ -1,13 +1,14 @@
 /* Softmax attention, forward, for one token with a cache (T = 1): few queries, many keys, and reading the keys takes
  * the time. So they are read in the order in which they lie, all heads of a key together. A task is a part of the keys,
- * and leaves for every query of it
+ * and computes for every query
  *
  *     m = max s2_j,   l = sum_j 2^(s2_j - m),   o = sum_j 2^(s2_j - m) v_j            (s2 = scale log2(e) q . k_j)
  *
- * which are then put together: with m the largest of the parts' m,
+ * The parts are then combined: with m the largest of the parts' m,
  *
  *     o = sum 2^(m_part - m) o_part / sum 2^(m_part - m) l_part. */
 #include "kernels/attention/softmax_attention.h"
+
 #include "kernels/attention/tiles.h"
 #include "kernels/attention/weights.h"
 #include "kernels/base/arena.h"
@@ -22,9 +23,9 @@ typedef struct {
     real *part_o, *reference, *total; /* (B, parts, HQ, V), (B, parts, lanes), (B, parts, lanes) */
     char *scratch;                    /* scores of a part (keys x lanes), or a row of o, for each thread */
     size_t stride;
-} Decoding;
+} AttentionDecode;
 
-static size_t place(Decoding *d, const FwmAttentionCall *a, int threads, void *scratch)
+static size_t take_scratch(AttentionDecode *d, const FwmAttentionCall *a, int threads, void *scratch)
 {
     const size_t r = sizeof(real), part_rows = (d->parts = fwm_tiles(a->S, PART_KEYS)) * a->B;
     Arena arena = arena_at(scratch);
@@ -46,7 +47,7 @@ static inline void add_multiple(size_t n, real a, const real *restrict x, real *
         y[i] += a * x[i];
 }
 
-static void read_part(const Decoding *d, size_t index, real *scores)
+static void read_part(const AttentionDecode *d, size_t index, real *scores)
 {
     const FwmAttentionCall *a = d->a;
     const size_t b = index / d->parts, first = index % d->parts * PART_KEYS, keys = fwm_min(PART_KEYS, a->S - first);
@@ -71,8 +72,8 @@ static void read_part(const Decoding *d, size_t index, real *scores)
                 add_multiple(a->V, scores[j * ld + i], v, o + i * a->V);
 }
 
-/* A query's parts become its row of o, in `row`. */
-static void join_parts(const Decoding *d, size_t index, real *row)
+/* Combines a query's parts into its row of o, in `row`. */
+static void combine_parts(const AttentionDecode *d, size_t index, real *row)
 {
     const FwmAttentionCall *a = d->a;
     const size_t b = index / a->HQ, hq = index % a->HQ;
@@ -97,26 +98,26 @@ static void join_parts(const Decoding *d, size_t index, real *row)
 
 static void part_task(void *context, size_t index, int thread)
 {
-    const Decoding *d = context;
+    const AttentionDecode *d = context;
     read_part(d, index, (real *)(d->scratch + (size_t)thread * d->stride));
 }
 
-static void join_task(void *context, size_t index, int thread)
+static void combine_task(void *context, size_t index, int thread)
 {
-    const Decoding *d = context;
-    join_parts(d, index, (real *)(d->scratch + (size_t)thread * d->stride));
+    const AttentionDecode *d = context;
+    combine_parts(d, index, (real *)(d->scratch + (size_t)thread * d->stride));
 }
 
 size_t decode_scratch(const FwmAttentionCall *a, int threads)
 {
-    Decoding d;
-    return place(&d, a, threads, NULL);
+    AttentionDecode d;
+    return take_scratch(&d, a, threads, NULL);
 }
 
 void decode_rows(const FwmAttentionCall *a, real *o, real *lse, real *delta, int threads, void *scratch)
 {
-    Decoding d = {.a = a, .o = o, .lse = lse, .delta = delta};
-    place(&d, a, threads, scratch);
+    AttentionDecode d = {.a = a, .o = o, .lse = lse, .delta = delta};
+    take_scratch(&d, a, threads, scratch);
     fwm_parallel_for(threads, a->B * d.parts, part_task, &d);
-    fwm_parallel_for(threads, a->B * a->HQ, join_task, &d);
+    fwm_parallel_for(threads, a->B * a->HQ, combine_task, &d);
 }

@@ -7,35 +7,37 @@
  *     p_ij = 2^(s2_ij - m_i),   l_i += sum_j p_ij,   o_i += sum_j p_ij v_j;
  *     in the end   o_i /= l_i,   lse_i = m_i ln 2 + log l_i
  *
- * m_i is a maximum of s2_ij that may lag behind: only where a score exceeds it by HEADROOM does it move to the maximum,
- * and l_i and o_i are multiplied by 2^(old - new). (Milakov, Gimelshein 2018; Dao et al. 2022; Vaswani et al. 2017.) */
+ * m_i is a running maximum of s2_ij that may lag behind: only where a score exceeds it by more than HEADROOM does it
+ * move to the maximum, and l_i and o_i are multiplied by 2^(old - new). (Milakov, Gimelshein 2018; Dao et al. 2022;
+ * Vaswani et al. 2017.) */
 #include "kernels/attention/softmax_attention.h"
+
 #include "kernels/attention/tiles.h"
 #include "kernels/attention/weights.h"
+#include "kernels/base/arena.h"
 #include "kernels/base/gemm.h"
 #include "kernels/base/transpose.h"
-#include "kernels/base/arena.h"
 #include "runtime/threads.h"
 
 #define HEADROOM 8    /* weights stay below 2^8 */
-#define MOST_TILES 16 /* tiles of rows that share a tile of keys: the more, the less often keys come from memory */
+#define MOST_TILES 16 /* of rows that share a tile of keys: the more, the less often keys are read from memory */
 #define BLOCK_BYTES (1024 * 1024) /* of their q_t and o_t, in the second-level cache */
 #define ENOUGH_TASKS 32
 
-/* A tile of rows on its way over the keys. */
+/* A tile of rows, and what it has accumulated. */
 typedef struct {
     size_t first, count, lanes; /* rows; lanes: count, padded */
     real *q_t;                  /* K x lanes: scale log2(e) q */
     real *o_t;                  /* V x lanes */
     real *reference, *total;    /* m, l: lanes */
-} RowTile;
+} ForwardTile;
 
 typedef struct {
-    RowTile tiles[MOST_TILES];
-    real *rows;    /* ROW_TILE x max(K, V): on the way in and out */
+    ForwardTile tiles[MOST_TILES];
+    real *rows;    /* ROW_TILE x max(K, V): gathered, or to be scattered */
     real *k, *v;   /* KEY_TILE x K, KEY_TILE x V */
     real *weights; /* KEY_TILE x lanes */
-} Scratch;
+} AttentionForwardScratch;
 
 typedef struct {
     const FwmAttentionCall *a;
@@ -43,9 +45,9 @@ typedef struct {
     size_t block, blocks, tasks; /* rows of a block; blocks and tasks of a key head */
     char *scratch;
     size_t stride;
-} Forward;
+} AttentionForward;
 
-/* Tiles of a block: as many as fit, but leaving blocks for many threads. */
+/* Tiles of a block: as many as fit the cache and leave blocks for many threads. */
 static size_t tiles_of_block(const FwmAttentionCall *a)
 {
     const size_t all = fwm_tiles(a->T * (a->HQ / a->H), ROW_TILE);
@@ -55,12 +57,12 @@ static size_t tiles_of_block(const FwmAttentionCall *a)
     return tiles > 1 ? tiles : 1;
 }
 
-static Scratch take_scratch(const FwmAttentionCall *a, Arena *arena)
+static AttentionForwardScratch take_scratch(const FwmAttentionCall *a, Arena *arena)
 {
     const size_t n_tiles = tiles_of_block(a);
-    Scratch s;
+    AttentionForwardScratch s;
     for (size_t i = 0; i < n_tiles; i++) {
-        RowTile *tile = &s.tiles[i];
+        ForwardTile *tile = &s.tiles[i];
         tile->q_t = take(arena, ROW_TILE * a->K);
         tile->o_t = take(arena, ROW_TILE * a->V);
         tile->reference = take(arena, ROW_TILE);
@@ -80,7 +82,8 @@ static size_t bytes_of_thread(const FwmAttentionCall *a)
     return arena.next;
 }
 
-static void begin_rows(const Head *head, const Scratch *s, size_t first, size_t count, RowTile *tile)
+static void begin_rows(const AttentionHead *head, const AttentionForwardScratch *s, size_t first, size_t count,
+                       ForwardTile *tile)
 {
     const FwmAttentionCall *a = head->a;
     const size_t lanes = fwm_padded(count);
@@ -99,8 +102,8 @@ static void begin_rows(const Head *head, const Scratch *s, size_t first, size_t 
     }
 }
 
-/* The tile's scores become weights; where a reference moves, what is there so far follows. */
-static void attend_scores(const RowTile *tile, size_t keys, size_t V, real *scores)
+/* The tile's scores become weights; where a reference moves, what is accumulated is rescaled. */
+static void weigh_scores(const ForwardTile *tile, size_t keys, size_t V, real *scores)
 {
     const size_t ld = tile->lanes;
     for (size_t i = 0; i < ld; i += FWM_LANES) {
@@ -118,33 +121,36 @@ static void attend_scores(const RowTile *tile, size_t keys, size_t V, real *scor
     }
 }
 
-/* o += weights v, in a tile that the triangle cuts, leaving out what a row does not see. */
-static void add_seen_values(const Head *head, const RowTile *tile, size_t first_key, size_t keys, const Scratch *s)
+/* o += weights v, in a tile that the causal mask cuts, where zero weights must not multiply (all_finite). */
+static void add_visible_values(const AttentionHead *head, const ForwardTile *tile, size_t first_key, size_t keys,
+                               const AttentionForwardScratch *s)
 {
     const size_t ld = tile->lanes, V = head->a->V;
     for (size_t j = 0; j < keys; j++)
         for (size_t c = 0; c < V; c++)
-            for (size_t i = blind_lanes(head, first_key + j, tile->first, ld); i < ld; i++)
+            for (size_t i = masked_lanes(head, first_key + j, tile->first, ld); i < ld; i++)
                 tile->o_t[c * ld + i] += s->weights[j * ld + i] * s->v[j * V + c];
 }
 
-/* The rows of a tile meet the tile of keys in s->k and s->v. */
-static void attend(const Head *head, const RowTile *tile, size_t first_key, size_t keys, const Scratch *s)
+/* The rows of a tile attend to the tile of keys in s->k and s->v. */
+static void attend_tile(const AttentionHead *head, const ForwardTile *tile, size_t first_key, size_t keys,
+                        const AttentionForwardScratch *s)
 {
     const size_t ld = tile->lanes, K = head->a->K, V = head->a->V;
-    const bool is_cut = first_key + keys > seen(head, tile->first);
+    const bool is_masked = first_key + keys > keys_seen(head, tile->first);
     gemm(keys, ld, K, rows_of(s->k, K), tile->q_t, ld, 0, NULL, s->weights, ld);
-    for (size_t j = 0; is_cut && j < keys; j++)
-        for (size_t i = 0, blind = blind_lanes(head, first_key + j, tile->first, ld); i < blind; i++)
+    for (size_t j = 0; is_masked && j < keys; j++)
+        for (size_t i = 0, masked = masked_lanes(head, first_key + j, tile->first, ld); i < masked; i++)
             s->weights[j * ld + i] = -INFINITY;
-    attend_scores(tile, keys, V, s->weights);
-    if (is_cut && !all_finite(keys * V, s->v))
-        add_seen_values(head, tile, first_key, keys, s);
+    weigh_scores(tile, keys, V, s->weights);
+    if (is_masked && !all_finite(keys * V, s->v))
+        add_visible_values(head, tile, first_key, keys, s);
     else
         gemm(V, ld, keys, transposed(s->v, V), s->weights, ld, 1, tile->o_t, tile->o_t, ld);
 }
 
-static void end_rows(const Forward *f, const Head *head, const Scratch *s, RowTile *tile)
+static void end_rows(const AttentionForward *f, const AttentionHead *head, const AttentionForwardScratch *s,
+                     ForwardTile *tile)
 {
     const size_t V = head->a->V, ld = tile->lanes;
     real inverse[ROW_TILE];
@@ -165,11 +171,11 @@ static void end_rows(const Forward *f, const Head *head, const Scratch *s, RowTi
     }
 }
 
-static void attend_block(const Forward *f, const Head *head, size_t block, Scratch *s)
+static void attend_block(const AttentionForward *f, const AttentionHead *head, size_t block, AttentionForwardScratch *s)
 {
     const FwmAttentionCall *a = head->a;
     const size_t first = block * f->block, end = fwm_min(first + f->block, a->T * head->group);
-    const size_t n_tiles = fwm_tiles(end - first, ROW_TILE), n_keys = seen(head, end - 1);
+    const size_t n_tiles = fwm_tiles(end - first, ROW_TILE), n_keys = keys_seen(head, end - 1);
     for (size_t i = 0; i < n_tiles; i++)
         begin_rows(head, s, first + i * ROW_TILE, fwm_min(ROW_TILE, end - first - i * ROW_TILE), &s->tiles[i]);
     for (size_t key = 0; key < n_keys; key += KEY_TILE) {
@@ -177,26 +183,26 @@ static void attend_block(const Forward *f, const Head *head, size_t block, Scrat
         load_tile(head, key_index, key, keys, a->k, a->K, s->k, a->K);
         load_tile(head, key_index, key, keys, a->v, a->V, s->v, a->V);
         for (size_t i = 0; i < n_tiles; i++) {
-            const size_t last_sees = seen(head, s->tiles[i].first + s->tiles[i].count - 1);
+            const size_t last_sees = keys_seen(head, s->tiles[i].first + s->tiles[i].count - 1);
             if (last_sees > key)
-                attend(head, &s->tiles[i], key, fwm_min(keys, last_sees - key), s);
+                attend_tile(head, &s->tiles[i], key, fwm_min(keys, last_sees - key), s);
         }
     }
     for (size_t i = 0; i < n_tiles; i++)
         end_rows(f, head, s, &s->tiles[i]);
 }
 
-/* If causal, blocks i and n - 1 - i together are a task: all tasks of a head are of about the same size. */
+/* If causal, blocks i and n - 1 - i together are a task, so that all tasks of a head are of about the same size. */
 static void block_task(void *context, size_t index, int thread)
 {
-    const Forward *f = context;
-    const Head head = head_at(f->a, index / f->tasks);
-    const size_t block = index % f->tasks, partner = f->blocks - 1 - block;
+    const AttentionForward *f = context;
+    const AttentionHead head = head_at(f->a, index / f->tasks);
+    const size_t block = index % f->tasks, mirror = f->blocks - 1 - block;
     Arena arena = arena_of_thread(f->scratch, thread, f->stride);
-    Scratch s = take_scratch(f->a, &arena);
+    AttentionForwardScratch s = take_scratch(f->a, &arena);
     attend_block(f, &head, block, &s);
-    if (f->a->causal && partner != block)
-        attend_block(f, &head, partner, &s);
+    if (f->a->causal && mirror != block)
+        attend_block(f, &head, mirror, &s);
 }
 
 void attention_rows(const FwmAttentionCall *a, real *o, real *lse, real *delta, int threads, void *scratch)
@@ -205,13 +211,13 @@ void attention_rows(const FwmAttentionCall *a, real *o, real *lse, real *delta, 
         decode_rows(a, o, lse, delta, threads, scratch);
         return;
     }
-    Forward f = {.a = a,
-                 .o = o,
-                 .lse = lse,
-                 .delta = delta,
-                 .block = tiles_of_block(a) * ROW_TILE,
-                 .scratch = scratch,
-                 .stride = bytes_of_thread(a)};
+    AttentionForward f = {.a = a,
+                          .o = o,
+                          .lse = lse,
+                          .delta = delta,
+                          .block = tiles_of_block(a) * ROW_TILE,
+                          .scratch = scratch,
+                          .stride = bytes_of_thread(a)};
     f.blocks = fwm_tiles(a->T * (a->HQ / a->H), f.block);
     f.tasks = a->causal ? (f.blocks + 1) / 2 : f.blocks;
     fwm_parallel_for(threads, a->B * a->H * f.tasks, block_task, &f);

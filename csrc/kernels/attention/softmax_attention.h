@@ -2,8 +2,8 @@
 #ifndef FWM_KERNELS_ATTENTION_SOFTMAX_ATTENTION_H
 #define FWM_KERNELS_ATTENTION_SOFTMAX_ATTENTION_H
 
-#include "kernels/base/real.h"
 #include "api/kernels.h"
+#include "kernels/base/real.h"
 
 #define attention_forward_scratch FWM_NAME(attention_forward_scratch)
 #define attention_backward_scratch FWM_NAME(attention_backward_scratch)
@@ -19,8 +19,8 @@ size_t attention_backward_scratch(const void *call, int threads);
 void attention_forward(const void *call, int threads, void *scratch);
 void attention_backward(const void *call, int threads, void *scratch);
 
-/* The forward, for whoever wants one of: o (B, T, HQ, V), lse (B, T, HQ), and delta (B, T, HQ), the product of dout and
- * o. NULL for what is not wanted. */
+/* The forward, with any of its results: o (B, T, HQ, V), lse (B, T, HQ), and delta (B, T, HQ), the product of dout and
+ * o. NULL if not wanted. */
 void attention_rows(const FwmAttentionCall *a, real *o, real *lse, real *delta, int threads, void *scratch);
 
 /* The same for one token with a cache, where tiles of rows would be almost empty. */

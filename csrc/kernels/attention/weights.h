@@ -6,10 +6,10 @@
 
 #include "kernels/attention/exp2.h"
 
-/* A reference where all scores are -inf: not -inf itself. */
+/* The reference of a row whose scores are all -inf: finite, because -inf - -inf would be NaN. */
 #define LOWEST (FWM_REAL_IS_DOUBLE ? (real) - DBL_MAX : (real) - FLT_MAX)
 
-/* The largest score of each of the vector's lanes, NaN left out. */
+/* The largest score of each of the vector's lanes, ignoring NaN. */
 static inline vec largest_scores(size_t keys, size_t ld, const real *scores)
 {
     const vec lowest = (vec){0} + LOWEST;
