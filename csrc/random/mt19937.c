@@ -10,15 +10,16 @@ void fwm_mt19937_seed(FwmMT19937 *g, uint32_t seed)
     g->position = N;
 }
 
-/* One step of the recurrence: the word N after `word` from it, its successor and the word M after it. */
+/* One step of the recurrence: the word N places after `word`, from `word`, its successor and the word M places ahead.
+ */
 static inline uint32_t twisted(uint32_t word, uint32_t successor, uint32_t ahead)
 {
     uint32_t mixed = (word & 0x80000000u) | (successor & 0x7fffffffu);
     return ahead ^ (mixed >> 1) ^ (-(successor & 1u) & 0x9908b0dfu);
 }
 
-/* In place, in order. No loop carries a dependence nearer than N - M = 227 words, so all of them run as
- * vectors. */
+/* In place, in order. No dependence carried by a loop is nearer than N - M = 227 words, so the compiler vectorises all
+ * of them. */
 static void twist(FwmMT19937 *g)
 {
     uint32_t *state = g->state;

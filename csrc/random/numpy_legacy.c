@@ -22,8 +22,8 @@ uint32_t fwm_numpy_bounded(FwmMT19937 *g, uint32_t max)
     return draw;
 }
 
-/* Up to half of all draws are rejected at random, which no processor predicts. So both loops below do
- * the same for every draw and advance only if it was accepted: `count += draw <= max`. */
+/* Up to half of all draws are rejected at random, and a branch on that is mispredicted as often. So both loops below
+ * store every draw without a branch and advance only if it was accepted: `count += draw <= max`. */
 
 /* out (size): independent draws on 0..max. */
 static void bounded_fill(FwmMT19937 *g, uint32_t max, size_t size, int32_t *out)
@@ -46,15 +46,15 @@ static void bounded_fill(FwmMT19937 *g, uint32_t max, size_t size, int32_t *out)
     }
 }
 
-/* Fisher and Yates from the end: for i = n-1 .. 1 swap elements i and bounded(i). The draws that are
- * accepted are gathered first and swapped then, a batch of generator words at a time: a swap would
- * otherwise wait for the one before. The mask changes only where i falls below a power of two. */
+/* The shuffle of Fisher and Yates, from the end: for i = n - 1 .. 1 swap elements i and bounded(i). For each batch of
+ * generator words the accepted draws are collected first and the swaps are done afterwards, because a swap has to wait
+ * for the one before it. The mask changes only where i falls below a power of two. */
 void fwm_numpy_permutation(FwmMT19937 *g, uint32_t n, int32_t *out)
 {
     uint32_t accepted[FWM_MT19937_WORDS];
     for (uint32_t i = 0; i < n; i++)
         out[i] = (int32_t)i;
-    uint32_t top = n > 0 ? n - 1 : 0; /* the element whose turn it is */
+    uint32_t top = n > 0 ? n - 1 : 0; /* the element to be swapped next */
     while (top > 0) {
         if (g->position == FWM_MT19937_WORDS)
             fwm_mt19937_refill(g);

@@ -1,5 +1,5 @@
-/* Where FAVOR+ takes its d x d normal blocks from: CUDA's generator (the published logs) or torch's CPU
- * generator. FROZEN, as the two streams are. */
+/* The source of FAVOR+'s d x d blocks of normals: CUDA's generator (the published logs) or torch's CPU generator.
+ * FROZEN, like the two streams. */
 #ifndef FWM_RANDOM_OMEGA_DRAWS_H
 #define FWM_RANDOM_OMEGA_DRAWS_H
 
@@ -18,10 +18,10 @@ typedef struct {
     };
 } FwmBlockSource;
 
-/* out (n): the next block, n = d * d, row-major. */
+/* out (n): the next block, row-major; n = d * d. */
 void fwm_next_normal_block(FwmBlockSource *source, size_t n, float *out);
 
-/* Leaves the source as if `blocks` blocks of n had been drawn. */
+/* Leaves the source as if `blocks` blocks of n numbers had been drawn. */
 void fwm_skip_normal_blocks(FwmBlockSource *source, size_t n, size_t blocks);
 
 #endif

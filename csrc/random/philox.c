@@ -1,12 +1,12 @@
-/* Logarithm and sine are polynomials in float32 so that the loops run as vectors. CUDA's own differ from
- * the exact functions, and so from these, in the last bits. Compiled without contraction (-ffp-
- * contract=off), or the bits of a block would depend on the processor. */
+/* Logarithm and sine are polynomials in float32, so that the compiler vectorises the loops. CUDA's own differ from the
+ * exact functions, and so from these, in the last bits. This file is compiled without contraction (-ffp-contract=off);
+ * with it the bits of a block would depend on the processor. */
 #include "random/philox.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { CHUNK = 64 }; /* elements whose words are held between the integer and the floating-point loop */
+enum { CHUNK = 64 }; /* elements whose words are stored between the integer and the floating-point loop */
 
 #define BODY static inline __attribute__((always_inline))
 
@@ -22,7 +22,7 @@ BODY void philox_round(uint32_t c[4], const uint32_t k[2])
     c[3] = (uint32_t)product_0;
 }
 
-/* Ten rounds, c in place; the key grows by a constant between rounds. Written out for the vectoriser. */
+/* Ten rounds, c in place; a constant is added to the key between rounds. Unrolled by hand for the vectoriser. */
 BODY void ten_rounds(uint32_t c[4], const uint32_t key[2])
 {
     uint32_t k[2] = {key[0], key[1]};
@@ -38,8 +38,8 @@ void fwm_philox4x32_10(const uint32_t counter[4], const uint32_t key[2], uint32_
     ten_rounds(out, key);
 }
 
-/* The float nearest to x; vector units convert signed integers only. Both halves are exact, the sum
- * rounds once. */
+/* The float nearest to x. In two halves, because vector units convert signed integers only: both are exact, and their
+ * sum rounds once. */
 BODY float to_float(uint32_t x)
 {
     return (float)(int32_t)(x >> 16) * 65536.0f + (float)(int32_t)(x & 0xffffu);
@@ -71,8 +71,8 @@ BODY float natural_log(float x)
     return ((small - 0.5f * z) + f) + e * LN2_HIGH;
 }
 
-/* sin x for 0 <= x <= 2 pi, about 1 ulp. r = x - k pi with |r| <= pi/2, pi in three parts of which the
- * first two subtract without error where r is small; sin r = r + r^3 P(r^2), P a minimax polynomial. */
+/* sin x for 0 <= x <= 2 pi, about 1 ulp. r = x - k pi with |r| <= pi/2. pi is split into three parts; the products
+ * with the first two are subtracted without error where r is small. sin r = r + r^3 P(r^2), P a minimax polynomial. */
 BODY float sine(float x)
 {
     const float INVERSE_PI = 0.318309886f;
@@ -90,9 +90,11 @@ BODY float sine(float x)
     return (half_turns & 1) ? -s : s;
 }
 
-/* words, angles (count) -> out (count), as cuRAND does: u = word 2^-32 + 2^-33, w = angle 2 pi 2^-32 + 2
- * pi 2^-33, both rounded once to float32 (the product of w is exact in double); out = sqrt(-2 ln u) sin
- * w. */
+/* words, angles (count) -> out (count), as in cuRAND:
+ *
+ *     u = word 2^-32 + 2^-33,   w = angle 2 pi 2^-32 + 2 pi 2^-33,   out = sqrt(-2 ln u) sin w
+ *
+ * u and w are rounded once, to float32: the product in w is exact in double. */
 BODY void box_muller(size_t count, const uint32_t *words, const uint32_t *angles, float *restrict out)
 {
     const float TWO_PI = 6.28318530717958647693f;
@@ -126,7 +128,7 @@ static void normal_block_plain(uint64_t seed, uint32_t block, size_t n, float *o
     normal_block(seed, block, n, out);
 }
 
-/* Clones for wider vectors, chosen at run time: the same operations, so the same bits. */
+/* Clones for wider vectors, chosen at run time: the same operations and therefore the same bits. */
 #ifdef FWM_HAVE_AVX2
 __attribute__((target("avx2"))) static void normal_block_avx2(uint64_t seed, uint32_t block, size_t n, float *out)
 {

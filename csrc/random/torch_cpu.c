@@ -1,8 +1,8 @@
-/* Normals are made as torch's AVX2 kernel makes them, rounding by rounding: logarithm, sine and cosine
- * are the single-precision polynomials of Cephes (Moshier), and fmaf stands just where torch's compiler
- * fused a product into a sum. So this file must be compiled without contraction of its own (-ffp-
- * contract=off). fmaf is exact by IEEE 754: the AVX2+FMA clones below, chosen at run time, give the same
- * bits as the plain functions and only save time. */
+/* Normals are computed as in torch's AVX2 kernel, rounding by rounding: logarithm, sine and cosine are the
+ * single-precision polynomials of Cephes (Moshier), and fmaf stands exactly where torch's compiler fused a product into
+ * a sum. So this file must be compiled without contraction of its own (-ffp-contract=off). fmaf rounds once by IEEE
+ * 754, so the AVX2+FMA clones below, chosen at run time, give the same bits as the plain functions and only save time.
+ */
 #include "random/torch_cpu.h"
 
 #include <math.h>
@@ -67,8 +67,8 @@ BODY void sine_and_cosine(float x, float *sine, float *cosine)
     *cosine = ((octant + 2) & 4) ? -plain_cosine : plain_cosine;
 }
 
-/* x (16): uniforms on [0, 1) become standard normals, by Box and Muller. torch adds a mean of 0, which
- * turns -0 to +0. */
+/* x (16): uniforms on [0, 1) become standard normals, by the Box-Muller transform. torch adds a mean of 0, which turns
+ * -0 into +0. */
 BODY void transform_block(float *restrict x)
 {
     const float TWO_PI = 6.28318530717958647693f;
@@ -213,6 +213,6 @@ void fwm_torch_skip_normal(FwmTorchCpu *g, size_t n)
         fwm_mt19937_skip(&g->bits, n % BLOCK != 0 ? n + BLOCK : n);
         return;
     }
-    for (size_t i = 0; i < n; i++) /* so few that the transforms cost nothing */
+    for (size_t i = 0; i < n; i++) /* fewer than 16: the transforms cost nothing */
         single_normal(g);
 }

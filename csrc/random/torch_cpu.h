@@ -1,9 +1,10 @@
-/* The draws of torch's CPU generator (torch.manual_seed(seed), then Tensor.uniform_ and Tensor.normal_,
- * float32) on top of MT19937, equal to the bit to those of torch's AVX2 path.
+/* The draws of torch's CPU generator (torch.manual_seed(seed), then Tensor.uniform_ and Tensor.normal_, float32) on top
+ * of MT19937, equal to the bit to those of torch's AVX2 path.
  *
- * FROZEN: the same seed must give the same draws for ever; the published initial parameters are made of
- * them. tests/test_random.py holds recorded draws and compares with torch where it is installed:
- *     torch.manual_seed(1); torch.randn(1000)      against      MT19937(1).normal(1000) */
+ * FROZEN: the same seed must give the same draws for ever, because the published initial parameters consist of them.
+ * tests/test_random.py holds recorded draws and, if torch is installed, compares
+ *
+ *     torch.manual_seed(1); torch.randn(1000)      with      MT19937(1).normal(1000) */
 #ifndef FWM_RANDOM_TORCH_CPU_H
 #define FWM_RANDOM_TORCH_CPU_H
 
@@ -14,7 +15,7 @@
 
 typedef struct {
     FwmMT19937 bits;
-    double spare; /* the sine that a draw of fewer than 16 normals left over, for the next such draw */
+    double spare; /* the sine left over by a draw of fewer than 16 normals, used by the next such draw */
     bool has_spare;
 } FwmTorchCpu;
 
@@ -23,10 +24,10 @@ void fwm_torch_seed(FwmTorchCpu *g, uint32_t seed);
 /* out (n): uniform on [low, high). */
 void fwm_torch_uniform(FwmTorchCpu *g, size_t n, float low, float high, float *out);
 
-/* out (n): standard normal. A draw of n is not the beginning of a draw of more than n. */
+/* out (n): standard normal. The n numbers are not the first n of a larger draw. */
 void fwm_torch_normal(FwmTorchCpu *g, size_t n, float *out);
 
-/* Leave the generator as the draw of n would. */
+/* Leave the generator as the draw of n numbers would. */
 void fwm_torch_skip_uniform(FwmTorchCpu *g, size_t n);
 void fwm_torch_skip_normal(FwmTorchCpu *g, size_t n);
 

@@ -1,5 +1,6 @@
-/* New pages cost: clearing the 10 MB of a backward can take as long as the backward. So the last memory that was given
- * back is kept for the next call, whichever thread makes it, unless it is very large. */
+/* Fresh pages are expensive: the system clears them, and clearing the 10 MB of a backward can take as long as the
+ * backward. So the block that was released last is kept for the next call, of whichever thread, unless it is very
+ * large. */
 #include "runtime/scratch.h"
 
 #include <stdatomic.h>
@@ -12,28 +13,28 @@
 
 #define ALIGNMENT 64
 #define HUGE_PAGE ((size_t)2 << 20)
-#define MOST_KEPT ((size_t)64 << 20) /* bytes */
+#define MOST_BYTES_KEPT ((size_t)64 << 20)
 
-/* In front of the memory that is handed out. */
+/* The header of a block; the scratch follows it. */
 typedef union {
-    size_t bytes; /* of what is handed out */
+    size_t bytes; /* of the scratch */
     char space[ALIGNMENT];
-} Block;
+} ScratchBlock;
 
-static _Atomic(Block *) kept;
+static _Atomic(ScratchBlock *) kept;
 
-static Block *new_block(size_t bytes)
+static ScratchBlock *new_block(size_t bytes)
 {
-    const size_t all = sizeof(Block) + bytes;
+    const size_t all = sizeof(ScratchBlock) + bytes;
     const bool large = all >= 2 * HUGE_PAGE;
     const size_t alignment = large ? HUGE_PAGE : ALIGNMENT, rounded = (all + alignment - 1) / alignment * alignment;
-    Block *block = aligned_alloc(alignment, rounded);
+    ScratchBlock *block = aligned_alloc(alignment, rounded);
 #ifdef MADV_HUGEPAGE
     if (block && large)
-        madvise(block, rounded, MADV_HUGEPAGE); /* a wish: without it, small pages */
+        madvise(block, rounded, MADV_HUGEPAGE); /* only advice: if it is refused, the pages are small */
 #endif
     if (block)
-        block->bytes = rounded - sizeof(Block);
+        block->bytes = rounded - sizeof(ScratchBlock);
     return block;
 }
 
@@ -41,7 +42,7 @@ void *fwm_scratch(size_t bytes)
 {
     if (bytes > PTRDIFF_MAX - 2 * HUGE_PAGE)
         return NULL;
-    Block *block = atomic_exchange(&kept, NULL);
+    ScratchBlock *block = atomic_exchange(&kept, NULL);
     if (!block || block->bytes < bytes) {
         free(block);
         block = new_block(bytes);
@@ -51,8 +52,8 @@ void *fwm_scratch(size_t bytes)
 
 void fwm_release_scratch(void *scratch)
 {
-    Block *block = scratch ? (Block *)scratch - 1 : NULL;
-    if (block && block->bytes <= MOST_KEPT)
+    ScratchBlock *block = scratch ? (ScratchBlock *)scratch - 1 : NULL;
+    if (block && block->bytes <= MOST_BYTES_KEPT)
         block = atomic_exchange(&kept, block);
     free(block);
 }

@@ -1,8 +1,8 @@
-/* Subnormal numbers, where they decide nothing.
+/* Flushing of subnormal numbers.
  *
- * A processor takes a hundred cycles and more for an operation on numbers below the smallest normal one. A loop whose
- * result they cannot change may have them flushed to 0, for as long as it runs and in its own thread; everything else
- * here computes with them. */
+ * An operation on subnormal numbers (those below the smallest normal one) takes a processor a hundred cycles or more. A
+ * loop whose result does not depend on them may flush them to 0, while it runs and in its own threads only; everything
+ * else in this package computes with them. */
 #ifndef FWM_RUNTIME_SUBNORMALS_H
 #define FWM_RUNTIME_SUBNORMALS_H
 
@@ -13,7 +13,7 @@
 #include <xmmintrin.h>
 #endif
 
-/* How a thread treats them: the register that says so, and nothing on processors not named here. */
+/* A copy of the register that says how a thread treats subnormals; unused on processors not named here. */
 typedef uint64_t FwmSubnormals;
 
 #if defined(__SSE2__)
@@ -62,7 +62,7 @@ static inline void fwm_restore_subnormals(FwmSubnormals mode)
 
 #endif
 
-/* Flushes them from here on, if `flush`; returns the mode before, for fwm_restore_subnormals. */
+/* If `flush`, flushes subnormals in this thread from now on. Returns the mode before, for fwm_restore_subnormals. */
 static inline FwmSubnormals fwm_subnormals(bool flush)
 {
     const FwmSubnormals before = fwm_float_mode();

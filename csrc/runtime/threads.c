@@ -1,4 +1,4 @@
-/* Threads: OpenMP, where the build has it. */
+/* Parallel loops on OpenMP, if the build has it; otherwise on one thread. */
 #ifdef __linux__
 #define _GNU_SOURCE
 #endif
@@ -17,12 +17,12 @@
 #include "runtime/subnormals.h"
 
 static atomic_int num_threads = 1;
-static _Thread_local int threads_here; /* what a caller has asked for its own calls, or 0 */
+static _Thread_local int threads_here; /* for calls from this thread; 0: num_threads */
 static _Thread_local bool loops_flush;
 
 #ifdef _OPENMP
-/* libgomp hangs in a child that was forked after a parallel region: its threads did not come along. Such a child works
- * on one thread. */
+/* libgomp hangs in a child that was forked after a parallel region, because fork does not copy the threads of its pool.
+ * Such a child runs everything on one thread. */
 static atomic_int after_fork = 0;
 
 static void in_child(void)
@@ -31,7 +31,7 @@ static void in_child(void)
 }
 #endif
 
-/* The cores this process may use, at most OMP_NUM_THREADS. */
+/* The number of cores that this process may use, at most OMP_NUM_THREADS. */
 static int default_threads(void)
 {
     int threads = 1;
@@ -90,7 +90,7 @@ void fwm_parallel_loops(int threads, size_t n_loops, const FwmLoop *loops, void 
         most_tasks = loops[i].n_tasks > most_tasks ? loops[i].n_tasks : most_tasks;
 #ifdef _OPENMP
     if (threads > 1 && most_tasks > 1 && !after_fork) {
-        /* static: a thread meets the same rows in every phase and every step, and finds them in its cache */
+        /* static: a thread works on the same rows in every phase and every step, and so finds them in its cache */
 #pragma omp parallel num_threads(threads)
         {
             const FwmSubnormals before = fwm_subnormals(flush);

@@ -1,13 +1,13 @@
-/* Laying out scratch: one function takes its arrays from an arena, and so says where they lie and, on an arena without
- * memory, how many bytes they need. */
+/* An arena lays out scratch. One layout function takes its arrays from the arena, one after the other: run on an arena
+ * at an address it says where the arrays lie, run on an empty arena, {0}, it counts the bytes they need. */
 #ifndef FWM_KERNELS_BASE_ARENA_H
 #define FWM_KERNELS_BASE_ARENA_H
 
 #include "kernels/base/real.h"
 
-/* Addresses are counted as integers: an arena that starts from 0 has no memory. */
+/* Addresses are integers here, because an empty arena counts from 0. */
 typedef struct {
-    uintptr_t next; /* in the end, of one without memory: the bytes that are needed */
+    uintptr_t next; /* where the next array starts; of an empty arena, the bytes taken so far */
 } Arena;
 
 static inline Arena arena_at(void *memory)
@@ -15,7 +15,7 @@ static inline Arena arena_at(void *memory)
     return (Arena){(uintptr_t)memory};
 }
 
-/* The next array, on a cache line. */
+/* The next array, aligned to a cache line. */
 static inline void *take_bytes(Arena *arena, size_t bytes)
 {
     void *start = (void *)arena->next;
@@ -28,7 +28,7 @@ static inline real *take(Arena *arena, size_t numbers)
     return take_bytes(arena, numbers * sizeof(real));
 }
 
-/* The scratch of a thread, of so many bytes each. */
+/* The arena of one thread, where scratch holds `bytes` bytes for each thread. */
 static inline Arena arena_of_thread(void *scratch, int thread, size_t bytes)
 {
     return arena_at((char *)scratch + (size_t)thread * bytes);

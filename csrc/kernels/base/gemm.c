@@ -1,14 +1,15 @@
-/* Matrix products: a micro-kernel, no packing.
+/* Matrix products by micro-kernels, without packing.
  *
  * A tile of C, MR rows by NV vectors, stays in registers while k runs: NV vectors of B are loaded and MR numbers of A
  * are broadcast for MR * NV fused multiply-adds. The shapes keep MR * NV accumulators, NV vectors of B and a broadcast
- * within 32 registers (AVX-512) or 16 (AVX2, SSE), and at least 8 chains in flight against a latency of 4 and two
- * units. Blocks of k are chosen so that the panel of B (KC x NV vectors) stays in the first-level cache; A streams past
- * it. */
+ * within 32 registers (AVX-512) or 16 (AVX2, SSE), and keep at least 8 independent chains of additions in flight, for a
+ * latency of 4 cycles on two units. k is cut into blocks (k_block) so that the panel of B, k_block rows of NV vectors,
+ * stays in the first-level cache while A streams past it. */
 #include "kernels/base/gemm.h"
 
 #include "kernels/base/vector.h"
 
+/* A factor for each row of C0; a stride of 0 gives all rows the same one. */
 typedef struct {
     const real *data; /* of row i: data[i * row] */
     size_t row;
@@ -26,9 +27,9 @@ static inline Decay decay_from(Decay d, size_t row)
     return d.rest ? (Decay){d.rest + row, d.one_more + row} : no_decay;
 }
 
-/* A column of tiles: m rows, a multiple of MR, by NV vectors. C = diag(gamma) C0 + A B, or, if there is a
- * decay, diag(decay) C0 + A B. */
-/* The formatter takes _Pragma for a call. */
+/* rows_: a column of tiles, m rows (a multiple of MR) by NV vectors. C = diag(gamma) C0 + A B, or, if there is a decay,
+ * diag(decay) C0 + A B. */
+/* clang-format mistakes _Pragma for a call. */
 /* clang-format off */
 #define MICRO_KERNEL(MR, NV)                                                                                           \
     static void tile_##MR##x##NV(size_t k, const real *a, size_t row, size_t column, const real *b, size_t ldb,        \
@@ -76,10 +77,11 @@ typedef void (*MicroKernel)(size_t m, size_t k, Strided a, const real *b, size_t
 typedef struct {
     size_t rows;
     MicroKernel run;
-} Shape;
+} TileShape;
 
-/* For each width in vectors, the tiles from high to low. Rows are dealt into as few tiles as the highest allows, and
- * evenly: 32 rows are four tiles of 8; 10 are 6 and 4, not 8 and 2, whose chains would wait for themselves. */
+/* For each width in vectors, the shapes of tiles, the highest first. Rows are divided evenly among as few tiles as the
+ * highest shape allows: 32 rows are four tiles of 8; 10 rows are 6 and 4, not 8 and 2, because a tile of 2 has too few
+ * independent chains of additions. */
 #if FWM_VECTOR_BYTES == 64
 #define FWM_MAX_VECTORS 4
 MICRO_KERNEL(6, 4)
@@ -96,9 +98,9 @@ MICRO_KERNEL(8, 1)
 MICRO_KERNEL(4, 1)
 MICRO_KERNEL(2, 1)
 MICRO_KERNEL(1, 1)
-static const Shape four_vectors[] = {{6, rows_6x4}, {4, rows_4x4}, {2, rows_2x4}, {1, rows_1x4}};
-static const Shape two_vectors[] = {{8, rows_8x2}, {6, rows_6x2}, {4, rows_4x2}, {2, rows_2x2}, {1, rows_1x2}};
-static const Shape one_vector[] = {{16, rows_16x1}, {8, rows_8x1}, {4, rows_4x1}, {2, rows_2x1}, {1, rows_1x1}};
+static const TileShape four_vectors[] = {{6, rows_6x4}, {4, rows_4x4}, {2, rows_2x4}, {1, rows_1x4}};
+static const TileShape two_vectors[] = {{8, rows_8x2}, {6, rows_6x2}, {4, rows_4x2}, {2, rows_2x2}, {1, rows_1x2}};
+static const TileShape one_vector[] = {{16, rows_16x1}, {8, rows_8x1}, {4, rows_4x1}, {2, rows_2x1}, {1, rows_1x1}};
 #else
 #define FWM_MAX_VECTORS 2
 MICRO_KERNEL(6, 2)
@@ -110,16 +112,16 @@ MICRO_KERNEL(8, 1)
 MICRO_KERNEL(4, 1)
 MICRO_KERNEL(2, 1)
 MICRO_KERNEL(1, 1)
-static const Shape two_vectors[] = {{6, rows_6x2}, {4, rows_4x2}, {2, rows_2x2}, {1, rows_1x2}};
-static const Shape one_vector[] = {{12, rows_12x1}, {8, rows_8x1}, {4, rows_4x1}, {2, rows_2x1}, {1, rows_1x1}};
+static const TileShape two_vectors[] = {{6, rows_6x2}, {4, rows_4x2}, {2, rows_2x2}, {1, rows_1x2}};
+static const TileShape one_vector[] = {{12, rows_12x1}, {8, rows_8x1}, {4, rows_4x1}, {2, rows_2x1}, {1, rows_1x1}};
 #endif
 
-#define PANEL_BYTES (24 * 1024) /* of B in the first-level cache */
-#define ROWS_IN_BLOCK 96 /* rows of A that pass a panel of B before the next one: a block of A in the second level */
+#define PANEL_BYTES (24 * 1024) /* of B, in the first-level cache */
+#define ROWS_IN_BLOCK 96 /* of A, multiplied with a panel of B before the next panel; in the second-level cache */
 
 static const real one[] = {1};
 
-static const Shape *shapes_for(size_t vectors, size_t *width)
+static const TileShape *shapes_for(size_t vectors, size_t *width)
 {
 #if FWM_MAX_VECTORS == 4
     if (vectors >= 4) {
@@ -149,7 +151,7 @@ static void multiply(size_t m, size_t n, size_t k, Strided a, const real *b, siz
             const real *start = k0 ? c : c0;
             size_t width;
             for (size_t j = 0; j < n; j += width * FWM_LANES) {
-                const Shape *shape = shapes_for((n - j) / FWM_LANES, &width);
+                const TileShape *shape = shapes_for((n - j) / FWM_LANES, &width);
                 const size_t even = fwm_tiles(i1 - i0, fwm_tiles(i1 - i0, shape->rows));
                 while (shape->rows > even && shape[1].rows >= even)
                     shape++;

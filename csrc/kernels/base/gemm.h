@@ -1,3 +1,4 @@
+/* Matrix products. */
 #ifndef FWM_KERNELS_BASE_GEMM_H
 #define FWM_KERNELS_BASE_GEMM_H
 
@@ -6,7 +7,7 @@
 #define gemm FWM_NAME(gemm)
 #define gemm_decayed FWM_NAME(gemm_decayed)
 
-/* A matrix operand that is read one number at a time: element (i, j) at data[i * row + j * column]. */
+/* A matrix operand that is read number by number: element (i, j) is data[i * row + j * column]. */
 typedef struct {
     const real *data;
     size_t row, column;
@@ -23,20 +24,21 @@ static inline Strided transposed(const real *data, size_t ld)
 }
 
 /* C = gamma C0 + A B, with A (m x k), B (k x n, rows of ldb), C and C0 (m x n, rows of ldc); n is a multiple of
- * FWM_PAD. C0 NULL stands for zeros, C0 == C adds in place. Every element is one chain of additions over k in ascending
- * order, whatever m and n, so that splitting the rows or columns over threads changes no bit. */
+ * FWM_PAD. C0 = NULL stands for zeros; with C0 == C the product is accumulated in place. Every element is one chain of
+ * additions over k in ascending order, whatever m and n are, so that splitting rows or columns over threads changes no
+ * bit. */
 void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real gamma, const real *c0, real *c,
           size_t ldc);
 
-/* Factors of the rows of a matrix that is decayed, each in two parts, as exp_in_two makes them: rest, and one more
+/* The decay factors of a matrix's rows, each in the two parts that exp_in_two returns: the factor is `rest`, plus 1
  * where the mask is set. */
 typedef struct {
-    const real *rest; /* m, or NULL for no factors */
+    const real *rest; /* m; NULL for no decay */
     const lane_number *one_more;
 } Decay;
 
-/* C = diag(decay) C0 + A B, computed as (A B + rest C0) + C0. Where the factors are near 1, C0 is rounded once, at
- * last: hundreds of them, one after the other, lose little. */
+/* C = diag(decay) C0 + A B. Where a factor is near 1 it is computed as (A B + rest C0) + C0, so that C0 is rounded only
+ * by the last addition: hundreds of such decays in a row lose little. */
 void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Decay decay, const real *c0,
                   real *c, size_t ldc);
 

@@ -1,11 +1,12 @@
-/* The transpose, a square of whole vectors at a time: in stage s = 1, 2, 4, .. rows i and i + s exchange the lanes
- * whose number has, or has not, the bit s, until every 2 x 2 block of every size is transposed. */
+/* The transpose, one square of whole vectors at a time. In stage s = 1, 2, 4, .. rows i and i + s (i without bit s)
+ * exchange lanes: the upper row's lanes with bit s for the lower row's lanes without it. This transposes the 2 x 2
+ * blocks of s x s numbers; after the last stage the square is transposed. */
 #include "kernels/base/transpose.h"
 
 #include "kernels/base/vector.h"
 
 #if FWM_HAVE_SHUFFLE
-/* Lane j of the two rows after stage s, as numbers of lanes of (row i, row i + s). */
+/* Lane j of the two rows after stage s, as an index into the lanes of (row i, row i + s). */
 #define UPPER(j, s) ((j) & (s) ? FWM_LANES + (j) - (s) : (j))
 #define LOWER(j, s) ((j) & (s) ? FWM_LANES + (j) : (j) + (s))
 #if FWM_LANES == 16
@@ -20,7 +21,7 @@
 #define LANES(F, s) F(0, s), F(1, s)
 #endif
 
-/* The formatter takes _Pragma for a call. */
+/* clang-format mistakes _Pragma for a call. */
 /* clang-format off */
 #define STAGE(s)                                                                                                       \
     _Pragma("GCC unroll 16") for (size_t i = 0; i < FWM_LANES; i++)                                                    \
@@ -53,7 +54,7 @@ static void transpose_square(const real *in, size_t ld_in, real *out, size_t ld_
 }
 #endif
 
-static void transpose_part(size_t m, size_t n, const real *restrict in, size_t ld_in, real *restrict out, size_t ld_out)
+static void transpose_tail(size_t m, size_t n, const real *restrict in, size_t ld_in, real *restrict out, size_t ld_out)
 {
     for (size_t j = 0; j < n; j++)
         for (size_t i = 0; i < m; i++)
@@ -73,6 +74,6 @@ void transpose(size_t m, size_t n, const real *in, size_t ld_in, real *out, size
                 continue;
             }
 #endif
-            transpose_part(rows, columns, from, ld_in, to, ld_out);
+            transpose_tail(rows, columns, from, ld_in, to, ld_out);
         }
 }

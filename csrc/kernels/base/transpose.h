@@ -1,3 +1,4 @@
+/* The transpose of a matrix. */
 #ifndef FWM_KERNELS_BASE_TRANSPOSE_H
 #define FWM_KERNELS_BASE_TRANSPOSE_H
 

@@ -1,5 +1,6 @@
-/* Vectors of `real` as wide as the variant's registers, and the few operations on rows that the rules are made of.
- * Rows have a length that is a multiple of FWM_PAD. No vector type crosses a function that is not inlined. */
+/* Vectors of `real` as wide as the variant's registers, and the few row operations that the kernels are built from.
+ * Rows have a length that is a multiple of FWM_PAD, unless said otherwise. No vector type is an argument or a result of
+ * a function that is not inlined. */
 #ifndef FWM_KERNELS_BASE_VECTOR_H
 #define FWM_KERNELS_BASE_VECTOR_H
 
@@ -13,7 +14,7 @@ typedef int64_t lane_number;
 #else
 typedef int32_t lane_number;
 #endif
-typedef lane_number vec_mask __attribute__((vector_size(FWM_VECTOR_BYTES))); /* of a comparison: -1 or 0 a lane */
+typedef lane_number vec_mask __attribute__((vector_size(FWM_VECTOR_BYTES))); /* of a comparison: -1 or 0 in a lane */
 typedef real vec_in_memory __attribute__((vector_size(FWM_VECTOR_BYTES), aligned(FWM_REAL_BYTES), may_alias));
 
 static inline vec vec_load(const real *p)
@@ -31,7 +32,8 @@ static inline vec vec_select(vec_mask mask, vec where_set, vec elsewhere)
     return (vec)(((vec_mask)where_set & mask) | ((vec_mask)elsewhere & ~mask));
 }
 
-/* x, read once: compilers would rather read it from memory again for each operation that takes an operand there. */
+/* x, kept in a register. Otherwise compilers load it from memory again, as an operand of each operation that uses it.
+ */
 static inline vec vec_in_register(vec x)
 {
 #if defined(__x86_64__)
@@ -46,8 +48,9 @@ static inline vec vec_masked(vec x, lane_number mask)
     return (vec)((vec_mask)x & mask);
 }
 
-/* max(x, 0) and min(x, 0); NaN stays NaN, for which x86's instructions want x as the second operand. GCC makes a
- * comparison and a masked move of vec_select here, where one instruction would do. */
+/* x86's max and min return the second operand if one of the two is NaN: with x second, max(x, 0) and min(x, 0) keep a
+ * NaN. They are written as intrinsics, because GCC compiles vec_select here to a comparison and a masked move, where
+ * one instruction is enough. */
 #if defined(__AVX512F__) && FWM_VECTOR_BYTES == 64
 #include <immintrin.h>
 #if FWM_REAL_IS_DOUBLE
@@ -59,7 +62,7 @@ static inline vec vec_masked(vec x, lane_number mask)
 #endif
 #endif
 
-/* x where x > y, else y: where one of them is NaN, y. */
+/* x where x > y, else y; so y where either of them is NaN. */
 static inline vec vec_max(vec x, vec y)
 {
 #ifdef FWM_X86
@@ -69,6 +72,7 @@ static inline vec vec_max(vec x, vec y)
 #endif
 }
 
+/* max(x, 0); NaN stays NaN. */
 static inline vec vec_positive(vec x)
 {
 #ifdef FWM_X86_CLIP
@@ -79,6 +83,7 @@ static inline vec vec_positive(vec x)
 #endif
 }
 
+/* min(x, 0); NaN stays NaN. */
 static inline vec vec_negative(vec x)
 {
 #ifdef FWM_X86_CLIP
@@ -104,7 +109,7 @@ static inline vec_mask vec_lane_numbers(void)
 #endif
 #endif
 
-/* The sum of the lanes, in every lane: halves are added to halves. */
+/* The sum of the lanes, in every lane: one half of the lanes is added to the other, then a quarter, and so on. */
 static inline vec vec_total(vec x)
 {
 #if FWM_HAVE_SHUFFLE && FWM_LANES == 16
@@ -134,7 +139,7 @@ static inline real vec_sum(vec x)
     return vec_total(x)[0];
 }
 
-/* x . y: four partial sums, because one chain of additions would wait for itself. */
+/* x . y, in four partial sums: each addition of a single chain would wait for the one before. */
 static inline real dot(size_t n, const real *restrict x, const real *restrict y)
 {
     vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
@@ -163,7 +168,7 @@ static inline real sum(size_t n, const real *x)
     return vec_sum(s0 + s1);
 }
 
-/* y = x, rows of any length: a call of memcpy costs more than a short row. */
+/* y = x, rows of any length. For short rows a call of memcpy costs more than the copy. */
 static inline void copy(size_t n, const real *restrict x, real *restrict y)
 {
     size_t i = 0;
@@ -173,7 +178,7 @@ static inline void copy(size_t n, const real *restrict x, real *restrict y)
         y[i] = x[i];
 }
 
-/* x (ld numbers) = from (n numbers, NULL for none), padded with zeros */
+/* x (ld numbers) = from (n numbers), padded with zeros; all zeros if from is NULL */
 static inline void load_row(size_t n, size_t ld, const real *restrict from, real *restrict x)
 {
     const size_t there = from ? n : 0;
@@ -195,7 +200,7 @@ static inline void unpad_rows(size_t n, const real *in, size_t ld, real *out, si
         copy(packed, in + i * ld, out + i * packed);
 }
 
-/* out = a x, which may be the same row */
+/* out = a x; in place if out == x */
 static inline void scale(size_t n, real a, const real *x, real *out)
 {
     for (size_t i = 0; i < n; i += FWM_LANES)

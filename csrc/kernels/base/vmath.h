@@ -1,10 +1,10 @@
-/* exp, tanh and the logistic function, written for one number and without a branch, so that the compiler turns a loop
- * over them into vector code on every instruction set.
+/* exp, tanh and the logistic function, written for one number and without branches, so that the compiler vectorises
+ * loops over them on every instruction set.
  *
- * exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2, by the Taylor polynomial of expm1(r): its first omitted
- * term is below a tenth of an ulp. Errors over the whole range (tests/test_feature_maps.py): exp 1 ulp, also where the
- * result is subnormal (the last multiplication alone rounds); tanh 2 ulp. The logistic function is within 2.5 ulp, and
- * 0 where it would be subnormal. */
+ * exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2, by the Taylor polynomial of expm1(r), whose first
+ * omitted term is below a tenth of an ulp. Errors over the whole range (tests/test_feature_maps.py): exp 1 ulp, also
+ * where the result is subnormal (only the last multiplication rounds it); tanh 2 ulp; the logistic function 2.5 ulp,
+ * and 0 where it would be subnormal. */
 #ifndef FWM_KERNELS_BASE_VMATH_H
 #define FWM_KERNELS_BASE_VMATH_H
 
@@ -20,7 +20,7 @@ typedef int64_t real_bits;
 #define FWM_ROUNDER 6755399441055744.0       /* 1.5 * 2^52: adding it rounds to an integer */
 #define FWM_LN2_HIGH 0.693147180369123816490 /* the leading bits of ln 2: n * this is exact */
 #define FWM_LN2_LOW 1.90821492927058770002e-10
-#define FWM_EXP_LARGEST 709.9   /* beyond, exp is inf: 2^n is made in two factors, n up to 1025 */
+#define FWM_EXP_LARGEST 709.9   /* beyond, exp is inf: 2^n is applied in two factors, for n up to 1025 */
 #define FWM_EXP_SMALLEST -746.0 /* below, exp is 0 */
 #define FWM_TANH_SATURATED 20.0 /* beyond, tanh is 1 */
 #define FWM_SMALLEST_NORMAL 2.2250738585072014e-308
@@ -82,14 +82,14 @@ static inline real expm1_reduced(real x, real_bits *n)
     return r + (r * r * q + lost);
 }
 
-/* exp(x) = 2^n (1 + e); returns e, which is finite: beyond the range x counts as its end. */
+/* exp(x) = 2^n (1 + e); returns e, which is finite, because x is clamped to the range of exp. */
 static inline real exp_reduced(real x, real_bits *n)
 {
     const real inside = x < FWM_EXP_LARGEST ? x : FWM_EXP_LARGEST;
     return expm1_reduced(inside > FWM_EXP_SMALLEST ? inside : FWM_EXP_SMALLEST, n);
 }
 
-/* 2^n y, in two factors. */
+/* 2^n y, in two factors, because 2^n alone may be out of range. */
 static inline real times_power_of_two(real y, real_bits n)
 {
     const real_bits half = n >> 1;
@@ -103,8 +103,8 @@ static inline real exp_real(real x)
     return x != x ? x : y;
 }
 
-/* exp(x) = rest + 1 where that is near, and rest elsewhere. Returns a mask, all bits set in the first case and none in
- * the second, so that y exp(x) = rest y + (y & mask), where the second term is exact. */
+/* exp(x) in two parts: 1 + rest where it is near 1, and rest elsewhere. Returns a mask, all bits set in the first case
+ * and none in the second, so that y exp(x) = rest y + (y & mask), where the second term is exact. */
 static inline real_bits exp_in_two(real x, real *rest)
 {
     real_bits n;
@@ -113,9 +113,9 @@ static inline real_bits exp_in_two(real x, real *rest)
     return n == 0 ? -1 : 0;
 }
 
-/* exp(x), one factor of a product: *lost is what rounding the factors before has left out, relative to the product, and
- * becomes what it leaves out with this one. The product of any of the factors in a row is as near to that of the
- * exponentials as one factor is. */
+/* exp(x) as one factor of a running product. *lost is the relative rounding error of the factors so far: it is carried
+ * into this factor and replaced by the error that remains. So the product of any number of consecutive factors is as
+ * accurate as a single one. */
 static inline real exp_of_product(real x, real *lost)
 {
     real_bits n;
@@ -124,7 +124,7 @@ static inline real exp_of_product(real x, real *lost)
     return x != x ? x : times_power_of_two(high, n);
 }
 
-/* exp(x) in double, with the relative error of exp_real times |x|, where that is small. */
+/* exp(x) in double; where |x| is small, with the relative error of exp_real times |x|. */
 static inline double exp_in_double(real x)
 {
 #if FWM_REAL_IS_DOUBLE
@@ -137,8 +137,8 @@ static inline double exp_in_double(real x)
 #endif
 }
 
-/* tanh |x| = e / (e + 2) with e = expm1(2 |x|). Where e is small, the rounding of e + 2 would show: the quotient is
- * corrected by what was lost, times 1 / (e + 2), roughly. */
+/* tanh |x| = e / (e + 2) with e = expm1(2 |x|). Where e is small, the rounding error of e + 2 matters: the quotient is
+ * corrected by that error times an approximation of 1 / (e + 2). */
 static inline real tanh_real(real x)
 {
     real_bits n;
