@@ -2,7 +2,7 @@
  *
  *     z_t = bias + sum_w weight_w x_{t - W + 1 + w},   y_t = z_t, or silu(z_t) = z_t s_t with s_t = 1 / (1 + exp(-z_t))
  *
- * Nothing is saved; z is computed again. With s' = s (1 - s):
+ * Nothing is saved; z is recomputed. With s' = s (1 - s):
  *
  *     dz_t = dy_t, or dy_t (s_t + z_t s'_t) = dy_t s_t (1 + z_t (1 - s_t))
  *
@@ -11,9 +11,9 @@
  *     dx_t = sum_w weight_w dz_{t + W - 1 - w},   dweight_w = sum_t dz_t x_{t - W + 1 + w},   dbias = sum_t dz_t
  *
  * where dz is 0 outside the sequence. For t < 0, dx_t is the gradient of the initial state; where token t is part of
- * the final state, dx_t has its gradient as well. A block goes through its tokens from the last, with W rows of dz at
- * hand, after those of the W - 1 tokens behind it, which are made again. The sums over tokens are left by each block,
- * then added in the order of the blocks: the bits do not depend on the number of threads. */
+ * the final state, the gradient of that is added to dx_t. A block goes through its tokens from last to first and keeps
+ * W rows of dz; dz of the W - 1 tokens behind the block is recomputed. Each block writes its own sums over tokens, and
+ * these are added in the order of the blocks, so that the bits do not depend on the number of threads. */
 #include <string.h>
 
 #include "kernels/base/vector.h"
@@ -24,10 +24,11 @@
 
 typedef struct {
     const FwmConvolutionCall *c;
-    real *sums; /* (blocks of tokens, W + 1, D): dweight_w and, behind them, dbias */
-} Backward;
+    real *sums; /* (blocks of tokens, W + 1, D): dweight_w, then dbias */
+} ConvolutionBackward;
 
-ALWAYS_INLINE void through_silu(size_t W, size_t n, const Filters *f, const Rows *seen, const real *dy, real *dz)
+ALWAYS_INLINE void silu_backward(size_t W, size_t n, const BlockFilters *f, const TokenWindow *seen, const real *dy,
+                                 real *dz)
 {
 #pragma omp simd
     for (size_t i = 0; i < n; i++) {
@@ -36,14 +37,15 @@ ALWAYS_INLINE void through_silu(size_t W, size_t n, const Filters *f, const Rows
     }
 }
 
-ALWAYS_INLINE void spread(size_t W, size_t n, const Filters *f, const Rows *later, const real *dstate, real *dx)
+ALWAYS_INLINE void weighted_row(size_t W, size_t n, const BlockFilters *f, const TokenWindow *later, const real *dstate,
+                                real *dx)
 {
 #pragma omp simd
     for (size_t i = 0; i < n; i++)
         dx[i] = weighted(W, f, later, i, dstate[i]);
 }
 
-ALWAYS_INLINE void add_products(size_t W, size_t n, const real *dz, const Rows *seen, real *sums, size_t ld)
+ALWAYS_INLINE void add_products(size_t W, size_t n, const real *dz, const TokenWindow *seen, real *sums, size_t ld)
 {
 #pragma omp simd
     for (size_t i = 0; i < n; i++) {
@@ -53,46 +55,46 @@ ALWAYS_INLINE void add_products(size_t W, size_t n, const real *dz, const Rows *
     }
 }
 
-/* dz of a token, computed into `row` if it has to be. */
-static const real *dz_of(const FwmConvolutionCall *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t t,
-                         real *row)
+/* dz of a token; written to `row` if it is not the token's dy itself. */
+static const real *dz_of(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
+                         const ConvolutionSequence *s, ptrdiff_t t, real *row)
 {
     if (t < 0 || t >= s->length)
-        return no_token;
+        return zero_row;
     const real *dy = (const real *)c->dy + s->at + (size_t)t * c->D;
     if (!c->silu)
         return dy;
-    const Rows seen = tokens_seen(c, s, t);
+    const TokenWindow seen = tokens_seen(c, s, t);
     switch (c->W) {
-    case 2: through_silu(2, b->n, f, &seen, dy, row); break;
-    case 3: through_silu(3, b->n, f, &seen, dy, row); break;
-    default: through_silu(4, b->n, f, &seen, dy, row);
+    case 2: silu_backward(2, b->n, f, &seen, dy, row); break;
+    case 3: silu_backward(3, b->n, f, &seen, dy, row); break;
+    default: silu_backward(4, b->n, f, &seen, dy, row);
     }
     return row;
 }
 
-/* dx of a token, or of one before the first. later: dz of tokens t + W - 1 .. t. */
-static void write_dx(const FwmConvolutionCall *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t t,
-                     const Rows *later)
+/* dx of token t, or the initial state's gradient if t < 0. later: dz of tokens t + W - 1 .. t. */
+static void write_dx(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
+                     const ConvolutionSequence *s, ptrdiff_t t, const TokenWindow *later)
 {
-    const ptrdiff_t in_initial = t + (ptrdiff_t)c->W - 1,
-                    in_final = in_initial - s->length; /* which row of a state it is */
+    /* the token's row in the initial and in the final state, if it is in them */
+    const ptrdiff_t in_initial = t + (ptrdiff_t)c->W - 1, in_final = in_initial - s->length;
     const real *dfinal = c->dfinal_state;
-    const real *dstate = dfinal && in_final >= 0 ? dfinal + s->state_at + (size_t)in_final * c->D : no_token;
+    const real *dstate = dfinal && in_final >= 0 ? dfinal + s->state_at + (size_t)in_final * c->D : zero_row;
     real *dx = t >= 0 ? (real *)c->dx + s->at + (size_t)t * c->D
                       : (real *)c->dinitial_state + s->state_at + (size_t)in_initial * c->D;
     switch (c->W) {
-    case 2: spread(2, b->n, f, later, dstate, dx); break;
-    case 3: spread(3, b->n, f, later, dstate, dx); break;
-    default: spread(4, b->n, f, later, dstate, dx);
+    case 2: weighted_row(2, b->n, f, later, dstate, dx); break;
+    case 3: weighted_row(3, b->n, f, later, dstate, dx); break;
+    default: weighted_row(4, b->n, f, later, dstate, dx);
     }
 }
 
-/* sums: of the block's first channel, rows of D. */
-static void add_token(const FwmConvolutionCall *c, const Block *b, const Sequence *s, ptrdiff_t t, const real *dz,
-                      real *sums)
+/* Accumulates token t into dweight and dbias. sums starts at the block's first channel and has rows of D. */
+static void add_token(const FwmConvolutionCall *c, const ConvolutionBlock *b, const ConvolutionSequence *s, ptrdiff_t t,
+                      const real *dz, real *sums)
 {
-    const Rows seen = tokens_seen(c, s, t);
+    const TokenWindow seen = tokens_seen(c, s, t);
     switch (c->W) {
     case 2: add_products(2, b->n, dz, &seen, sums, c->D); break;
     case 3: add_products(3, b->n, dz, &seen, sums, c->D); break;
@@ -100,25 +102,27 @@ static void add_token(const FwmConvolutionCall *c, const Block *b, const Sequenc
     }
 }
 
-/* What token t reads that the one behind it has not. */
-static void ask_for_token(const FwmConvolutionCall *c, const Block *b, const Sequence *s, ptrdiff_t t)
+/* Prefetches the rows that token t reads and token t + 1 does not. */
+static void prefetch_token(const FwmConvolutionCall *c, const ConvolutionBlock *b, const ConvolutionSequence *s,
+                           ptrdiff_t t)
 {
     if (t < 0 || t >= s->length)
         return;
-    ask_for(b, (const real *)c->dy + s->at + (size_t)t * c->D);
-    ask_for(b, token_at(c, s, t + 1 - (ptrdiff_t)c->W));
+    prefetch_row(b, (const real *)c->dy + s->at + (size_t)t * c->D);
+    prefetch_row(b, token_at(c, s, t + 1 - (ptrdiff_t)c->W));
 }
 
-/* Tokens from .. to - 1 of a sequence, the last first; with sums NULL they are those before the first. */
-static void go_back(const FwmConvolutionCall *c, const Block *b, const Filters *f, const Sequence *s, ptrdiff_t from,
-                    ptrdiff_t to, real *sums)
+/* The backward of tokens from .. to - 1 of a sequence, last to first; sums is NULL for the tokens of the initial state.
+ */
+static void backward_tokens(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
+                            const ConvolutionSequence *s, ptrdiff_t from, ptrdiff_t to, real *sums)
 {
     real rows[FWM_MOST_TAPS][BLOCK_CHANNELS];
-    Rows later = {{NULL}};
+    TokenWindow later = {{NULL}};
     const size_t last = c->W - 1;
     for (ptrdiff_t t = to + (ptrdiff_t)last - 1; t >= from; t--) {
         if (t > from)
-            ask_for_token(c, b, s, t - 1);
+            prefetch_token(c, b, s, t - 1);
         memmove(later.row, later.row + 1, last * sizeof later.row[0]);
         later.row[last] = dz_of(c, b, f, s, t, rows[(size_t)(t - from) % c->W]);
         if (t >= to)
@@ -132,35 +136,35 @@ static void go_back(const FwmConvolutionCall *c, const Block *b, const Filters *
 static void block_task(void *context, size_t index, int thread)
 {
     (void)thread;
-    const Backward *w = context;
+    const ConvolutionBackward *w = context;
     const FwmConvolutionCall *c = w->c;
     const size_t tokens = index / channel_blocks(c);
-    const Block b = block_at(c, tokens, index % channel_blocks(c));
+    const ConvolutionBlock b = block_at(c, tokens, index % channel_blocks(c));
     real *sums = w->sums + tokens * (c->W + 1) * c->D + b.channel;
-    Filters f;
+    BlockFilters f;
     load_filters(c, &b, &f);
     for (size_t i = 0; i <= c->W; i++)
         memset(sums + i * c->D, 0, b.n * sizeof(real));
     for (size_t i = sequence_of_token(c, b.first); i < c->n_sequences && (size_t)c->offsets[i] < b.last; i++) {
-        const Sequence s = sequence_at(c, &b, i);
+        const ConvolutionSequence s = sequence_at(c, &b, i);
         if (s.from < s.to)
-            go_back(c, &b, &f, &s, s.from, s.to, sums);
+            backward_tokens(c, &b, &f, &s, s.from, s.to, sums);
     }
 }
 
 static void state_task(void *context, size_t index, int thread)
 {
     (void)thread;
-    const FwmConvolutionCall *c = ((const Backward *)context)->c;
-    const Block b = block_at(c, 0, index % channel_blocks(c));
-    const Sequence s = sequence_at(c, &b, index / channel_blocks(c));
-    Filters f;
+    const FwmConvolutionCall *c = ((const ConvolutionBackward *)context)->c;
+    const ConvolutionBlock b = block_at(c, 0, index % channel_blocks(c));
+    const ConvolutionSequence s = sequence_at(c, &b, index / channel_blocks(c));
+    BlockFilters f;
     load_filters(c, &b, &f);
-    go_back(c, &b, &f, &s, 1 - (ptrdiff_t)c->W, 0, NULL);
+    backward_tokens(c, &b, &f, &s, 1 - (ptrdiff_t)c->W, 0, NULL);
 }
 
-/* Row w of all blocks' sums, added up. */
-static void add_blocks(const Backward *a, const Block *b, size_t w, real *total)
+/* total = the sum over all blocks of tokens of row w of `sums`. */
+static void add_blocks(const ConvolutionBackward *a, const ConvolutionBlock *b, size_t w, real *total)
 {
     const FwmConvolutionCall *c = a->c;
     const size_t blocks = token_blocks(c);
@@ -174,9 +178,9 @@ static void add_blocks(const Backward *a, const Block *b, size_t w, real *total)
 static void sum_task(void *context, size_t index, int thread)
 {
     (void)thread;
-    const Backward *a = context;
+    const ConvolutionBackward *a = context;
     const FwmConvolutionCall *c = a->c;
-    const Block b = block_at(c, 0, index);
+    const ConvolutionBlock b = block_at(c, 0, index);
     real total[BLOCK_CHANNELS], *dweight = (real *)c->dweight + b.channel * c->W;
     for (size_t w = 0; w < c->W; w++) {
         add_blocks(a, &b, w, total);
@@ -197,7 +201,7 @@ size_t convolution_backward_scratch(const void *call, int threads)
 void convolution_backward(const void *call, int threads, void *scratch)
 {
     const FwmConvolutionCall *c = call;
-    Backward b = {.c = c, .sums = scratch};
+    ConvolutionBackward b = {.c = c, .sums = scratch};
     const FwmLoop loops[] = {
         {token_blocks(c) * channel_blocks(c), block_task},
         {c->dinitial_state ? c->n_sequences * channel_blocks(c) : 0, state_task},

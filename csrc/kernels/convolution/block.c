@@ -1,12 +1,12 @@
-/* What a block needs: its filters, and the sequences that its tokens are of. */
+/* What a block reads: its filters, and the sequences that its tokens belong to. */
 #include "kernels/convolution/block.h"
 
 #include "kernels/base/vector.h"
 
-const real no_token[BLOCK_CHANNELS] = {0};
+const real zero_row[BLOCK_CHANNELS] = {0};
 
-/* A call with one token is about as much work as this. */
-ALWAYS_INLINE void across(size_t W, size_t n, const real *restrict weight, Filters *restrict f)
+/* Inlined for each W, because a call with a single token is about as much work as this transpose. */
+ALWAYS_INLINE void transpose_weights(size_t W, size_t n, const real *restrict weight, BlockFilters *restrict f)
 {
 #pragma omp simd
     for (size_t i = 0; i < n; i++)
@@ -14,18 +14,19 @@ ALWAYS_INLINE void across(size_t W, size_t n, const real *restrict weight, Filte
             f->weight[w][i] = weight[i * W + w];
 }
 
-void load_filters(const FwmConvolutionCall *c, const Block *b, Filters *f)
+void load_filters(const FwmConvolutionCall *c, const ConvolutionBlock *b, BlockFilters *f)
 {
     const real *weight = (const real *)c->weight + b->channel * c->W;
     switch (c->W) {
-    case 2: across(2, b->n, weight, f); break;
-    case 3: across(3, b->n, weight, f); break;
-    default: across(4, b->n, weight, f);
+    case 2: transpose_weights(2, b->n, weight, f); break;
+    case 3: transpose_weights(3, b->n, weight, f); break;
+    default: transpose_weights(4, b->n, weight, f);
     }
     load_row(b->n, b->n, c->bias ? (const real *)c->bias + b->channel : NULL, f->bias);
 }
 
-/* The last that begins at this token or before it: those without tokens come before the one that has it. */
+/* By bisection: the last sequence that begins at this token or before it. Empty sequences that begin there come first.
+ */
 size_t sequence_of_token(const FwmConvolutionCall *c, size_t token)
 {
     size_t low = 0, high = c->n_sequences;

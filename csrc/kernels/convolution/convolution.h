@@ -2,8 +2,8 @@
 #ifndef FWM_KERNELS_CONVOLUTION_CONVOLUTION_H
 #define FWM_KERNELS_CONVOLUTION_CONVOLUTION_H
 
-#include "kernels/base/real.h"
 #include "api/kernels.h"
+#include "kernels/base/real.h"
 
 #define convolution_backward_scratch FWM_NAME(convolution_backward_scratch)
 #define convolution_forward FWM_NAME(convolution_forward)

@@ -9,14 +9,14 @@
 #include "kernels/convolution/convolution.h"
 #include "runtime/threads.h"
 
-ALWAYS_INLINE void filter(size_t W, size_t n, const Filters *f, const Rows *seen, real *y)
+ALWAYS_INLINE void filter(size_t W, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y)
 {
 #pragma omp simd
     for (size_t i = 0; i < n; i++)
         y[i] = weighted(W, f, seen, i, f->bias[i]);
 }
 
-ALWAYS_INLINE void filter_silu(size_t W, size_t n, const Filters *f, const Rows *seen, real *y)
+ALWAYS_INLINE void filter_silu(size_t W, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y)
 {
 #pragma omp simd
     for (size_t i = 0; i < n; i++) {
@@ -25,8 +25,8 @@ ALWAYS_INLINE void filter_silu(size_t W, size_t n, const Filters *f, const Rows 
     }
 }
 
-/* The row y of a token, from the W rows that it sees. */
-static void filter_token(const FwmConvolutionCall *c, size_t n, const Filters *f, const Rows *seen, real *y)
+/* Row y of a token, from the W rows that it sees. */
+static void filter_token(const FwmConvolutionCall *c, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y)
 {
     switch (c->W) {
     case 2: c->silu ? filter_silu(2, n, f, seen, y) : filter(2, n, f, seen, y); break;
@@ -35,12 +35,13 @@ static void filter_token(const FwmConvolutionCall *c, size_t n, const Filters *f
     }
 }
 
-static void filter_sequence(const FwmConvolutionCall *c, const Block *b, const Filters *f, const Sequence *s)
+static void filter_sequence(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
+                            const ConvolutionSequence *s)
 {
     for (ptrdiff_t t = s->from; t < s->to; t++) {
-        const Rows seen = tokens_seen(c, s, t);
+        const TokenWindow seen = tokens_seen(c, s, t);
         if (t + 1 < s->to)
-            ask_for(b, token_at(c, s, t + 1));
+            prefetch_row(b, token_at(c, s, t + 1));
         filter_token(c, b->n, f, &seen, (real *)c->y + s->at + (size_t)t * c->D);
     }
 }
@@ -49,22 +50,23 @@ static void block_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const FwmConvolutionCall *c = context;
-    const Block b = block_at(c, index / channel_blocks(c), index % channel_blocks(c));
-    Filters f;
+    const ConvolutionBlock b = block_at(c, index / channel_blocks(c), index % channel_blocks(c));
+    BlockFilters f;
     load_filters(c, &b, &f);
     for (size_t i = sequence_of_token(c, b.first); i < c->n_sequences && (size_t)c->offsets[i] < b.last; i++) {
-        const Sequence s = sequence_at(c, &b, i);
+        const ConvolutionSequence s = sequence_at(c, &b, i);
         filter_sequence(c, &b, &f, &s);
     }
 }
 
-/* The last W - 1 tokens. The state may be the initial one: a row is read before it is written, or stays. */
+/* The final state: the last W - 1 tokens. It may be the initial state's array, since every row is read before it is
+ * overwritten, or stays where it is. */
 static void state_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const FwmConvolutionCall *c = context;
-    const Block b = block_at(c, 0, index % channel_blocks(c));
-    const Sequence s = sequence_at(c, &b, index / channel_blocks(c));
+    const ConvolutionBlock b = block_at(c, 0, index % channel_blocks(c));
+    const ConvolutionSequence s = sequence_at(c, &b, index / channel_blocks(c));
     real *row = (real *)c->final_state + s.state_at;
     for (size_t w = 1; w < c->W; w++, row += c->D) {
         const real *token = token_at(c, &s, s.length + (ptrdiff_t)w - (ptrdiff_t)c->W);
@@ -73,7 +75,7 @@ static void state_task(void *context, size_t index, int thread)
     }
 }
 
-/* States come after all tokens, because these read the initial ones. */
+/* Final states are written after all tokens, because tokens read the initial states, which may be the same arrays. */
 void convolution_forward(const void *call, int threads, void *scratch)
 {
     const FwmConvolutionCall *c = call;

@@ -3,17 +3,18 @@
  *     n = r x with r = 1 / sqrt(mean(x^2) + eps),   y = weight n a
  *
  * where a = 1 without a gate, else a = s, or z s (SiLU), with s = 1 / (1 + exp(-z)). Nothing is saved; r and s are
- * computed again. With a' = s (1 - s), or s (1 + z (1 - s)):
+ * recomputed. With a' = s (1 - s), or s (1 + z (1 - s)):
  *
  *     dweight = sum of dy n a over the rows,   dn = dy weight a,   dz = dy weight n a'
  *
- * x reaches n by itself and by r, dr/dx_i = -r^3 x_i / D = -r^2 n_i / D, so that sum_j dn_j x_j dr/dx_i = -r n_i sum_j
- * dn_j n_j / D:
+ * n depends on x directly and through r, with dr/dx_i = -r^3 x_i / D = -r^2 n_i / D, so that
+ * sum_j dn_j x_j dr/dx_i = -r n_i sum_j dn_j n_j / D:
  *
  *     dx = r (dn - n mean(dn n))
  *
- * A row is gone through once for r, once for everything else, with dn left in dx, and once for dx. Each block of rows
- * leaves its dweight, and the blocks' are added in their order: the bits do not depend on the number of threads. */
+ * There are three loops over a row: for r; for dn, stored in dx, and all the rest; and for dx. Each block of rows
+ * writes its own dweight, and these are added in the order of the blocks, so that the bits do not depend on the number
+ * of threads. */
 #include <string.h>
 
 #include "kernels/norm/norm.h"
@@ -21,30 +22,30 @@
 
 typedef struct {
     const FwmNormCall *c;
-    real *sums; /* (blocks, D): the blocks' dweight */
-} Backward;
+    real *sums; /* (blocks, D): each block's dweight */
+} NormBackward;
 
 /* A row of the arrays; z and dz are NULL without a gate. */
 typedef struct {
     const real *x, *z, *dy;
     real *dx, *dz;
-} Row;
+} NormRow;
 
-static inline Row row_at(const FwmNormCall *c, size_t i)
+static inline NormRow row_at(const FwmNormCall *c, size_t i)
 {
-    return (Row){row_of(c, c->x, i), row_of(c, c->gate, i), row_of(c, c->dy, i), row_of(c, c->dx, i),
-                 row_of(c, c->dgate, i)};
+    return (NormRow){row_of(c, c->x, i), row_of(c, c->gate, i), row_of(c, c->dy, i), row_of(c, c->dx, i),
+                     row_of(c, c->dgate, i)};
 }
 
 /* dn, dz and the row's part of dweight; returns sum(dn n). */
-ALWAYS_INLINE real through_gate(FwmGating gating, size_t D, real r, Row row, const real *restrict weight,
-                                real *restrict dweight)
+ALWAYS_INLINE real gate_backward(FwmGating gating, size_t D, real r, NormRow row, const real *restrict weight,
+                                 real *restrict dweight)
 {
     const real *restrict x = row.x, *restrict dy = row.dy;
     real *restrict dn = row.dx, *restrict dz = row.dz, total = 0;
 #pragma omp simd reduction(+ : total)
     for (size_t i = 0; i < D; i++) {
-        const Gate gate = gate_of(gating, row.z, i);
+        const NormGate gate = gate_of(gating, row.z, i);
         const real n = r * x[i], dy_n = dy[i] * n;
         dweight[i] += dy_n * gate.a;
         if (gating != FWM_UNGATED)
@@ -55,18 +56,18 @@ ALWAYS_INLINE real through_gate(FwmGating gating, size_t D, real r, Row row, con
     return total;
 }
 
-static real through_any_gate(const FwmNormCall *c, real r, Row row, real *dweight)
+static real any_gate_backward(const FwmNormCall *c, real r, NormRow row, real *dweight)
 {
     switch (c->gating) {
-    case FWM_UNGATED: return through_gate(FWM_UNGATED, c->D, r, row, c->weight, dweight);
-    case FWM_LOGISTIC_GATE: return through_gate(FWM_LOGISTIC_GATE, c->D, r, row, c->weight, dweight);
-    default: return through_gate(FWM_SILU_GATE, c->D, r, row, c->weight, dweight);
+    case FWM_UNGATED: return gate_backward(FWM_UNGATED, c->D, r, row, c->weight, dweight);
+    case FWM_LOGISTIC_GATE: return gate_backward(FWM_LOGISTIC_GATE, c->D, r, row, c->weight, dweight);
+    default: return gate_backward(FWM_SILU_GATE, c->D, r, row, c->weight, dweight);
     }
 }
 
-static void back_row(const FwmNormCall *c, Row row, real *dweight)
+static void backward_row(const FwmNormCall *c, NormRow row, real *dweight)
 {
-    const real r = reciprocal_rms(c, row.x), mean = through_any_gate(c, r, row, dweight) / (real)c->D;
+    const real r = reciprocal_rms(c, row.x), mean = any_gate_backward(c, r, row, dweight) / (real)c->D;
     const real *restrict x = row.x;
     real *restrict dx = row.dx;
 #pragma omp simd
@@ -77,16 +78,16 @@ static void back_row(const FwmNormCall *c, Row row, real *dweight)
 static void block_task(void *context, size_t index, int thread)
 {
     (void)thread;
-    const Backward *b = context;
+    const NormBackward *b = context;
     const FwmNormCall *c = b->c;
     const size_t first = index * rows_in_block(c), last = fwm_min(first + rows_in_block(c), c->rows);
     real *dweight = b->sums + index * c->D;
     memset(dweight, 0, c->D * sizeof(real));
     for (size_t row = first; row < last; row++)
-        back_row(c, row_at(c, row), dweight);
+        backward_row(c, row_at(c, row), dweight);
 }
 
-static void add_blocks(const Backward *b)
+static void add_blocks(const NormBackward *b)
 {
     const size_t D = b->c->D;
     real *restrict dweight = b->c->dweight;
@@ -108,7 +109,7 @@ size_t norm_backward_scratch(const void *call, int threads)
 void norm_backward(const void *call, int threads, void *scratch)
 {
     const FwmNormCall *c = call;
-    Backward b = {.c = c, .sums = scratch};
+    NormBackward b = {.c = c, .sums = scratch};
     fwm_parallel_for(fwm_threads_for(c->rows * c->D, threads), row_blocks(c), block_task, &b);
     add_blocks(&b);
 }

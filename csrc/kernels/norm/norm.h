@@ -2,9 +2,9 @@
 #ifndef FWM_KERNELS_NORM_NORM_H
 #define FWM_KERNELS_NORM_NORM_H
 
+#include "api/kernels.h"
 #include "kernels/base/real.h"
 #include "kernels/base/vmath.h"
-#include "api/kernels.h"
 
 #define norm_backward_scratch FWM_NAME(norm_backward_scratch)
 #define norm_forward FWM_NAME(norm_forward)
@@ -15,13 +15,13 @@ void norm_forward(const void *call, int threads, void *scratch);
 size_t norm_backward_scratch(const void *call, int threads);
 void norm_backward(const void *call, int threads, void *scratch);
 
-#define BLOCK_NUMBERS 16384
-#define FEWEST_ROWS 16 /* of a block: each leaves a row of sums */
+/* Rows are cut into blocks, whatever the number of threads. */
+#define NORM_BLOCK_NUMBERS 16384
+#define NORM_FEWEST_ROWS 16 /* of a block, because each block writes a row of sums */
 
-/* Blocks are cut without regard to threads. */
 static inline size_t rows_in_block(const FwmNormCall *c)
 {
-    return c->D * FEWEST_ROWS < BLOCK_NUMBERS ? BLOCK_NUMBERS / c->D : FEWEST_ROWS;
+    return c->D * NORM_FEWEST_ROWS < NORM_BLOCK_NUMBERS ? NORM_BLOCK_NUMBERS / c->D : NORM_FEWEST_ROWS;
 }
 
 static inline size_t row_blocks(const FwmNormCall *c)
@@ -29,23 +29,24 @@ static inline size_t row_blocks(const FwmNormCall *c)
     return fwm_tiles(c->rows, rows_in_block(c));
 }
 
-/* A row of an array that has D numbers a row; NULL stays NULL. */
+/* A row of an array with D numbers a row; NULL if there is no array. */
 static inline real *row_of(const FwmNormCall *c, const void *array, size_t row)
 {
     return array ? (real *)array + row * c->D : NULL;
 }
 
-/* What a gate does, and its derivative: 1; s = 1 / (1 + exp(-z)), s (1 - s); z s, s (1 + z (1 - s)). */
+/* A gate and its derivative, with s = 1 / (1 + exp(-z)): no gate: 1, 0; logistic: s, s (1 - s); SiLU: z s,
+ * s (1 + z (1 - s)). */
 typedef struct {
     real a, slope;
-} Gate;
+} NormGate;
 
-ALWAYS_INLINE Gate gate_of(FwmGating gating, const real *gate, size_t i)
+ALWAYS_INLINE NormGate gate_of(FwmGating gating, const real *gate, size_t i)
 {
     if (gating == FWM_UNGATED)
-        return (Gate){1, 0};
+        return (NormGate){1, 0};
     const real z = gate[i], s = logistic(z);
-    return gating == FWM_SILU_GATE ? (Gate){z * s, s * (1 + z * (1 - s))} : (Gate){s, s * (1 - s)};
+    return gating == FWM_SILU_GATE ? (NormGate){z * s, s * (1 + z * (1 - s))} : (NormGate){s, s * (1 - s)};
 }
 
 /* r = 1 / sqrt(mean(x^2) + eps) */
