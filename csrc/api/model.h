@@ -1,14 +1,14 @@
-/* The model of the experiments: sizes, where its numbers lie, and the memory of a step.
+/* The model of the retrieval experiment: its sizes, the layout of its parameters, and the scratch of a step.
  *
- * All parameters stand in one array `numbers` of the model's precision; the first n_trained of them are trained, and
- * the arrays of their gradients and of Adam's moments have the same layout. Matrices are stored with padded rows, the
- * projections transposed, so that the row of a value or of an embedding entry is contiguous:
+ * All parameters are in one array `numbers` of the model's precision. The first n_trained of them are trained; the
+ * arrays of their gradients and of Adam's moments have the same layout. Matrices have padded rows, and the projections
+ * are stored transposed, so that the row of a value or of an embedding entry is contiguous:
  *
  *     query_weight (E x ld)          W_q^T
  *     key_bias     (ld)              b_k
  *     query_bias   (ld)              b_q
- *     beta_bias    (1)               b_b, for a rule with beta; else it is drawn and never read
- *     beta_weight  (N + E)           w_b, the same
+ *     beta_bias    (1)               b_b; without beta it is drawn and never read
+ *     beta_weight  (N + E)           w_b; likewise
  *     key_weight   ((N + E) x ld)    W_k^T, the N rows of the values, then the E rows of the embedding
  *     embedding    (2N x ld_e)       embeddingK: the N key rows are trained; the N value rows never get a gradient
  *
@@ -58,7 +58,7 @@ struct FwmModel {
     uint64_t steps;                      /* of Adam so far */
     FwmBlockSource omega_source;
     int threads;       /* for this call */
-    void *activations; /* memory of a step, shared */
+    void *activations; /* of a step, shared by all threads */
     void *scratch;     /* scratch_stride bytes for each of scratch_threads threads */
     size_t scratch_stride;
     int scratch_threads;
@@ -68,7 +68,7 @@ struct FwmModel {
 struct FwmBatch {
     size_t n;                      /* sequences, at most sizes.batch */
     const int32_t *keys, *values;  /* n x L */
-    const int32_t *query, *answer; /* n; answer may be NULL where no loss is asked for */
+    const int32_t *query, *answer; /* n; answer is NULL if no loss is wanted */
     const void *omega;
 };
 

@@ -10,8 +10,7 @@ void fwm_mt19937_seed(FwmMT19937 *g, uint32_t seed)
     g->position = N;
 }
 
-/* One step of the recurrence: the word N places after `word`, from `word`, its successor and the word M places ahead.
- */
+/* One step of the recurrence: the word N places after `word`, from `word`, its successor and the word M after it. */
 static inline uint32_t twisted(uint32_t word, uint32_t successor, uint32_t ahead)
 {
     uint32_t mixed = (word & 0x80000000u) | (successor & 0x7fffffffu);

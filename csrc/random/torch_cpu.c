@@ -1,8 +1,7 @@
 /* Normals are computed as in torch's AVX2 kernel, rounding by rounding: logarithm, sine and cosine are the
  * single-precision polynomials of Cephes (Moshier), and fmaf stands exactly where torch's compiler fused a product into
  * a sum. So this file must be compiled without contraction of its own (-ffp-contract=off). fmaf rounds once by IEEE
- * 754, so the AVX2+FMA clones below, chosen at run time, give the same bits as the plain functions and only save time.
- */
+ * 754, so the AVX2+FMA clones below, chosen at run time, give the same bits as the plain functions and save time. */
 #include "random/torch_cpu.h"
 
 #include <math.h>

@@ -1,7 +1,7 @@
-/* The initial parameters, drawn as the published program draws them: layer by layer in PyTorch's default manner, then
- * again where the program sets its own distribution. What is drawn again is skipped the first time.
+/* The initial parameters, drawn as in the published program: layer by layer with PyTorch's defaults, then again where
+ * the program sets its own distribution. What is drawn again is skipped the first time.
  *
- * Frozen: the published losses are measured from these numbers. */
+ * FROZEN: the published losses depend on these numbers. */
 #include "retrieval/initial.h"
 
 #include <math.h>
@@ -26,7 +26,7 @@ static size_t size_of(const FwmParameter *parameter)
     return parameter->rows * columns_of(parameter);
 }
 
-/* values (rows x columns, row-major) to their places. */
+/* Copies values (rows x columns, row-major) to the parameter's places in model->numbers. */
 static void store(FwmModel *model, const FwmParameter *p, const float *values)
 {
     for (size_t i = 0; i < p->rows; i++)

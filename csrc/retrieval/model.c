@@ -1,4 +1,4 @@
-/* Where the numbers of a model lie (kernels/model/model.h), and their memory. */
+/* The layout of a model's numbers (api/model.h), and its allocation. */
 #include "retrieval/model.h"
 
 #include <stdlib.h>
@@ -22,7 +22,7 @@ static void *allocate_zeros(size_t bytes)
     return memory;
 }
 
-/* Takes count numbers; returns where they start, on a cache line. */
+/* Appends `count` numbers to the layout; returns the offset where they start, on a cache line. */
 static size_t place(size_t *next, size_t count)
 {
     const size_t start = *next;
@@ -35,7 +35,7 @@ static void add_parameter(FwmModel *model, FwmParameter parameter)
     model->parameters[model->n_parameters++] = parameter;
 }
 
-/* A projection of inputs to d numbers that no rule uses: drawn, published, never read. */
+/* A linear layer that the model does not use: its parameters are drawn and published, but never read. */
 static void add_unused(FwmModel *model, const char *weight, const char *bias, size_t rows, size_t columns)
 {
     const size_t at = place(&model->n_numbers, rows * columns);
@@ -52,7 +52,7 @@ static void lay_out(FwmModel *model)
     model->key_bias = place(next, z->ld);
     model->query_bias = place(next, z->ld);
     model->beta_bias = place(next, 1);
-    model->beta_weight = place(next, N + E + FWM_PAD); /* zeros behind its end, as behind that of an embedding row */
+    model->beta_weight = place(next, N + E + FWM_PAD); /* padded with zeros, like a row of the embedding */
     model->key_weight = place(next, (N + E) * z->ld);
     model->embedding = place(next, 2 * N * z->ld_e);
     model->n_trained = model->embedding + N * z->ld_e;

@@ -3,9 +3,9 @@
 #include <time.h>
 
 #define STEPS_IN_WINDOW 4
-#define FIRST_INTERVAL 0.2 /* seconds; doubled as long as the answer stays the same */
+#define FIRST_INTERVAL 0.2 /* seconds; doubled as long as the choice stays the same */
 #define LAST_INTERVAL 3.2
-#define RUN_FOR_EACH_TRIAL 50 /* a trial takes at most this part of the time */
+#define RUN_FOR_EACH_TRIAL 50 /* a trial takes at most a 50th of the time */
 
 double fwm_seconds(void)
 {
@@ -14,25 +14,25 @@ double fwm_seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-Pace fwm_pace_start(int threads)
+FwmPace fwm_pace_start(int threads)
 {
-    return (Pace){.most = threads, .all = threads > 1, .interval = FIRST_INTERVAL};
+    return (FwmPace){.most = threads, .all = threads > 1, .interval = FIRST_INTERVAL};
 }
 
-int fwm_pace_threads(Pace *pace)
+int fwm_pace_threads(FwmPace *pace)
 {
     pace->step_start = fwm_seconds();
     return pace->all ? pace->most : 1;
 }
 
-/* A window is full: which way to run the next one. */
-static void choose(Pace *pace, double now)
+/* After a full window: chooses how to run the next one. */
+static void choose(FwmPace *pace, double now)
 {
     const int here = pace->all, other = !here;
     const int slower = pace->seconds[here] > pace->seconds[other];
     if (pace->seconds[other] == 0 || slower) {
         pace->all = other;
-        if (slower && now > pace->next_trial) /* what was a trial has become the rule, or the machine has changed */
+        if (slower && now > pace->next_trial) /* the trial was faster, or the load of the machine has changed */
             pace->interval = FIRST_INTERVAL;
     } else if (now > pace->next_trial) {
         const double least = RUN_FOR_EACH_TRIAL * STEPS_IN_WINDOW * pace->seconds[other];
@@ -42,7 +42,7 @@ static void choose(Pace *pace, double now)
     }
 }
 
-double fwm_pace_step_done(Pace *pace)
+double fwm_pace_step_done(FwmPace *pace)
 {
     const double now = fwm_seconds();
     pace->window += now - pace->step_start;

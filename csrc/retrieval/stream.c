@@ -21,8 +21,7 @@ void fwm_stream_free(FwmStream *stream)
     stream->last_value = NULL;
 }
 
-/* keys, values (length): one sequence. Without replacement length is N, so that a choice needs no
- * scratch. */
+/* keys, values (length): one sequence. Without replacement length is N, so that fwm_numpy_choice needs no scratch. */
 static void draw_sequence(FwmStream *stream, size_t length, int32_t *keys, int32_t *values)
 {
     uint32_t n_keys = (uint32_t)stream->n_keys;
@@ -37,7 +36,7 @@ void fwm_stream_batch(FwmStream *stream, int32_t *keys, int32_t *values, int32_t
         draw_sequence(stream, L, keys, values);
         size_t position = fwm_numpy_bounded(&stream->bits, (uint32_t)(L - 1));
         query[b] = keys[position];
-        if (stream->replace) /* the answer stands where the key is last seen */
+        if (stream->replace) /* the answer is the last value written with the key */
             for (position = L - 1; keys[position] != query[b];)
                 position--;
         answer[b] = values[position];

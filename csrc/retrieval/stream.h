@@ -1,10 +1,9 @@
 /* The data of the associative-retrieval experiments, from numpy.random.RandomState(seed).
  *
- * One stream serves training and evaluation: an evaluation consumes it, and the next batch goes on from
- * there. Here keys and values are both 0..N-1; the published program adds N to a value to make its
- * token.
+ * Training and evaluation share one stream: an evaluation consumes part of it, and the next batch continues after that.
+ * Here keys and values are both 0..N-1; in the published program the token of a value is the value plus N.
  *
- * FROZEN: the same seed must give the same data for ever; the published losses are measured on them.
+ * FROZEN: the same seed must give the same data for ever, because the published losses are measured on them.
  * tests/test_stream.py compares with NumPy and with recorded batches of the published program. */
 #ifndef FWM_RETRIEVAL_STREAM_H
 #define FWM_RETRIEVAL_STREAM_H
@@ -24,19 +23,18 @@ typedef struct {
     size_t seq_len;    /* L = N, or 2N with replacement */
     size_t batch_size; /* B */
     bool replace;
-    int32_t *last_value; /* (N) scratch of an evaluation: the value last seen with a key, -1 if none */
+    int32_t *last_value; /* (N) scratch of an evaluation: the last value written with a key, -1 if none */
 } FwmStream;
 
-/* 0, or -1 when memory is short (then there is nothing to free). */
+/* 0, or -1 if memory is short (then there is nothing to free). */
 int fwm_stream_init(FwmStream *stream, uint32_t seed, size_t n_keys, size_t batch_size, bool replace);
 void fwm_stream_free(FwmStream *stream);
 
 /* keys, values (B, L); query, answer (B): the next training batch. */
 void fwm_stream_batch(FwmStream *stream, int32_t *keys, int32_t *values, int32_t *query, int32_t *answer);
 
-/* keys, values (N); queries, answers (min(N, FWM_EVALUATION_QUERIES)), of which the first ones, as many
- * as the return value says, are set: the next evaluation sequence. An evaluation is
- * FWM_EVALUATION_SEQUENCES of them. */
+/* keys, values (N); queries, answers (min(N, FWM_EVALUATION_QUERIES)): the next evaluation sequence. Returns the number
+ * of queries; the entries behind them are not set. An evaluation has FWM_EVALUATION_SEQUENCES sequences. */
 size_t fwm_stream_evaluation_sequence(FwmStream *stream, int32_t *keys, int32_t *values, int32_t *queries,
                                       int32_t *answers);
 

@@ -1,4 +1,4 @@
-/* The training loop: draw a batch, step, and every 100 steps evaluate and decide whether to go on. */
+/* The training loop: draw a batch, step, and every 100 steps evaluate and decide whether to continue. */
 #include "retrieval/train.h"
 
 #include <math.h>
@@ -31,7 +31,7 @@ int fwm_evaluate(FwmModel *model, FwmStream *stream, float *loss)
     return 0;
 }
 
-/* When a run has come to its end. */
+/* What decides when a run is over. */
 typedef struct {
     float best;
     int strikes;
@@ -49,7 +49,7 @@ static int is_over(Progress *progress, float loss)
     return ++progress->strikes >= FWM_PATIENCE;
 }
 
-/* A batch in one piece of memory: keys and values (B x L), query and answer (B). */
+/* A batch in a single allocation: keys and values (B x L), query and answer (B). */
 static int32_t *allocate_batch(const FwmStream *stream, FwmBatch *batch)
 {
     const size_t B = stream->batch_size, BL = B * stream->seq_len;
@@ -65,7 +65,7 @@ static FwmTrainStatus run(FwmModel *model, FwmStream *stream, double lr, uint64_
 {
     const size_t BL = batch->n * stream->seq_len;
     Progress progress = {.best = INFINITY};
-    Pace pace = fwm_pace_start(model->threads);
+    FwmPace pace = fwm_pace_start(model->threads);
     double last_poll = fwm_seconds();
     for (uint64_t step = 1; step <= max_steps; step++) {
         fwm_stream_batch(stream, tokens, tokens + BL, tokens + 2 * BL, tokens + 2 * BL + batch->n);

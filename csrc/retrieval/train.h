@@ -1,3 +1,4 @@
+/* Training and evaluating a model. */
 #ifndef FWM_RETRIEVAL_TRAIN_H
 #define FWM_RETRIEVAL_TRAIN_H
 
@@ -20,7 +21,7 @@ typedef enum { FWM_TRAIN_ENDED, FWM_TRAIN_STOPPED, FWM_TRAIN_NO_MEMORY } FwmTrai
 FwmTrainStatus fwm_train(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps,
                          const FwmTrainCallbacks *callbacks);
 
-/* One evaluation of the model on the stream's next sequences. 0, or -1 when memory is short. */
+/* One evaluation of the model on the stream's next sequences. 0, or -1 if memory is short. */
 int fwm_evaluate(FwmModel *model, FwmStream *stream, float *loss);
 
 #endif

@@ -17,8 +17,7 @@ void fwm_set_threads_here(int threads); /* for calls from this thread; 0: the nu
  * number of threads, so that results do not either. With one thread no parallel region is entered. */
 void fwm_parallel_for(int threads, size_t n_tasks, FwmTask task, void *context);
 
-/* The same for several loops whose tasks are independent of each other: one barrier at the end in place of one a loop.
- */
+/* The same for several loops whose tasks are independent of each other, with one barrier at the end, not one a loop. */
 typedef struct {
     size_t n_tasks;
     FwmTask task;

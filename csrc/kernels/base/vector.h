@@ -32,8 +32,7 @@ static inline vec vec_select(vec_mask mask, vec where_set, vec elsewhere)
     return (vec)(((vec_mask)where_set & mask) | ((vec_mask)elsewhere & ~mask));
 }
 
-/* x, kept in a register. Otherwise compilers load it from memory again, as an operand of each operation that uses it.
- */
+/* x, kept in a register. Otherwise compilers load it from memory again for each operation that uses it. */
 static inline vec vec_in_register(vec x)
 {
 #if defined(__x86_64__)

@@ -112,8 +112,7 @@ static void prefetch_token(const FwmConvolutionCall *c, const ConvolutionBlock *
     prefetch_row(b, token_at(c, s, t + 1 - (ptrdiff_t)c->W));
 }
 
-/* The backward of tokens from .. to - 1 of a sequence, last to first; sums is NULL for the tokens of the initial state.
- */
+/* The backward of tokens from .. to - 1 of a sequence, last to first; sums is NULL for those of the initial state. */
 static void backward_tokens(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
                             const ConvolutionSequence *s, ptrdiff_t from, ptrdiff_t to, real *sums)
 {

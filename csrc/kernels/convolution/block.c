@@ -25,8 +25,7 @@ void load_filters(const FwmConvolutionCall *c, const ConvolutionBlock *b, BlockF
     load_row(b->n, b->n, c->bias ? (const real *)c->bias + b->channel : NULL, f->bias);
 }
 
-/* By bisection: the last sequence that begins at this token or before it. Empty sequences that begin there come first.
- */
+/* By bisection: the last sequence that begins at this token or before it. Empty ones that begin there come first. */
 size_t sequence_of_token(const FwmConvolutionCall *c, size_t token)
 {
     size_t low = 0, high = c->n_sequences;

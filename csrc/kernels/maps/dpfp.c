@@ -3,32 +3,35 @@
  *     r = [relu(x); relu(-x)]                           2d numbers
  *     phi block j (j = 1..nu), i = 0..2d-1:   r[i] r[i - j]      indices cyclic in 2d
  *
- * Backward: saved pre; r is recomputed. r[i] stands in two features of block j, as the left and as the right factor:
+ * Backward: saved pre; r is recomputed. r[i] is a factor of two features of block j, the left one and the right one:
+ *
  *     dr[i] = sum_j dphi_j[i] r[i - j] + dphi_j[i + j] r[i + j]
  *     dx[i] = dr[i] where x[i] > 0,  -dr[d + i] where x[i] < 0,  0 at 0
  *
- * Cyclic indices cost nothing where a row has its own end in front of it, and a product its own start behind it. A few
- * tokens' rows are written before the first is read at an offset, because a load that straddles two stores of a moment
- * ago has to wait for both; no more than a few, for they should stay in the first-level cache. */
+ * Cyclic indices cost nothing, because a row of r has a copy of its end in front of it and a row of products a copy of
+ * its start behind it. Tokens are handled in small groups: the rows of a group are all written before the first of them
+ * is read at an offset, because a load that spans two recent stores has to wait for both; and a group is small enough
+ * to stay in the first-level cache. */
 #include <stdbool.h>
 #include <string.h>
 
+#include "kernels/base/arena.h"
 #include "kernels/base/vector.h"
 #include "kernels/maps/map.h"
 
-#define TOKENS 8
+#define GROUP_TOKENS 8
 
-/* The scratch rows of these sizes: r with its end in front and its start behind; products dphi_j r with their start
- * behind. */
+/* Sizes of the rows in scratch, where `lead` numbers lie on either side of a row's 2d: of r, its end in front and its
+ * start behind; of the products dphi_j r, their start behind. */
 typedef struct {
     size_t width;     /* 2d */
-    size_t lead, row; /* row = lead + 2d + lead */
-} Rows;
+    size_t lead, row; /* row = lead + width + lead: from a row to the next */
+} DpfpRows;
 
-static Rows rows_of_shape(const MapShape *s)
+static DpfpRows rows_of_shape(const MapShape *s)
 {
     const size_t width = 2 * s->d, lead = fwm_padded(fwm_min(s->argument, width - 1));
-    return (Rows){width, lead, lead + width + lead};
+    return (DpfpRows){width, lead, lead + width + lead};
 }
 
 static size_t features(size_t d, size_t nu)
@@ -36,14 +39,30 @@ static size_t features(size_t d, size_t nu)
     return 2 * d * nu;
 }
 
-static size_t scratch_size(const MapShape *s)
+typedef struct {
+    real *r, *products; /* GROUP_TOKENS x row */
+    real *dr;           /* GROUP_TOKENS x width */
+} DpfpScratch;
+
+static DpfpScratch take_scratch(const DpfpRows *rows, Arena *arena)
 {
-    const Rows rows = rows_of_shape(s);
-    return TOKENS * (2 * rows.row + rows.width);
+    DpfpScratch w;
+    w.r = take(arena, GROUP_TOKENS * rows->row);
+    w.products = take(arena, GROUP_TOKENS * rows->row);
+    w.dr = take(arena, GROUP_TOKENS * rows->width);
+    return w;
+}
+
+static size_t scratch_bytes(const MapShape *s)
+{
+    const DpfpRows rows = rows_of_shape(s);
+    Arena arena = {0};
+    take_scratch(&rows, &arena);
+    return arena.next;
 }
 
 /* positive = relu(x), negative = relu(-x), d numbers each; NaN stays NaN. */
-static inline void split_signs(size_t d, const real *restrict x, real *restrict positive, real *restrict negative)
+static inline void rectify_row(size_t d, const real *restrict x, real *restrict positive, real *restrict negative)
 {
     const vec zero = {0};
     size_t i = 0;
@@ -58,9 +77,8 @@ static inline void split_signs(size_t d, const real *restrict x, real *restrict 
     }
 }
 
-/* The end of a row in front of it, and its start behind it: whole vectors, where the row is as long as what is asked
- * for. */
-static inline void wrap(const Rows *rows, real *row)
+/* Copies the end of a row in front of it and its start behind it, in whole vectors if the row is long enough. */
+static inline void wrap_row(const DpfpRows *rows, real *row)
 {
     real *end = row + rows->width;
     if (rows->lead <= rows->width) {
@@ -76,13 +94,13 @@ static inline void wrap(const Rows *rows, real *row)
     }
 }
 
-/* r of n tokens, wrapped. */
-static void rectify(const MapShape *s, const Rows *rows, size_t n, const real *pre, real *r)
+/* r of n tokens, with wrapped rows. */
+static void rectify_group(const MapShape *s, const DpfpRows *rows, size_t n, const real *pre, real *r)
 {
     for (size_t t = 0; t < n; t++, pre += s->ld, r += rows->row) {
         real *row = r + rows->lead;
-        split_signs(s->d, pre, row, row + s->d);
-        wrap(rows, row);
+        rectify_row(s->d, pre, row, row + s->d);
+        wrap_row(rows, row);
     }
 }
 
@@ -96,10 +114,10 @@ static inline void multiply(size_t n, const real *restrict x, const real *restri
         out[i] = x[i] * y[i];
 }
 
-static void forward_few(const MapShape *s, const Rows *rows, size_t n, const real *pre, real *phi, real *r)
+static void forward_group(const MapShape *s, const DpfpRows *rows, size_t n, const real *pre, real *phi, real *r)
 {
     const size_t width = rows->width;
-    rectify(s, rows, n, pre, r);
+    rectify_group(s, rows, n, pre, r);
     for (size_t t = 0; t < n; t++) {
         const real *r_t = r + t * rows->row + rows->lead;
         real *out = phi + t * s->ld_features;
@@ -110,17 +128,18 @@ static void forward_few(const MapShape *s, const Rows *rows, size_t n, const rea
     }
 }
 
-/* Rows of whole vectors and shifts below a vector need no copy of r: with x[i - d] = -x[i], r and its neighbours are
- * clipped from x where it lies. The first vector before a row, and the last behind it, are put together out of two
- * loads, which reach into the rows beside it for what they do not use. Beside the first and the last row of a call
- * (`at_end`) another thread may be storing: there the two are put together in memory of our own, which takes longer. */
-static bool in_vectors(const MapShape *s)
+/* If rows consist of whole vectors and shifts are shorter than a vector, r need not be stored: with x[i - d] = -x[i], r
+ * and its shifted copies are rectified from x in place. The first vector of a row shifted back, and the last one
+ * shifted forward, combine two loads that also read, and discard, numbers of the neighbouring rows. Another thread may
+ * be storing next to the first and the last row of a call (`at_edge`): there the two vectors are concatenated on the
+ * stack, which takes longer. */
+static bool fits_vectors(const MapShape *s)
 {
     return s->d % FWM_LANES == 0 && s->argument < FWM_LANES;
 }
 
-/* Numbers from .. from + FWM_LANES - 1 of two vectors side by side. */
-static inline vec straddle(vec first, vec second, size_t from)
+/* Numbers from .. from + FWM_LANES - 1 of the two vectors side by side. */
+static inline vec concatenated(vec first, vec second, size_t from)
 {
     real both[2 * FWM_LANES];
     vec_store(both, first);
@@ -129,39 +148,38 @@ static inline vec straddle(vec first, vec second, size_t from)
 }
 
 /* x[i - j ..] */
-static inline vec before(const real *x, size_t d, size_t i, size_t j, bool at_end)
+static inline vec before(const real *x, size_t d, size_t i, size_t j, bool at_edge)
 {
     if (i > 0)
         return vec_load(x + i - j);
-    if (at_end)
-        return straddle(-vec_load(x + d - FWM_LANES), vec_load(x), FWM_LANES - j);
+    if (at_edge)
+        return concatenated(-vec_load(x + d - FWM_LANES), vec_load(x), FWM_LANES - j);
     return vec_select(vec_lane_numbers() < (lane_number)j, -vec_load(x + d - j), vec_load(x - j));
 }
 
 /* x[i + j ..] */
-static inline vec behind(const real *x, size_t d, size_t i, size_t j, bool at_end)
+static inline vec behind(const real *x, size_t d, size_t i, size_t j, bool at_edge)
 {
     if (i + FWM_LANES < d)
         return vec_load(x + i + j);
-    if (at_end)
-        return straddle(vec_load(x + i), -vec_load(x), j);
+    if (at_edge)
+        return concatenated(vec_load(x + i), -vec_load(x), j);
     return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, vec_load(x + i + j),
                       -vec_load(x + j - FWM_LANES));
 }
 
-/* Block j of dphi from i + j on, in its second half; behind its end comes its start. */
-static inline vec block_behind(const real *block, size_t d, size_t i, size_t j, bool at_end)
+/* Block j of dphi from d + i + j on; its start follows its end. */
+static inline vec block_behind(const real *block, size_t d, size_t i, size_t j, bool at_edge)
 {
     if (i + FWM_LANES < d)
         return vec_load(block + d + i + j);
-    if (at_end)
-        return straddle(vec_load(block + d + i), vec_load(block), j);
+    if (at_edge)
+        return concatenated(vec_load(block + d + i), vec_load(block), j);
     return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, vec_load(block + d + i + j),
                       vec_load(block + j - FWM_LANES));
 }
 
-/* Inlined for the nu of the paper, because a loop of one or two rounds around a row's vectors costs as much as the
- * work. */
+/* Inlined for the nu of the paper: a loop of one or two iterations for each vector costs as much as the work in it. */
 ALWAYS_INLINE void forward_vectors(const MapShape *s, size_t nu, size_t n, const real *pre, real *phi)
 {
     const size_t d = s->d;
@@ -186,15 +204,15 @@ ALWAYS_INLINE void backward_vectors(const MapShape *s, size_t nu, size_t n, cons
     const size_t d = s->d;
     const vec zero = {0};
     for (size_t t = 0; t < n; t++, pre += s->ld, dpre += s->ld, dphi += s->ld_features) {
-        const bool at_end = t == 0 || t + 1 == n;
+        const bool at_edge = t == 0 || t + 1 == n;
         for (size_t i = 0; i < d; i += FWM_LANES) {
             vec up = zero, down = zero; /* dx where x > 0, and where x < 0 */
             for (size_t j = 1; j <= nu; j++) {
                 const real *block = dphi + (j - 1) * 2 * d;
-                const vec left = before(pre, d, i, j, at_end), right = behind(pre, d, i, j, at_end);
+                const vec left = before(pre, d, i, j, at_edge), right = behind(pre, d, i, j, at_edge);
                 up += vec_load(block + i) * vec_positive(left) + vec_load(block + i + j) * vec_positive(right);
                 down += vec_load(block + d + i) * vec_negative(left) +
-                        block_behind(block, d, i, j, at_end) * vec_negative(right);
+                        block_behind(block, d, i, j, at_edge) * vec_negative(right);
             }
             const vec x = vec_load(pre + i);
             vec_store(dpre + i, vec_select(x > 0, up, vec_select(x < 0, down, zero)));
@@ -204,10 +222,10 @@ ALWAYS_INLINE void backward_vectors(const MapShape *s, size_t nu, size_t n, cons
     }
 }
 
-static void forward(const MapShape *s, size_t n, const real *pre, real *phi, real *scratch)
+static void forward(const MapShape *s, size_t n, const real *pre, real *phi, void *scratch)
 {
-    const Rows rows = rows_of_shape(s);
-    if (in_vectors(s)) {
+    const DpfpRows rows = rows_of_shape(s);
+    if (fits_vectors(s)) {
         switch (s->argument) {
         case 1: forward_vectors(s, 1, n, pre, phi); return;
         case 2: forward_vectors(s, 2, n, pre, phi); return;
@@ -215,12 +233,14 @@ static void forward(const MapShape *s, size_t n, const real *pre, real *phi, rea
         default: forward_vectors(s, s->argument, n, pre, phi); return;
         }
     }
-    for (size_t t = 0; t < n; t += TOKENS)
-        forward_few(s, &rows, fwm_min(TOKENS, n - t), pre + t * s->ld, phi + t * s->ld_features, scratch);
+    Arena arena = arena_at(scratch);
+    const DpfpScratch w = take_scratch(&rows, &arena);
+    for (size_t t = 0; t < n; t += GROUP_TOKENS)
+        forward_group(s, &rows, fwm_min(GROUP_TOKENS, n - t), pre + t * s->ld, phi + t * s->ld_features, w.r);
 }
 
-/* dr (2d a token) += the gradients of block j, = for the first; products is room for dphi_j r. */
-static inline void backward_block(const MapShape *s, const Rows *rows, size_t n, size_t j, const real *dphi_j,
+/* dr (2d numbers a token) += the gradients of block j; = for the first block. products: scratch for dphi_j r. */
+static inline void backward_block(const MapShape *s, const DpfpRows *rows, size_t n, size_t j, const real *dphi_j,
                                   const real *r, real *products, real *dr)
 {
     const size_t width = rows->width, shift = j % width;
@@ -241,14 +261,14 @@ static inline void backward_block(const MapShape *s, const Rows *rows, size_t n,
     }
 }
 
-static void backward_few(const MapShape *s, const Rows *rows, size_t n, const real *dphi, const real *pre, real *dpre,
-                         real *scratch)
+static void backward_group(const MapShape *s, const DpfpRows *rows, size_t n, const real *dphi, const real *pre,
+                           real *dpre, const DpfpScratch *w)
 {
     const size_t d = s->d;
-    real *r = scratch, *products = r + TOKENS * rows->row, *dr = products + TOKENS * rows->row;
-    rectify(s, rows, n, pre, r);
+    real *dr = w->dr;
+    rectify_group(s, rows, n, pre, w->r);
     for (size_t j = 1; j <= s->argument; j++)
-        backward_block(s, rows, n, j, dphi + (j - 1) * rows->width, r, products, dr);
+        backward_block(s, rows, n, j, dphi + (j - 1) * rows->width, w->r, w->products, dr);
     for (size_t t = 0; t < n; t++, pre += s->ld, dpre += s->ld, dr += rows->width) {
         const real *restrict x = pre, *restrict dup = dr, *restrict ddown = dr + d;
         real *restrict dx = dpre;
@@ -263,11 +283,11 @@ static void backward_few(const MapShape *s, const Rows *rows, size_t n, const re
 }
 
 static void backward(const MapShape *s, size_t n, const real *dphi, const real *pre, const real *phi, real *dpre,
-                     real *scratch)
+                     void *scratch)
 {
-    const Rows rows = rows_of_shape(s);
+    const DpfpRows rows = rows_of_shape(s);
     (void)phi;
-    if (in_vectors(s)) {
+    if (fits_vectors(s)) {
         switch (s->argument) {
         case 1: backward_vectors(s, 1, n, dphi, pre, dpre); return;
         case 2: backward_vectors(s, 2, n, dphi, pre, dpre); return;
@@ -275,9 +295,11 @@ static void backward(const MapShape *s, size_t n, const real *dphi, const real *
         default: backward_vectors(s, s->argument, n, dphi, pre, dpre); return;
         }
     }
-    for (size_t t = 0; t < n; t += TOKENS)
-        backward_few(s, &rows, fwm_min(TOKENS, n - t), dphi + t * s->ld_features, pre + t * s->ld, dpre + t * s->ld,
-                     scratch);
+    Arena arena = arena_at(scratch);
+    const DpfpScratch w = take_scratch(&rows, &arena);
+    for (size_t t = 0; t < n; t += GROUP_TOKENS)
+        backward_group(s, &rows, fwm_min(GROUP_TOKENS, n - t), dphi + t * s->ld_features, pre + t * s->ld,
+                       dpre + t * s->ld, &w);
 }
 
 const FeatureMap FWM_NAME(map_dpfp) = {
@@ -287,7 +309,7 @@ const FeatureMap FWM_NAME(map_dpfp) = {
              .positive = true,
              .summary = "deterministic parameter-free projection: products of rectified neighbours"},
     .features = features,
-    .scratch = scratch_size,
+    .scratch = scratch_bytes,
     .forward = forward,
     .backward = backward,
 };

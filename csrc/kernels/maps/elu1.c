@@ -1,6 +1,7 @@
 /* phi(x) = elu(x) + 1, the map of "Transformers are RNNs" (Katharopoulos et al., 2020): x + 1 for x > 0, else exp(x).
  *
- * Backward: saved phi. dphi/dx is 1 for x > 0, where phi > 1, and exp(x) = phi else:
+ * Backward: saved phi. dphi/dx is 1 for x > 0, where phi > 1, and exp(x) = phi elsewhere:
+ *
  *     dx = min(phi, 1) dphi */
 #include <string.h>
 
@@ -13,7 +14,7 @@ static size_t features(size_t d, size_t argument)
     return d;
 }
 
-static void forward(const MapShape *s, size_t n, const real *restrict pre, real *restrict phi, real *scratch)
+static void forward(const MapShape *s, size_t n, const real *restrict pre, real *restrict phi, void *scratch)
 {
     (void)scratch;
     for (size_t t = 0; t < n; t++, pre += s->ld, phi += s->ld_features) {
@@ -26,7 +27,7 @@ static void forward(const MapShape *s, size_t n, const real *restrict pre, real 
 }
 
 static void backward(const MapShape *s, size_t n, const real *restrict dphi, const real *pre, const real *restrict phi,
-                     real *restrict dpre, real *scratch)
+                     real *restrict dpre, void *scratch)
 {
     (void)pre;
     (void)scratch;

@@ -3,14 +3,15 @@
  *     u = x Omega                                        m numbers, part of the row (map.h)
  *     phi = [exp(u - o); exp(-u - o)],   o = |x|^2 / 2 + log(m) / 2 + log(2) / 2
  *
- * The exponent is summed before the exponential: a product of exponentials would underflow elsewhere, and 0 / 0 in the
- * delta rule would come at other steps.
+ * The exponent is summed before the exponential is taken: a product of exponentials would underflow for other x, and
+ * the published runs' 0 / 0 in the delta rule would come at other steps.
  *
  * Backward: saved pre and phi; Omega is a constant. With e = dphi phi, elementwise, and o depending on x alone,
- *     du[i] = e[i] - e[m + i]
- *     dx    = -(sum of e) x                              and dx += Omega du, which the owner of Omega adds
  *
- * A NaN that comes from x stays NaN. */
+ *     du[i] = e[i] - e[m + i]
+ *     dx    = -(sum of e) x                              and dx += Omega du, which omega_backward adds (omega.h)
+ *
+ * A NaN in x stays NaN. */
 #include <stdbool.h>
 #include <string.h>
 
@@ -28,9 +29,9 @@ static size_t extension(size_t m)
     return m;
 }
 
-/* Whether every feature is exp of something so small that it is 0: early in training, where N is large, all of them
- * are. */
-static bool all_vanish(size_t m, const real *restrict u, real o)
+/* Whether the exponent of every feature is so small that its exp is 0. With a large N all features are, early in
+ * training. */
+static bool all_underflow(size_t m, const real *restrict u, real o)
 {
     real largest = 0, nan = 0;
 #pragma omp simd reduction(max : largest) reduction(+ : nan)
@@ -41,19 +42,20 @@ static bool all_vanish(size_t m, const real *restrict u, real o)
     return nan == 0 && largest - o < FWM_EXP_SMALLEST;
 }
 
-static void forward(const MapShape *s, size_t n, const real *restrict pre, real *restrict phi, real *scratch)
+static void forward(const MapShape *s, size_t n, const real *restrict pre, real *restrict phi, void *scratch)
 {
     (void)scratch;
     const size_t m = s->argument;
     const double constant = 0.5 * log(2.0 * (double)m);
     for (size_t t = 0; t < n; t++, pre += s->ld, phi += s->ld_features) {
         const real *restrict u = pre + s->u;
-        double square = 0; /* an error of o is one of every feature, relatively, and o may be near 100 */
+        double square =
+            0; /* in double: an absolute error of o is a relative error of every feature, and o may be near 100 */
 #pragma omp simd reduction(+ : square)
         for (size_t i = 0; i < s->d; i++)
             square += (double)pre[i] * (double)pre[i];
         const real o = (real)(square / 2 + constant);
-        if (all_vanish(m, u, o)) {
+        if (all_underflow(m, u, o)) {
             memset(phi, 0, s->ld_features * sizeof(real));
             continue;
         }
@@ -68,7 +70,7 @@ static void forward(const MapShape *s, size_t n, const real *restrict pre, real 
 }
 
 static void backward(const MapShape *s, size_t n, const real *restrict dphi, const real *restrict pre,
-                     const real *restrict phi, real *restrict dpre, real *scratch)
+                     const real *restrict phi, real *restrict dpre, void *scratch)
 {
     (void)scratch;
     const size_t m = s->argument;

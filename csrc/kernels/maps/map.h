@@ -1,26 +1,26 @@
-/* Feature maps: phi(x), elementwise over tokens.
+/* Feature maps: phi(x), token by token.
  *
- * A map reads "pre-activation" rows: the d numbers of x, and for FAVOR+ the m numbers of u = x Omega behind them.
- * Because u is linear in x, and x of a token is a sum of a row that depends on its key and a row that depends on its
- * value, u can be made once for each key and value instead of once for each token; that is why it is part of the row
- * and not computed by the map.
+ * A map reads "pre-activation" rows: the d numbers of x and, for FAVOR+, the m numbers of u = x Omega behind them. u is
+ * part of the row, and not computed by the map, because u is linear in x: in the retrieval experiment x of a token is
+ * the sum of a row that depends on its key and a row that depends on its value, so u is computed once for each key and
+ * each value, not once for each token.
  *
  * A new map is one file that defines a FeatureMap, a row in table.c, and a documented function in
  * fwm_py/feature_maps.py. */
 #ifndef FWM_KERNELS_MAPS_MAP_H
 #define FWM_KERNELS_MAPS_MAP_H
 
-#include "kernels/base/real.h"
 #include "api/kernels.h"
+#include "kernels/base/real.h"
 
-/* Sizes of one use of a map; map_shape() fills it. */
+/* The sizes of a map for one d and one argument, as map_shape fills them in. */
 typedef struct {
     size_t d;           /* of x */
     size_t argument;    /* nu, m, or 0 */
     size_t features;    /* p, the size of phi(x) */
-    size_t ld_features; /* p, padded: the features behind p are zero */
+    size_t ld_features; /* p, padded: the numbers behind p are zeros */
     size_t extension;   /* m for FAVOR+: the size of u; else 0 */
-    size_t u;           /* where u starts in a row */
+    size_t u;           /* where u starts in a pre-activation row */
     size_t ld;          /* numbers in a pre-activation row */
 } MapShape;
 
@@ -28,12 +28,12 @@ typedef struct {
     FwmMapInfo info;
     size_t (*features)(size_t d, size_t argument);
     size_t (*extension)(size_t argument); /* NULL: the map needs x alone */
-    size_t (*scratch)(const MapShape *);  /* numbers that forward and backward need; NULL: none */
+    size_t (*scratch)(const MapShape *);  /* bytes for forward and backward; NULL: none */
     /* phi (n x ld_features) of n tokens, pre (n x ld) */
-    void (*forward)(const MapShape *, size_t n, const real *pre, real *phi, real *scratch);
-    /* dpre (n x ld): the gradients of x and u; the padding is set to 0 */
+    void (*forward)(const MapShape *, size_t n, const real *pre, real *phi, void *scratch);
+    /* dpre (n x ld): the gradients of x and u, the padding set to 0; pre and phi as forward left them */
     void (*backward)(const MapShape *, size_t n, const real *dphi, const real *pre, const real *phi, real *dpre,
-                     real *scratch);
+                     void *scratch);
 } FeatureMap;
 
 #define feature_maps FWM_NAME(feature_maps)

@@ -1,22 +1,22 @@
-/* Omega of FAVOR+, in blocks of d columns: A a d x d matrix of standard normals, A = Q R by Householder reflections as
- * LAPACK makes them, column c of the block = Q[:, c] |row c of A|: orthogonal directions with the lengths of normal
- * vectors. Q is the one that the reflections give, not the one with a positive diagonal of R.
+/* Omega of FAVOR+, in blocks of d columns. With A a d x d matrix of standard normals and A = Q R by Householder
+ * reflections, as in LAPACK, column c of the block is Q[:, c] |row c of A|: orthogonal directions with the lengths of
+ * normal vectors. Q is the product of the reflections, not the Q for which R has a positive diagonal.
  *
  *     column j: alpha = -sign(a_jj) |a_{j..d, j}|,  v = a_{j..d, j} - alpha e_1,  H_j = I - 2 v v^T / v^T v
- *     R = H_{d-1} .. H_0 A,   Q = H_0 .. H_{d-1};   no reflection where nothing stands below the diagonal
+ *     R = H_{d-1} .. H_0 A,   Q = H_0 .. H_{d-1};   H_j = I where all of column j below the diagonal is 0
  *
- * A is kept transposed, so that the column being reflected is a contiguous row. */
+ * A is stored transposed, so that the column being reflected is a contiguous row. */
 #include "kernels/maps/omega.h"
 
 #include <math.h>
 #include <string.h>
 
+#include "kernels/base/arena.h"
 #include "kernels/base/gemm.h"
 #include "kernels/base/vector.h"
 #include "kernels/base/vmath.h"
 
-/* x -= 2 v (v . x) / v . v, for n columns x that are rows of ld behind one another; the first `from` entries of v are
- * 0. */
+/* x -= 2 v (v . x) / v . v, for n columns x, stored as rows of ld; the first `from` entries of v are 0. */
 static void reflect(size_t n, size_t ld, size_t from, const real *v, real two_over_vv, real *x)
 {
     from = from / FWM_PAD * FWM_PAD;
@@ -24,7 +24,7 @@ static void reflect(size_t n, size_t ld, size_t from, const real *v, real two_ov
         add_scaled(ld - from, -two_over_vv * dot(ld - from, v + from, x + from), v + from, x + from);
 }
 
-/* v (ld), and 2 / v . v, for column j; 0 if there is nothing to reflect. */
+/* Writes v (ld) for column j; returns 2 / v . v, or 0 if there is nothing to reflect. */
 static real householder(size_t d, size_t ld, size_t j, real *column, real *v)
 {
     real below = 0;
@@ -40,10 +40,37 @@ static real householder(size_t d, size_t ld, size_t j, real *column, real *v)
     return 2 / (below + v[j] * v[j]);
 }
 
-void orthogonal_block(size_t d, const float *normals, size_t columns, real *omega, size_t ld_omega, real *scratch)
+typedef struct {
+    real *A;       /* d x padded(d), transposed; then Q, transposed */
+    real *vs;      /* d x padded(d): v of each reflection */
+    real *lengths; /* d: of the rows of A */
+    real *factors; /* d: 2 / v . v */
+} OrthogonalScratch;
+
+static OrthogonalScratch take_scratch(size_t d, Arena *arena)
 {
     const size_t ld = fwm_padded(d);
-    real *A = scratch, *vs = A + d * ld, *lengths = vs + d * ld, *factors = lengths + ld; /* A transposed */
+    OrthogonalScratch w;
+    w.A = take(arena, d * ld);
+    w.vs = take(arena, d * ld);
+    w.lengths = take(arena, d);
+    w.factors = take(arena, d);
+    return w;
+}
+
+size_t orthogonal_block_scratch(size_t d)
+{
+    Arena arena = {0};
+    take_scratch(d, &arena);
+    return arena.next;
+}
+
+void orthogonal_block(size_t d, const float *normals, size_t columns, real *omega, size_t ld_omega, void *scratch)
+{
+    const size_t ld = fwm_padded(d);
+    Arena arena = arena_at(scratch);
+    const OrthogonalScratch w = take_scratch(d, &arena);
+    real *A = w.A, *vs = w.vs, *lengths = w.lengths, *factors = w.factors;
     memset(A, 0, d * ld * sizeof(real));
     for (size_t i = 0; i < d; i++) {
         double square = 0;
@@ -72,7 +99,7 @@ void orthogonal_block(size_t d, const float *normals, size_t columns, real *omeg
 
 size_t build_omega_scratch(size_t d)
 {
-    return orthogonal_block_scratch(d) * sizeof(real);
+    return orthogonal_block_scratch(d);
 }
 
 void build_omega(size_t d, size_t m, const float *normals, void *omega, void *scratch)
@@ -81,14 +108,14 @@ void build_omega(size_t d, size_t m, const float *normals, void *omega, void *sc
         orthogonal_block(d, normals + first * d, fwm_min(d, m - first), (real *)omega + first, m, scratch);
 }
 
-void expand_rows(const MapShape *shape, const real *omega, size_t n, real *rows)
+void omega_forward(const MapShape *shape, const real *omega, size_t n, real *rows)
 {
     const size_t ld_m = fwm_padded(shape->extension);
     gemm(n, ld_m, shape->d, rows_of(rows, shape->ld), omega, ld_m, 0, NULL, rows + shape->u, shape->ld);
 }
 
-/* A row of omega_t is padded like x: zeros are added to the padding. */
-void contract_rows(const MapShape *shape, const real *omega_t, size_t n, real *rows)
+/* A row of omega_t is padded like x, so only zeros are added to the padding. */
+void omega_backward(const MapShape *shape, const real *omega_t, size_t n, real *rows)
 {
     const size_t ld_d = fwm_padded(shape->d);
     gemm(n, ld_d, shape->extension, rows_of(rows + shape->u, shape->ld), omega_t, ld_d, 1, rows, rows, shape->ld);

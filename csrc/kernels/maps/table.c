@@ -1,4 +1,4 @@
-/* The table of feature maps: the command line, the help, the Python functions and the tests follow from it. */
+/* The table of feature maps, from which the command line, the help, the Python functions and the tests follow. */
 #include "kernels/maps/map.h"
 
 #define MAPS(ROW)                                                                                                      \

@@ -1,6 +1,8 @@
 /* phi(x) = tanh(x), the map of the fast weight programmers of Schlag and Schmidhuber (2017, 2021).
  *
- * Backward: saved phi.  dx = (1 - phi^2) dphi */
+ * Backward: saved phi.
+ *
+ *     dx = (1 - phi^2) dphi */
 #include <string.h>
 
 #include "kernels/base/vmath.h"
@@ -12,7 +14,7 @@ static size_t features(size_t d, size_t argument)
     return d;
 }
 
-static void forward(const MapShape *s, size_t n, const real *restrict pre, real *restrict phi, real *scratch)
+static void forward(const MapShape *s, size_t n, const real *restrict pre, real *restrict phi, void *scratch)
 {
     (void)scratch;
     for (size_t t = 0; t < n; t++, pre += s->ld, phi += s->ld_features) {
@@ -25,7 +27,7 @@ static void forward(const MapShape *s, size_t n, const real *restrict pre, real 
 }
 
 static void backward(const MapShape *s, size_t n, const real *restrict dphi, const real *pre, const real *restrict phi,
-                     real *restrict dpre, real *scratch)
+                     real *restrict dpre, void *scratch)
 {
     (void)pre;
     (void)scratch;

@@ -3,7 +3,7 @@
  *     m = 0.9 m + 0.1 g,   v = 0.999 v + 0.001 g^2
  *     p -= lr / (1 - 0.9^t) * m / (sqrt(v) / sqrt(1 - 0.999^t) + eps)
  *
- * Dense: a number whose gradient is 0 moves too, for its m is not. */
+ * Dense: a number whose gradient is 0 is updated too, because its m need not be 0. */
 #include "kernels/retrieval/adam.h"
 
 #include <math.h>
@@ -13,7 +13,7 @@
 #define BETA1 0.9
 #define BETA2 0.999
 #define EPS 1e-8
-#define NUMBERS_IN_TASK 4096
+#define TASK_NUMBERS 4096
 
 AdamStep adam_step(double lr, uint64_t t)
 {
@@ -37,14 +37,14 @@ void adam_update(const AdamStep *a, size_t n, const real *restrict g, real *rest
     }
 }
 
-void adam_on(const Step *s, size_t start, size_t n)
+void adam_update_range(const Step *s, size_t start, size_t n)
 {
     const FwmModel *model = s->model;
     adam_update(&s->adam, n, (real *)model->gradients + start, (real *)model->numbers + start,
                 (real *)model->moment1 + start, (real *)model->moment2 + start);
 }
 
-/* From key_bias over beta's parameters to the last value row of key_weight; its other rows come behind them. */
+/* The numbers from key_bias, over beta's parameters, to the last value row of key_weight (api/model.h). */
 static size_t biases_and_value_rows(const Step *s)
 {
     return s->model->key_weight + s->sizes->n_keys * s->sizes->ld - s->model->key_bias;
@@ -52,13 +52,13 @@ static size_t biases_and_value_rows(const Step *s)
 
 size_t adam_tasks(const Step *s)
 {
-    return fwm_tiles(biases_and_value_rows(s), NUMBERS_IN_TASK);
+    return fwm_tiles(biases_and_value_rows(s), TASK_NUMBERS);
 }
 
 void adam_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const Step *s = context;
-    const size_t start = index * NUMBERS_IN_TASK;
-    adam_on(s, s->model->key_bias + start, fwm_min(NUMBERS_IN_TASK, biases_and_value_rows(s) - start));
+    const size_t start = index * TASK_NUMBERS;
+    adam_update_range(s, s->model->key_bias + start, fwm_min(TASK_NUMBERS, biases_and_value_rows(s) - start));
 }

@@ -1,9 +1,9 @@
-/* An evaluation: sequences of length N, each answering many queries, in chunks of B queries. Every chunk's mean loss is
- * a float32, and the evaluation's is the mean over all chunks, whatever their size.
+/* An evaluation: sequences of length N, each with many queries, in chunks of B queries. A chunk's mean loss is a
+ * float32, and the evaluation's loss is the mean over all chunks, whatever their sizes.
  *
  * All keys are projected once, as keys and as queries. A sequence is then one task: its queries are answered together,
- * except with FAVOR+, where every chunk is a forward pass with an Omega of its own; an Omega is known by its number in
- * the stream, so that sequences need not wait for each other. */
+ * except with FAVOR+, where every chunk is a forward pass with its own Omega. An Omega is found by its position in the
+ * stream, so that sequences need not wait for each other. */
 #include "kernels/retrieval/evaluation.h"
 
 #include <math.h>
@@ -27,13 +27,14 @@ typedef struct {
     real *values_t;   /* softmax: d x padded(N) */
     real *key_scores; /* softmax: N x padded(N), a row a query */
     real *value_scores;
-    float *chunk_losses; /* of all sequences, one behind the other */
+    float *chunk_losses; /* of all sequences, one after the other */
     size_t first_chunk[MAX_SEQUENCES + 1];
 } Evaluation;
 
+/* The most queries of a sequence: its distinct keys. (The experiment asks at most 200.) */
 static size_t max_queries_of(const FwmModelSizes *z)
 {
-    return z->n_keys; /* distinct keys; the caller takes at most 200 of them */
+    return z->n_keys;
 }
 
 static void take_shared(Evaluation *e, Arena *arena)
@@ -60,37 +61,50 @@ size_t evaluation_activations(const FwmModel *model)
     return arena.next;
 }
 
-/* A thread's memory for one sequence with a feature map. */
+/* For one sequence through a feature map and a read-out. */
 typedef struct {
     real *phi;                            /* N x ld_features */
-    real *pre;                            /* N x ld; not first: a map may read some numbers before its rows */
+    real *pre;                            /* N x ld */
     real *beta;                           /* N */
     real *query_pre;                      /* n_queries x ld */
     real *query_phi;                      /* n_queries x ld_features */
     real *columns;                        /* ld_features x ld_queries */
     real *y;                              /* N x ld_queries */
     real *omega;                          /* d x padded(m) */
-    real *of_omega, *of_map, *of_readout; /* scratch of theirs */
-} Scratch;
+    void *of_omega, *of_map, *of_readout; /* their scratch */
+} EvaluationScratch;
 
-/* For n queries at once. */
-static Scratch take_scratch(const Step *s, size_t n, Arena *arena)
+/* n: the number of queries. */
+static EvaluationScratch take_scratch(const Step *s, size_t n, Arena *arena)
 {
     const size_t N = s->sizes->n_keys, d = s->sizes->d, ld_queries = fwm_padded(n);
     const MapShape *shape = &s->map_shape;
-    return (Scratch){
-        .phi = take(arena, N * shape->ld_features),
-        .pre = take(arena, N * shape->ld),
-        .beta = take(arena, N),
-        .query_pre = take(arena, n * shape->ld),
-        .query_phi = take(arena, n * shape->ld_features),
-        .columns = take(arena, shape->ld_features * ld_queries),
-        .y = take(arena, N * ld_queries),
-        .omega = take(arena, d * fwm_padded(shape->extension)),
-        .of_omega = take(arena, shape->extension ? omega_scratch(d) : 0),
-        .of_map = take(arena, s->map->scratch ? s->map->scratch(shape) : 0),
-        .of_readout = take(arena, s->readout->scratch(N, N, shape->ld_features, n)),
-    };
+    EvaluationScratch w;
+    w.phi = take(arena, N * shape->ld_features);
+    w.pre = take(arena, N * shape->ld);
+    w.beta = take(arena, N);
+    w.query_pre = take(arena, n * shape->ld);
+    w.query_phi = take(arena, n * shape->ld_features);
+    w.columns = take(arena, shape->ld_features * ld_queries);
+    w.y = take(arena, N * ld_queries);
+    w.omega = take(arena, d * fwm_padded(shape->extension));
+    w.of_omega = take_bytes(arena, shape->extension ? omega_scratch(d) : 0);
+    w.of_map = take_bytes(arena, s->map->scratch ? s->map->scratch(shape) : 0);
+    w.of_readout = take_bytes(arena, s->readout->scratch(N, N, shape->ld_features, ld_queries));
+    return w;
+}
+
+/* For one query of a sequence by softmax attention. */
+typedef struct {
+    real *scores, *y; /* N each */
+} SoftmaxQueryScratch;
+
+static SoftmaxQueryScratch take_query_scratch(const Step *s, Arena *arena)
+{
+    SoftmaxQueryScratch w;
+    w.scores = take(arena, s->sizes->n_keys);
+    w.y = take(arena, s->sizes->n_keys);
+    return w;
 }
 
 size_t evaluation_scratch(const FwmModel *model)
@@ -100,11 +114,11 @@ size_t evaluation_scratch(const FwmModel *model)
     if (s.map)
         take_scratch(&s, max_queries_of(s.sizes), &arena);
     else
-        take(&arena, 2 * fwm_padded(s.sizes->n_keys));
+        take_query_scratch(&s, &arena);
     return arena.next;
 }
 
-/* The mean of 0.5 |one-hot(answer) - y|^2 over each chunk of columns c0, c0 + B, .. of y (N x ld). Changes y. */
+/* For each chunk of `batch` columns of y (N x ld), the mean of 0.5 |one-hot(answer) - y|^2. Overwrites y. */
 static void chunk_losses(size_t n_values, size_t n, size_t batch, const int32_t *answers, real *y, size_t ld,
                          float *losses)
 {
@@ -124,7 +138,8 @@ static void chunk_losses(size_t n_values, size_t n, size_t batch, const int32_t 
 }
 
 /* Answers queries q0 .. q0 + n - 1 of sequence i together. */
-static void answer_queries(const Evaluation *e, const Scratch *w, size_t i, size_t q0, size_t n, const real *beta)
+static void answer_queries(const Evaluation *e, const EvaluationScratch *w, size_t i, size_t q0, size_t n,
+                           const real *beta)
 {
     const Step *s = &e->step;
     const FwmModelSizes *z = s->sizes;
@@ -134,27 +149,27 @@ static void answer_queries(const Evaluation *e, const Scratch *w, size_t i, size
     for (size_t c = 0; c < n; c++)
         memcpy(w->query_pre + c * shape->ld, e->queries + (size_t)queries[c] * s->table_ld, shape->ld * sizeof(real));
     if (shape->extension) {
-        expand_rows(shape, w->omega, N, w->pre);
-        expand_rows(shape, w->omega, n, w->query_pre);
+        omega_forward(shape, w->omega, N, w->pre);
+        omega_forward(shape, w->omega, n, w->query_pre);
     }
     s->map->forward(shape, N, w->pre, w->phi, w->of_map);
     s->map->forward(shape, n, w->query_pre, w->query_phi, w->of_map);
     memset(w->columns, 0, shape->ld_features * ld_queries * sizeof(real));
     transpose(n, shape->ld_features, w->query_phi, shape->ld_features, w->columns, ld_queries);
-    const Sequence sequence = {.length = N,
-                               .n_values = N,
-                               .features = shape->features,
-                               .ld = shape->ld_features,
-                               .keys = w->phi,
-                               .values = e->evaluation->values + i * N,
-                               .beta = beta};
+    const ReadoutSequence sequence = {.length = N,
+                                      .n_values = N,
+                                      .features = shape->features,
+                                      .ld = shape->ld_features,
+                                      .keys = w->phi,
+                                      .values = e->evaluation->values + i * N,
+                                      .beta = beta};
     s->readout->answer(&sequence, w->of_readout, w->columns, ld_queries, w->y);
     chunk_losses(N, n, z->batch, e->evaluation->answers + i * e->evaluation->max_queries + q0, w->y, ld_queries,
                  e->chunk_losses + e->first_chunk[i] + q0 / z->batch);
 }
 
-/* The same in chunks of B, each with an Omega of its own. */
-static void answer_in_chunks(const Evaluation *e, const Scratch *w, size_t i, const real *beta)
+/* Answers all queries of sequence i in chunks of B, each with its own Omega. */
+static void answer_in_chunks(const Evaluation *e, const EvaluationScratch *w, size_t i, const real *beta)
 {
     const Step *s = &e->step;
     const FwmModelSizes *z = s->sizes;
@@ -175,8 +190,8 @@ static void mapped_task(void *context, size_t i, int thread)
     const FwmModelSizes *z = s->sizes;
     const MapShape *shape = &s->map_shape;
     const size_t N = z->n_keys, n_queries = e->evaluation->n_queries[i];
-    Arena arena = arena_at(thread_scratch(s, thread));
-    const Scratch w = take_scratch(s, n_queries, &arena);
+    Arena arena = thread_scratch(s, thread);
+    const EvaluationScratch w = take_scratch(s, n_queries, &arena);
     const int32_t *keys = e->evaluation->keys + i * N, *values = e->evaluation->values + i * N;
     for (size_t t = 0; t < N; t++) {
         real *row = w.pre + t * shape->ld;
@@ -199,7 +214,9 @@ static void softmax_task(void *context, size_t i, int thread)
     const size_t N = z->n_keys, ld_n = fwm_padded(N), max_queries = e->evaluation->max_queries;
     const int32_t *keys = e->evaluation->keys + i * N, *values = e->evaluation->values + i * N;
     const real scale = (real)(1 / sqrt((double)z->d));
-    real *scores = thread_scratch(s, thread), *y = scores + ld_n;
+    Arena arena = thread_scratch(s, thread);
+    const SoftmaxQueryScratch w = take_query_scratch(s, &arena);
+    real *scores = w.scores, *y = w.y;
     float *losses = e->chunk_losses + e->first_chunk[i];
     for (size_t q0 = 0; q0 < e->evaluation->n_queries[i]; q0 += z->batch) {
         const size_t q1 = fwm_min(q0 + z->batch, e->evaluation->n_queries[i]);
@@ -225,7 +242,7 @@ static void project_task(void *context, size_t index, int thread)
     const Evaluation *e = context;
     const Step *s = &e->step;
     const FwmModelSizes *z = s->sizes;
-    const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, z->n_keys - n0), ld = s->table_ld;
+    const size_t n0 = index * TILE_KEYS, count = fwm_min(TILE_KEYS, z->n_keys - n0), ld = s->table_ld;
     const Strided rows = rows_of(s->embedding + n0 * z->ld_e, z->ld_e);
     real *keys = s->by_key + n0 * ld, *queries = e->queries + n0 * ld;
     memset(keys, 0, count * ld * sizeof(real));
@@ -240,14 +257,14 @@ static void project_task(void *context, size_t index, int thread)
         s->logit_by_key[n] = dot(z->ld_e, s->embedding + n * z->ld_e, s->beta_weight + z->n_keys) + *s->beta_bias;
 }
 
-/* A tile of all queries' scores against all keys and all values. */
+/* The scores of a tile of queries with all keys and with all values. */
 static void scores_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const Evaluation *e = context;
     const Step *s = &e->step;
     const size_t N = s->sizes->n_keys, ld_n = fwm_padded(N), d = s->sizes->d;
-    const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, N - n0);
+    const size_t n0 = index * TILE_KEYS, count = fwm_min(TILE_KEYS, N - n0);
     const Strided rows = rows_of(e->queries + n0 * s->table_ld, s->table_ld);
     gemm(count, ld_n, d, rows, e->keys_t, ld_n, 0, NULL, e->key_scores + n0 * ld_n, ld_n);
     gemm(count, ld_n, d, rows, e->values_t, ld_n, 0, NULL, e->value_scores + n0 * ld_n, ld_n);
@@ -261,10 +278,11 @@ static void score_all(Evaluation *e)
     memset(e->values_t, 0, z->d * ld_n * sizeof(real));
     transpose(N, z->d, e->step.by_key, e->step.table_ld, e->keys_t, ld_n);
     transpose(N, z->d, e->step.key_weight, z->ld, e->values_t, ld_n);
-    fwm_parallel_for(e->step.model->threads, fwm_tiles(N, KEYS_IN_TILE), scores_task, e);
+    fwm_parallel_for(e->step.model->threads, fwm_tiles(N, TILE_KEYS), scores_task, e);
 }
 
-/* NumPy's float32 sum: in order below 8 numbers, eight interleaved sums up to 128, halves above. */
+/* NumPy's float32 sum: fewer than 8 numbers in order, up to 128 in eight interleaved sums, more as the sum of two
+ * halves. */
 static float pairwise_sum(const float *x, size_t n)
 {
     if (n < 8) {
@@ -298,7 +316,7 @@ float model_evaluate(FwmModel *model, const FwmEvaluation *evaluation)
     for (size_t i = 0; i < evaluation->n_sequences; i++)
         e.first_chunk[i + 1] = e.first_chunk[i] + fwm_tiles(evaluation->n_queries[i], z->batch);
     const size_t n_chunks = e.first_chunk[evaluation->n_sequences];
-    fwm_parallel_for(model->threads, fwm_tiles(z->n_keys, KEYS_IN_TILE), project_task, &e);
+    fwm_parallel_for(model->threads, fwm_tiles(z->n_keys, TILE_KEYS), project_task, &e);
     if (!z->with_map)
         score_all(&e);
     const bool flushed = fwm_loops_flush(e.step.readout->flushes_subnormals);

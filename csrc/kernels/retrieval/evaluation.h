@@ -10,7 +10,7 @@
 
 float model_evaluate(FwmModel *model, const FwmEvaluation *evaluation);
 
-/* Bytes shared by all threads, and of a thread. */
+/* Bytes shared by all threads, and bytes of each thread. */
 size_t evaluation_activations(const FwmModel *model);
 size_t evaluation_scratch(const FwmModel *model);
 

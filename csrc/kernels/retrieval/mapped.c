@@ -1,8 +1,8 @@
-/* The sequences of a pass, for rules that write features of keys into a memory: gather the tokens' pre-activations, map
- * them, write and read out, and go all the way back, one sequence at a time in one thread's cache.
+/* The sequences of a pass, for read-outs of mapped keys: gather the tokens' pre-activations, map them, read out, and do
+ * the whole backward, one sequence at a time in one thread's cache.
  *
- * Backward: a token's pre-activation is by_key[key] + by_value[value], so its gradient is added to both rows, in tables
- * that each block of sequences has for itself; beta = logistic(logit) gives dlogit = dbeta beta (1 - beta). */
+ * Backward: a token's pre-activation is by_key[key] + by_value[value], so its gradient is scattered to both rows, in
+ * tables of its block of sequences; beta = logistic(logit) gives dlogit = dbeta beta (1 - beta). */
 #include "kernels/retrieval/mapped.h"
 
 #include <string.h>
@@ -22,26 +22,26 @@ typedef struct {
     real *dphi;                /* TILE x ld_features */
     real *dpre;                /* TILE x ld */
     real *dbeta;               /* TILE */
-    real *of_map, *of_readout; /* scratch of theirs */
-} Scratch;
+    void *of_map, *of_readout; /* their scratch */
+} MappedScratch;
 
-static Scratch take_scratch(const Step *s, Arena *arena)
+static MappedScratch take_scratch(const Step *s, Arena *arena)
 {
     const size_t L = s->sizes->length, N = s->sizes->n_keys, ld = s->map_shape.ld,
                  ld_features = s->map_shape.ld_features;
-    return (Scratch){
-        .pre = take(arena, L * ld),
-        .phi = take(arena, L * ld_features),
-        .beta = take(arena, L),
-        .query = take(arena, ld_features),
-        .dquery = take(arena, ld_features),
-        .dy = take(arena, N),
-        .dphi = take(arena, FWM_TILE * ld_features),
-        .dpre = take(arena, FWM_TILE * ld),
-        .dbeta = take(arena, FWM_TILE),
-        .of_map = take(arena, s->map->scratch ? s->map->scratch(&s->map_shape) : 0),
-        .of_readout = take(arena, s->readout->scratch(L, N, ld_features, 1)),
-    };
+    MappedScratch w;
+    w.pre = take(arena, L * ld);
+    w.phi = take(arena, L * ld_features);
+    w.beta = take(arena, L);
+    w.query = take(arena, ld_features);
+    w.dquery = take(arena, ld_features);
+    w.dy = take(arena, N);
+    w.dphi = take(arena, FWM_TILE * ld_features);
+    w.dpre = take(arena, FWM_TILE * ld);
+    w.dbeta = take(arena, FWM_TILE);
+    w.of_map = take_bytes(arena, s->map->scratch ? s->map->scratch(&s->map_shape) : 0);
+    w.of_readout = take_bytes(arena, s->readout->scratch(L, N, ld_features, 0));
+    return w;
 }
 
 size_t mapped_scratch(const FwmModel *model)
@@ -52,8 +52,8 @@ size_t mapped_scratch(const FwmModel *model)
     return arena.next;
 }
 
-/* pre (L x ld), phi (L x ld_features) and beta (L) of sequence b. */
-static void map_tokens(const Step *s, const Scratch *w, const int32_t *keys, const int32_t *values)
+/* pre (L x ld), phi (L x ld_features) and beta (L) of a sequence. */
+static void map_tokens(const Step *s, const MappedScratch *w, const int32_t *keys, const int32_t *values)
 {
     const size_t L = s->sizes->length, ld = s->map_shape.ld;
     for (size_t t = 0; t < L; t++) {
@@ -72,23 +72,23 @@ static void map_tokens(const Step *s, const Scratch *w, const int32_t *keys, con
         w->beta[t] = logistic(w->beta[t]);
 }
 
-/* The gradient tables of a block: by key, and N rows behind it by value. */
-static real *table_of(const Step *s, size_t block)
+/* The gradient table of a block: N rows by key, then N rows by value. */
+static real *table_of_block(const Step *s, size_t block)
 {
     return s->block_tables + block * 2 * s->sizes->n_keys * s->table_ld;
 }
 
-/* The same for the logits of beta. */
-static real *logits_of(const Step *s, size_t block)
+/* The same for the logits of beta: padded(N) numbers by key, then by value. */
+static real *logits_of_block(const Step *s, size_t block)
 {
     return s->block_logits + block * 2 * fwm_padded(s->sizes->n_keys);
 }
 
-static void sequence_backward(const Step *s, const Scratch *w, const Sequence *sequence, const int32_t *keys, size_t b,
-                              size_t block)
+static void sequence_backward(const Step *s, const MappedScratch *w, const ReadoutSequence *sequence,
+                              const int32_t *keys, size_t b, size_t block)
 {
-    real *dby_key = table_of(s, block), *dby_value = dby_key + sequence->n_values * s->table_ld;
-    real *dlogit_by_key = logits_of(s, block), *dlogit_by_value = dlogit_by_key + fwm_padded(sequence->n_values);
+    real *dby_key = table_of_block(s, block), *dby_value = dby_key + sequence->n_values * s->table_ld;
+    real *dlogit_by_key = logits_of_block(s, block), *dlogit_by_value = dlogit_by_key + fwm_padded(sequence->n_values);
     const MapShape *shape = &s->map_shape;
     const size_t ld = shape->ld;
     const size_t n_tiles =
@@ -112,7 +112,7 @@ static void sequence_backward(const Step *s, const Scratch *w, const Sequence *s
     real *dquery_row = s->dqueries + b * ld;
     s->map->backward(shape, 1, w->dquery, s->queries + b * ld, w->query, dquery_row, w->of_map);
     if (shape->extension)
-        contract_rows(shape, s->omega_t, 1, dquery_row);
+        omega_backward(shape, s->omega_t, 1, dquery_row);
 }
 
 static size_t n_blocks(const Step *s)
@@ -124,16 +124,16 @@ static void block_task(void *context, size_t block, int thread)
 {
     const Step *s = context;
     const FwmModelSizes *z = s->sizes;
-    Arena arena = arena_at(thread_scratch(s, thread));
-    const Scratch w = take_scratch(s, &arena);
+    Arena arena = thread_scratch(s, thread);
+    const MappedScratch w = take_scratch(s, &arena);
     const size_t n = s->batch->n, blocks = n_blocks(s);
     if (s->purpose != LOSS_ONLY) {
-        memset(table_of(s, block), 0, 2 * z->n_keys * s->table_ld * sizeof(real));
-        memset(logits_of(s, block), 0, 2 * fwm_padded(z->n_keys) * sizeof(real));
+        memset(table_of_block(s, block), 0, 2 * z->n_keys * s->table_ld * sizeof(real));
+        memset(logits_of_block(s, block), 0, 2 * fwm_padded(z->n_keys) * sizeof(real));
     }
     for (size_t b = block * n / blocks; b < (block + 1) * n / blocks; b++) {
         const int32_t *keys = s->batch->keys + b * z->length;
-        const Sequence sequence = {
+        const ReadoutSequence sequence = {
             .length = z->length,
             .n_values = z->n_keys,
             .features = s->map_shape.features,
@@ -155,53 +155,53 @@ static void block_task(void *context, size_t block, int thread)
     }
 }
 
-/* Adds the blocks' tables in order into that of block 0, brings u's gradients home to x, and takes the values' rows to
- * their place among the gradients of the weights. */
+/* For a tile of keys and values: accumulates the blocks' tables in order into that of block 0, turns u's gradients into
+ * x's (dx += Omega du), and copies the rows by value into the gradients of the weights. */
 static void reduce_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const Step *s = context;
     const FwmModelSizes *z = s->sizes;
-    const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, z->n_keys - n0), ld = s->table_ld;
+    const size_t n0 = index * TILE_KEYS, count = fwm_min(TILE_KEYS, z->n_keys - n0), ld = s->table_ld;
     const size_t ld_n = fwm_padded(z->n_keys);
-    real *by_key = table_of(s, 0) + n0 * ld, *by_value = by_key + z->n_keys * ld;
+    real *by_key = table_of_block(s, 0) + n0 * ld, *by_value = by_key + z->n_keys * ld;
     for (size_t block = 1; block < n_blocks(s); block++) {
-        const real *other = table_of(s, block) + n0 * ld;
+        const real *other = table_of_block(s, block) + n0 * ld;
         add(count * ld, other, by_key);
         add(count * ld, other + z->n_keys * ld, by_value);
     }
     if (s->map_shape.extension) {
-        contract_rows(&s->map_shape, s->omega_t, count, by_key);
-        contract_rows(&s->map_shape, s->omega_t, count, by_value);
+        omega_backward(&s->map_shape, s->omega_t, count, by_key);
+        omega_backward(&s->map_shape, s->omega_t, count, by_value);
     }
     for (size_t block = 1; block < n_blocks(s) && z->with_beta; block++)
         for (size_t n = n0; n < n0 + count; n++) {
-            logits_of(s, 0)[n] += logits_of(s, block)[n];
-            logits_of(s, 0)[ld_n + n] += logits_of(s, block)[ld_n + n];
+            logits_of_block(s, 0)[n] += logits_of_block(s, block)[n];
+            logits_of_block(s, 0)[ld_n + n] += logits_of_block(s, block)[ld_n + n];
         }
     if (z->with_beta)
-        memcpy(s->dbeta_weight + n0, logits_of(s, 0) + ld_n + n0, count * sizeof(real));
+        memcpy(s->dbeta_weight + n0, logits_of_block(s, 0) + ld_n + n0, count * sizeof(real));
     for (size_t n = 0; n < count; n++)
         memcpy(s->dkey_weight + (n0 + n) * z->ld, by_value + n * ld, z->ld * sizeof(real));
 }
 
-void mapped_attention(Step *s)
+void mapped_sequences(Step *s)
 {
     const FwmModelSizes *z = s->sizes;
     const bool flushed = fwm_loops_flush(s->readout->flushes_subnormals);
     fwm_parallel_for(s->model->threads, n_blocks(s), block_task, s);
     if (s->purpose != LOSS_ONLY)
-        fwm_parallel_for(s->model->threads, fwm_tiles(z->n_keys, KEYS_IN_TILE), reduce_task, s);
+        fwm_parallel_for(s->model->threads, fwm_tiles(z->n_keys, TILE_KEYS), reduce_task, s);
     fwm_loops_flush(flushed);
     if (s->purpose == LOSS_ONLY)
         return;
-    const real *dby_key = table_of(s, 0);
+    const real *dby_key = table_of_block(s, 0);
     memset(s->dkey_bias, 0, z->ld * sizeof(real));
     for (size_t n = 0; n < z->n_keys; n++)
         add(z->ld, dby_key + n * s->table_ld, s->dkey_bias);
     *s->dbeta_bias = 0;
     for (size_t n = 0; n < z->n_keys && z->with_beta; n++)
-        *s->dbeta_bias += logits_of(s, 0)[n];
-    s->weight_gradient = (Product){transposed(s->embedding, z->ld_e), dby_key, s->table_ld, z->n_keys};
-    s->embedding_gradient = (Product){rows_of(dby_key, s->table_ld), s->key_weight_t, z->ld_e, z->d};
+        *s->dbeta_bias += logits_of_block(s, 0)[n];
+    s->weight_gradient = (TiledProduct){transposed(s->embedding, z->ld_e), dby_key, s->table_ld, z->n_keys};
+    s->embedding_gradient = (TiledProduct){rows_of(dby_key, s->table_ld), s->key_weight_t, z->ld_e, z->d};
 }

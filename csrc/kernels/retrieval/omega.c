@@ -1,4 +1,4 @@
-/* Omega of a forward pass. */
+/* Omega of a forward pass, a task a block. */
 #include "kernels/retrieval/omega.h"
 
 #include <string.h>
@@ -7,24 +7,38 @@
 #include "kernels/maps/omega.h"
 #include "runtime/threads.h"
 
-/* Numbers for one block: its normals and the scratch of the reflections. */
+typedef struct {
+    float *normals; /* d x d */
+    void *orthogonal_scratch;
+} OmegaScratch;
+
+static OmegaScratch take_scratch(size_t d, Arena *arena)
+{
+    OmegaScratch w;
+    w.normals = take_bytes(arena, d * d * sizeof(float));
+    w.orthogonal_scratch = take_bytes(arena, orthogonal_block_scratch(d));
+    return w;
+}
+
 size_t omega_scratch(size_t d)
 {
-    return fwm_padded(d * d) + orthogonal_block_scratch(d);
+    Arena arena = {0};
+    take_scratch(d, &arena);
+    return arena.next;
 }
 
-static void draw_block(FwmBlockSource *source, size_t d, size_t m, size_t block, real *omega, real *scratch)
+static void draw_block(FwmBlockSource *source, size_t d, size_t m, size_t block, real *omega, Arena arena)
 {
-    float *normals = (float *)scratch;
+    const OmegaScratch w = take_scratch(d, &arena);
     const size_t first = block * d;
-    fwm_next_normal_block(source, d * d, normals);
-    orthogonal_block(d, normals, fwm_min(d, m - first), omega + first, fwm_padded(m), scratch + fwm_padded(d * d));
+    fwm_next_normal_block(source, d * d, w.normals);
+    orthogonal_block(d, w.normals, fwm_min(d, m - first), omega + first, fwm_padded(m), w.orthogonal_scratch);
 }
 
-void draw_omega(FwmBlockSource *source, size_t d, size_t m, real *omega, real *scratch)
+void draw_omega(FwmBlockSource *source, size_t d, size_t m, real *omega, void *scratch)
 {
     for (size_t block = 0; block < omega_blocks(d, m); block++)
-        draw_block(source, d, m, block, omega, scratch);
+        draw_block(source, d, m, block, omega, arena_at(scratch));
 }
 
 static void block_task(void *context, size_t block, int thread)
@@ -36,7 +50,7 @@ static void block_task(void *context, size_t block, int thread)
     draw_block(&source, d, s->sizes->argument, block, s->omega, thread_scratch(s, thread));
 }
 
-void place_omega(Step *s)
+void prepare_omega(Step *s)
 {
     const size_t d = s->sizes->d, m = s->map_shape.extension, ld = fwm_padded(m);
     memset(s->omega, 0, d * ld * sizeof(real));

@@ -1,4 +1,4 @@
-/* Omega of a forward pass: drawn block by block, or given with the batch. */
+/* Omega of a forward pass: drawn block by block, or part of the batch. */
 #ifndef FWM_KERNELS_RETRIEVAL_OMEGA_H
 #define FWM_KERNELS_RETRIEVAL_OMEGA_H
 
@@ -6,13 +6,13 @@
 
 #define draw_omega FWM_NAME(draw_omega)
 #define omega_scratch FWM_NAME(omega_scratch)
-#define place_omega FWM_NAME(place_omega)
+#define prepare_omega FWM_NAME(prepare_omega)
 
-/* Draws Omega (d x padded(m)); scratch: omega_scratch numbers. */
-void draw_omega(FwmBlockSource *source, size_t d, size_t m, real *omega, real *scratch);
+/* Draws Omega (d x padded(m)); scratch in bytes. */
+void draw_omega(FwmBlockSource *source, size_t d, size_t m, real *omega, void *scratch);
 size_t omega_scratch(size_t d);
 
-/* The step's Omega, and its transpose. */
-void place_omega(Step *s);
+/* Draws or copies the step's Omega, and transposes it. */
+void prepare_omega(Step *s);
 
 #endif

@@ -1,5 +1,5 @@
-/* A pass of the model from end to end, in the order of the data: Omega, projections, attention, and back through the
- * projections into gradients or straight into Adam. */
+/* A pass of the model from end to end, in the order of the data: Omega, projections, sequences, and then the gradients
+ * of the parameters, stored or taken directly by Adam. */
 #include "kernels/retrieval/pass.h"
 
 #include <string.h>
@@ -27,26 +27,26 @@ size_t model_scratch(const FwmModel *model)
     const size_t shared = largest(embedding_scratch(model), evaluation_scratch(model));
     if (!model->sizes.with_map)
         return largest(shared, softmax_scratch(model));
-    return largest(shared, largest(mapped_scratch(model), omega_scratch(model->sizes.d) * sizeof(real)));
+    return largest(shared, largest(mapped_scratch(model), omega_scratch(model->sizes.d)));
 }
 
-/* The pass; returns the mean loss of the batch, 0 without answers. */
-static double run(Step *s)
+/* The phases up to the gradients of the projections; returns the mean loss of the batch, 0 without answers. */
+static double run_phases(Step *s)
 {
     if (s->map_shape.extension)
-        place_omega(s);
+        prepare_omega(s);
     project(s);
     if (s->sizes->with_map)
-        mapped_attention(s);
+        mapped_sequences(s);
     else
-        softmax_attention(s);
+        softmax_sequences(s);
     double loss = 0;
     for (size_t b = 0; b < s->batch->n && s->batch->answer; b++)
         loss += s->losses[b];
     return loss / (double)s->batch->n;
 }
 
-static void backward(Step *s)
+static void parameter_gradients(Step *s)
 {
     weight_gradients(s);
     embedding_gradients(s);
@@ -55,14 +55,14 @@ static void backward(Step *s)
 double model_loss(FwmModel *model, const FwmBatch *batch)
 {
     Step s = step_begin(model, batch, LOSS_ONLY);
-    return run(&s);
+    return run_phases(&s);
 }
 
 double model_gradients(FwmModel *model, const FwmBatch *batch)
 {
     Step s = step_begin(model, batch, GRADIENTS);
-    const double loss = run(&s);
-    backward(&s);
+    const double loss = run_phases(&s);
+    parameter_gradients(&s);
     return loss;
 }
 
@@ -70,15 +70,15 @@ double model_step(FwmModel *model, const FwmBatch *batch, double lr)
 {
     Step s = step_begin(model, batch, UPDATE);
     s.adam = adam_step(lr, ++model->steps);
-    const double loss = run(&s);
-    backward(&s);
+    const double loss = run_phases(&s);
+    parameter_gradients(&s);
     return loss;
 }
 
 void model_read_out(FwmModel *model, const FwmBatch *batch, void *y)
 {
     Step s = step_begin(model, batch, LOSS_ONLY);
-    run(&s);
+    run_phases(&s);
     const size_t N = s.sizes->n_keys;
     for (size_t b = 0; b < batch->n; b++)
         memcpy((real *)y + b * N, s.y + b * fwm_padded(N), N * sizeof(real));

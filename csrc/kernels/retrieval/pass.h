@@ -1,4 +1,4 @@
-/* A pass of the model from end to end: what the table of kernels takes. */
+/* A pass of the model from end to end: what the table of kernels offers. */
 #ifndef FWM_KERNELS_RETRIEVAL_PASS_H
 #define FWM_KERNELS_RETRIEVAL_PASS_H
 
@@ -12,7 +12,7 @@
 #define model_step FWM_NAME(model_step)
 #define model_read_out FWM_NAME(model_read_out)
 
-/* Bytes shared by all threads, and of a thread: for a pass or an evaluation. */
+/* Bytes shared by all threads, and bytes of each thread: enough for a pass and for an evaluation. */
 size_t model_activations(const FwmModel *model);
 size_t model_scratch(const FwmModel *model);
 

@@ -1,16 +1,18 @@
 /* The projections k = W_k x + b_k and q = W_q x + b_q, and their gradients.
  *
- * A key is projected once, not once for each token that holds it; a value's projection is a row of W_k^T itself. With
+ * A key is projected once, not once for each token that has it; a value's projection is a row of W_k^T itself. With
  * dK (N x ld) the gradient of the projected keys, E the embedding, X the queries' embeddings and dQ their gradients:
  *
  *     dW_k^T = E^T dK,   dW_q^T = X^T dQ,   db_k = sum of the rows of dK,   db_q = sum of the rows of dQ
  *     dE = dK W_k,  and row query[b] of dE += (dQ W_q)[b]
  *
- * and with dl (N) the gradient of the keys' logits of beta:  dw_b = E^T dl,  db_b = sum of dl,  dE += dl w_b^T.
+ * and with dl (N) the gradient of the keys' logits of beta:
  *
- * In an update Adam takes a tile of gradients while it is in the cache: dE needs the weights before the update, which
- * are there transposed. A tile of dE lives in scratch memory only until Adam has taken it, for dE, m, v and E are most
- * of the bytes that a step moves. */
+ *     dw_b = E^T dl,   db_b = sum of dl,   dE += dl w_b^T
+ *
+ * In an update Adam takes each tile of gradients while it is in the cache. dE needs the weights from before the update:
+ * these are in their transposes. A tile of dE is kept in scratch, and only until Adam has taken it, because dE, m,
+ * v and E are most of the bytes that a step moves. */
 #include "kernels/retrieval/projection.h"
 
 #include <string.h>
@@ -21,14 +23,14 @@
 #include "kernels/retrieval/adam.h"
 #include "runtime/threads.h"
 
-#define QUERIES_IN_TILE 8
+#define TILE_QUERIES 8
 
 static void project_keys_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const Step *s = context;
     const FwmModelSizes *z = s->sizes;
-    const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, z->n_keys - n0), ld = s->table_ld;
+    const size_t n0 = index * TILE_KEYS, count = fwm_min(TILE_KEYS, z->n_keys - n0), ld = s->table_ld;
     real *rows = s->by_key + n0 * ld;
     for (size_t n = 0; n < count; n++)
         memcpy(rows + n * ld, s->key_bias, z->ld * sizeof(real));
@@ -38,11 +40,11 @@ static void project_keys_task(void *context, size_t index, int thread)
         s->logit_by_key[n] = dot(z->ld_e, s->embedding + n * z->ld_e, s->beta_weight + z->n_keys) + *s->beta_bias;
     if (s->map_shape.extension == 0)
         return;
-    expand_rows(&s->map_shape, s->omega, count, rows);
+    omega_forward(&s->map_shape, s->omega, count, rows);
     real *values = s->by_value + n0 * ld;
     for (size_t n = 0; n < count; n++)
         memcpy(values + n * ld, s->key_weight + (n0 + n) * z->ld, z->ld * sizeof(real));
-    expand_rows(&s->map_shape, s->omega, count, values);
+    omega_forward(&s->map_shape, s->omega, count, values);
 }
 
 static void project_queries_task(void *context, size_t index, int thread)
@@ -50,7 +52,7 @@ static void project_queries_task(void *context, size_t index, int thread)
     (void)thread;
     const Step *s = context;
     const FwmModelSizes *z = s->sizes;
-    const size_t b0 = index * QUERIES_IN_TILE, count = fwm_min(QUERIES_IN_TILE, s->batch->n - b0), ld = s->table_ld;
+    const size_t b0 = index * TILE_QUERIES, count = fwm_min(TILE_QUERIES, s->batch->n - b0), ld = s->table_ld;
     real *rows = s->query_rows + b0 * z->ld_e, *queries = s->queries + b0 * ld;
     memset(queries, 0, count * ld * sizeof(real));
     for (size_t b = 0; b < count; b++) {
@@ -59,7 +61,7 @@ static void project_queries_task(void *context, size_t index, int thread)
     }
     gemm(count, z->ld, z->embedding, rows_of(rows, z->ld_e), s->query_weight, z->ld, 1, queries, queries, ld);
     if (s->map_shape.extension)
-        expand_rows(&s->map_shape, s->omega, count, queries);
+        omega_forward(&s->map_shape, s->omega, count, queries);
 }
 
 static void transpose_weights_task(void *context, size_t index, int thread)
@@ -67,32 +69,31 @@ static void transpose_weights_task(void *context, size_t index, int thread)
     (void)thread;
     const Step *s = context;
     const FwmModelSizes *z = s->sizes;
-    const size_t e0 = index * ENTRIES_IN_TILE, count = fwm_min(ENTRIES_IN_TILE, z->embedding - e0);
+    const size_t e0 = index * TILE_ENTRIES, count = fwm_min(TILE_ENTRIES, z->embedding - e0);
     if (z->with_map)
         transpose(count, z->ld, s->key_weight + (z->n_keys + e0) * z->ld, z->ld, s->key_weight_t + e0, z->ld_e);
     transpose(count, z->ld, s->query_weight + e0 * z->ld, z->ld, s->query_weight_t + e0, z->ld_e);
 }
 
-/* The queries, the keys (unless the rule does without their projections), and for a backward the weights transposed. */
 void project(Step *s)
 {
     const FwmModelSizes *z = s->sizes;
-    const size_t transposes = s->purpose == LOSS_ONLY ? 0 : fwm_tiles(z->embedding, ENTRIES_IN_TILE);
+    const size_t transposes = s->purpose == LOSS_ONLY ? 0 : fwm_tiles(z->embedding, TILE_ENTRIES);
     for (size_t i = 0; i < z->ld && transposes && z->with_map; i++)
         memset(s->key_weight_t + i * z->ld_e + z->embedding, 0, (z->ld_e - z->embedding) * sizeof(real));
     for (size_t i = 0; i < z->ld && transposes; i++)
         memset(s->query_weight_t + i * z->ld_e + z->embedding, 0, (z->ld_e - z->embedding) * sizeof(real));
     if (transposes && z->with_beta)
         memcpy(s->beta_weight_before, s->beta_weight + z->n_keys, z->ld_e * sizeof(real));
-    const FwmLoop loops[] = {{z->with_map ? fwm_tiles(z->n_keys, KEYS_IN_TILE) : 0, project_keys_task},
-                             {fwm_tiles(s->batch->n, QUERIES_IN_TILE), project_queries_task},
+    const FwmLoop loops[] = {{z->with_map ? fwm_tiles(z->n_keys, TILE_KEYS) : 0, project_keys_task},
+                             {fwm_tiles(s->batch->n, TILE_QUERIES), project_queries_task},
                              {transposes, transpose_weights_task}};
     fwm_parallel_loops(s->model->threads, 3, loops, s);
 }
 
-static Product rows_from(const Product *product, size_t row)
+static TiledProduct product_from_row(const TiledProduct *product, size_t row)
 {
-    Product part = *product;
+    TiledProduct part = *product;
     part.left.data += row * part.left.row;
     return part;
 }
@@ -102,9 +103,9 @@ static void weight_gradients_task(void *context, size_t index, int thread)
     (void)thread;
     const Step *s = context;
     const FwmModelSizes *z = s->sizes;
-    const size_t e0 = index * ENTRIES_IN_TILE, count = fwm_min(ENTRIES_IN_TILE, z->embedding - e0);
-    const size_t width = fwm_min(ENTRIES_IN_TILE, z->ld_e - e0), B = s->batch->n;
-    const Product keys = rows_from(&s->weight_gradient, e0);
+    const size_t e0 = index * TILE_ENTRIES, count = fwm_min(TILE_ENTRIES, z->embedding - e0);
+    const size_t width = fwm_min(TILE_ENTRIES, z->ld_e - e0), B = s->batch->n;
+    const TiledProduct keys = product_from_row(&s->weight_gradient, e0);
     gemm(count, z->ld, keys.k, keys.left, keys.right, keys.ld_right, 0, NULL, s->dkey_weight + (z->n_keys + e0) * z->ld,
          z->ld);
     gemm(count, z->ld, B, transposed(s->query_rows + e0, z->ld_e), s->dqueries, s->table_ld, 0, NULL,
@@ -115,8 +116,8 @@ static void weight_gradients_task(void *context, size_t index, int thread)
         gemm(1, width, z->n_keys, rows_of(s->block_logits, z->n_keys), s->embedding + e0, z->ld_e, 0, NULL,
              s->dbeta_weight + z->n_keys + e0, width);
     if (s->purpose == UPDATE) {
-        adam_on(s, s->model->key_weight + (z->n_keys + e0) * z->ld, count * z->ld);
-        adam_on(s, s->model->query_weight + e0 * z->ld, count * z->ld);
+        adam_update_range(s, s->model->key_weight + (z->n_keys + e0) * z->ld, count * z->ld);
+        adam_update_range(s, s->model->query_weight + e0 * z->ld, count * z->ld);
     }
     if (index == 0) {
         memset(s->dquery_bias, 0, z->ld * sizeof(real));
@@ -127,21 +128,22 @@ static void weight_gradients_task(void *context, size_t index, int thread)
 
 void weight_gradients(Step *s)
 {
-    fwm_parallel_for(s->model->threads, fwm_tiles(s->sizes->embedding, ENTRIES_IN_TILE), weight_gradients_task, s);
+    fwm_parallel_for(s->model->threads, fwm_tiles(s->sizes->embedding, TILE_ENTRIES), weight_gradients_task, s);
 }
 
 size_t embedding_scratch(const FwmModel *model)
 {
-    return KEYS_IN_TILE * model->sizes.ld_e * sizeof(real);
+    return TILE_KEYS * model->sizes.ld_e * sizeof(real);
 }
 
 static void embedding_gradients_task(void *context, size_t index, int thread)
 {
     const Step *s = context;
     const FwmModelSizes *z = s->sizes;
-    const size_t n0 = index * KEYS_IN_TILE, count = fwm_min(KEYS_IN_TILE, z->n_keys - n0), at = n0 * z->ld_e;
-    real *out = s->purpose == UPDATE ? thread_scratch(s, thread) : s->dembedding + at;
-    const Product keys = rows_from(&s->embedding_gradient, n0);
+    const size_t n0 = index * TILE_KEYS, count = fwm_min(TILE_KEYS, z->n_keys - n0), at = n0 * z->ld_e;
+    Arena arena = thread_scratch(s, thread);
+    real *out = s->purpose == UPDATE ? take(&arena, TILE_KEYS * z->ld_e) : s->dembedding + at;
+    const TiledProduct keys = product_from_row(&s->embedding_gradient, n0);
     gemm(count, z->ld_e, keys.k, keys.left, keys.right, keys.ld_right, 0, NULL, out, z->ld_e);
     for (size_t n = 0; n < count && z->with_beta; n++)
         add_scaled(z->ld_e, s->block_logits[n0 + n], s->beta_weight_before, out + n * z->ld_e);
@@ -156,10 +158,9 @@ static void embedding_gradients_task(void *context, size_t index, int thread)
                     (real *)s->model->moment2 + s->model->embedding + at);
 }
 
-/* Gradients of the embedding; in an update, Adam on everything. */
 void embedding_gradients(Step *s)
 {
-    const FwmLoop loops[] = {{fwm_tiles(s->sizes->n_keys, KEYS_IN_TILE), embedding_gradients_task},
+    const FwmLoop loops[] = {{fwm_tiles(s->sizes->n_keys, TILE_KEYS), embedding_gradients_task},
                              {s->purpose == UPDATE ? adam_tasks(s) : 0, adam_task}};
     fwm_parallel_loops(s->model->threads, 2, loops, s);
 }

@@ -6,7 +6,7 @@ static void take_activations(Step *s, size_t B, Arena *arena)
     const FwmModelSizes *z = s->sizes;
     const size_t N = z->n_keys, ld_b = fwm_padded(B), ld_n = fwm_padded(N);
     s->dqueries = take(arena, B * s->table_ld);
-    s->queries = take(arena, B * s->table_ld); /* not first: a map may read some numbers before its rows */
+    s->queries = take(arena, B * s->table_ld);
     s->query_rows = take(arena, B * z->ld_e);
     s->dquery_rows = take(arena, B * z->ld_e);
     s->query_weight_t = take(arena, z->ld * z->ld_e);

@@ -1,6 +1,6 @@
-/* One forward or backward pass of the model: what its phases share, and where it lies. A phase is a loop of tasks over
- * tiles of rows or blocks of sequences; the tiles are cut without regard to threads, and every sum has a fixed order.
- */
+/* One pass of the model, forward or forward and backward: what its phases share, and its layout. A phase is a loop of
+ * tasks over tiles of rows or blocks of sequences. How these are cut does not depend on the number of threads, and
+ * every sum has a fixed order. */
 #ifndef FWM_KERNELS_RETRIEVAL_STEP_H
 #define FWM_KERNELS_RETRIEVAL_STEP_H
 
@@ -11,19 +11,20 @@
 #include "kernels/maps/map.h"
 #include "kernels/retrieval/readouts/readout.h"
 
-/* Sequences are dealt into this many blocks at most, each with gradient tables of its own, added up in order. */
+/* The batch is divided into at most this many blocks of sequences. Each has its own tables of gradients, which are
+ * summed in the order of the blocks. */
 #define SEQUENCE_BLOCKS 8
-#define KEYS_IN_TILE 12    /* keys: rows of the embedding that are projected or updated by one task */
-#define ENTRIES_IN_TILE 48 /* rows of the transposed weights */
+#define TILE_KEYS 12    /* keys, that is rows of the embedding, projected or updated by one task */
+#define TILE_ENTRIES 48 /* rows of the transposed weights */
 
 typedef enum { LOSS_ONLY, GRADIENTS, UPDATE } Purpose;
 
-/* C = left right, a product whose rows are made tile by tile; k columns of left. */
+/* The product left right, whose rows are computed tile by tile; left has k columns. */
 typedef struct {
     Strided left;
     const real *right;
     size_t ld_right, k;
-} Product;
+} TiledProduct;
 
 typedef struct {
     real lr_over_bias1, inverse_root_bias2; /* lr / (1 - 0.9^t), 1 / sqrt(1 - 0.999^t) */
@@ -42,7 +43,7 @@ typedef struct {
     real *key_bias, *query_bias, *beta_bias, *beta_weight, *query_weight, *key_weight, *embedding;
     real *dkey_bias, *dquery_bias, *dbeta_bias, *dbeta_weight, *dquery_weight, *dkey_weight, *dembedding;
     size_t table_ld; /* of the tables below: map_shape.ld, or ld for softmax */
-    /* shared memory of the pass */
+    /* activations of the pass, shared by all threads */
     real *by_key;         /* N x table_ld: projections of the keys, with the bias */
     real *by_value;       /* N x table_ld: projections of the values */
     real *omega;          /* d x padded(m) */
@@ -51,12 +52,11 @@ typedef struct {
     real *queries;        /* B x table_ld: their projections */
     real *dqueries;       /* B x table_ld */
     real *dquery_rows;    /* B x ld_e */
-    real *key_weight_t;   /* ld x ld_e: W_k^T's embedding part, transposed back; the weights before the update */
-    real *query_weight_t; /* ld x ld_e */
-    real *block_tables; /* blocks x 2 x N x table_ld: gradients of by_key, by_value; block 0 holds the sum in the end */
-    real *logit_by_key; /* N: w_b . embedding + b_b; that of a value is an entry of beta_weight itself */
-    real *block_logits; /* blocks x 2 x padded(N): gradients of logits by key, by value; block 0 holds the sum in the
-                           end */
+    real *key_weight_t;   /* ld x ld_e: the embedding part of W_k (key_weight is W_k^T), before the update */
+    real *query_weight_t; /* ld x ld_e: W_q, before the update */
+    real *block_tables;   /* blocks x 2 x N x table_ld: gradients of by_key, by_value; at last block 0 has the sum */
+    real *logit_by_key;   /* N: w_b . embedding + b_b; that of a value is an entry of beta_weight itself */
+    real *block_logits;   /* blocks x 2 x padded(N): gradients of the logits by key, by value; likewise */
     real *beta_weight_before; /* ld_e: beta_weight's embedding part before the update */
     real *y;                  /* B x padded(N) */
     double *losses;           /* B */
@@ -67,9 +67,9 @@ typedef struct {
     real *key_scores;                  /* N x padded(B) */
     real *dkey_scores, *dvalue_scores; /* B x padded(N) each */
     real *dfolded;                     /* B x ld_e */
-    /* how the gradients of the big matrices come about */
-    Product weight_gradient;    /* of key_weight's E embedding rows */
-    Product embedding_gradient; /* of embedding's N key rows, without the queries' share */
+    /* the gradients of the big matrices */
+    TiledProduct weight_gradient;    /* of key_weight's E embedding rows */
+    TiledProduct embedding_gradient; /* of embedding's N key rows, without the queries' share */
 } Step;
 
 #define step_activations FWM_NAME(step_activations)
@@ -77,7 +77,8 @@ typedef struct {
 #define step_of_model FWM_NAME(step_of_model)
 #define step_begin FWM_NAME(step_begin)
 
-/* A Step with what the model says alone; one with its memory as well, and the bytes of that memory */
+/* step_of_model fills in what follows from the model alone; step_begin also lays out the activations, whose bytes are
+ * step_activations. */
 Step step_of_model(FwmModel *model);
 Step step_begin(FwmModel *model, const FwmBatch *batch, Purpose purpose);
 size_t step_activations(const FwmModel *model);
@@ -85,9 +86,9 @@ size_t step_activations(const FwmModel *model);
 /* 0.5 |one-hot(answer) - y|^2 of sequence b; dy (N) is the gradient of its share of the mean over the batch. */
 double loss_of_sequence(const Step *s, size_t b, real *dy);
 
-static inline real *thread_scratch(const Step *s, int thread)
+static inline Arena thread_scratch(const Step *s, int thread)
 {
-    return (real *)((char *)s->model->scratch + (size_t)thread * s->model->scratch_stride);
+    return arena_of_thread(s->model->scratch, thread, s->model->scratch_stride);
 }
 
 #endif

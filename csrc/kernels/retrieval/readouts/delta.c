@@ -6,23 +6,37 @@
  *
  * Forward, in O(p) a token and without W. W_t = W_{t-1} (I - beta_t k_t k_t^T) + beta_t e_{v_t} k_t^T, so W_L u_L with
  * u_L = q / (sum(q) + eps) unrolls from the end; for t = L..1
+ *
  *     a_t = k_t . u_t,   y[v_t] += beta_t a_t,   u_{t-1} = u_t - beta_t a_t k_t
  *
- * Backward, forwards in time: saved a_t, sum(phi_t) and u_t (adding back what was removed from u would be unstable
- * where keys are divided by a sum near zero). With w = dL/du_{t-1}, from w = 0, and e_t = dy[v_t] - w . k_t: da_t =
- * beta_t e_t,   dbeta_t = a_t e_t dk_t = da_t u_t - beta_t a_t w w   += da_t k_t now dL/du_t Through the
- * normalisations, with dk_t . k_t = da_t a_t - beta_t a_t (w . k_t), w before its update: dphi_t = (dk_t - (dk_t .
- * k_t)) / sum(phi_t) dq = (w - (w . u_L)) / (sum(q) + eps)               the bracket's scalar is taken from every
- * component 0 / 0 (all features of a key have underflowed) gives NaN, as in the equations: in all of y, for W becomes
- * NaN as a whole. What has met a NaN is NaN in u_0, where every token has been.
+ * Backward, in ascending order of t: saved a_t, sum(phi_t) and u_t (to restore u_t from u_{t-1} by adding beta_t a_t
+ * k_t would be unstable where keys are divided by a sum near zero). With w = dL/du_{t-1}, which starts as 0, and e_t =
+ * dy[v_t] - w . k_t:
  *
- * Tokens are taken two at a time, tokens 2i and 2i + 1 of a tile: each a_t must wait for the u that its neighbour
- * leaves, but a_{t-1} = k_{t-1} . u_{t-1} = k_{t-1} . u_t - beta_t a_t (k_t . k_{t-1}) (and w . k likewise on the way
- * back), so that three sums over p run side by side where two would queue; and one u a pair is enough, that of its
- * second token. Keys are not divided by their totals: a scale goes along, 1 / sum(phi_t). */
+ *     da_t = beta_t e_t,   dbeta_t = a_t e_t
+ *     dk_t = da_t u_t - beta_t a_t w
+ *     w   += da_t k_t                                      now dL/du_t
+ *
+ * Through the normalisations, with dk_t . k_t = da_t a_t - beta_t a_t (w . k_t), w before its update:
+ *
+ *     dphi_t = (dk_t - (dk_t . k_t)) / sum(phi_t)
+ *     dq     = (w - (w . u_L)) / (sum(q) + eps)            the scalar in brackets is subtracted from every component
+ *
+ * 0 / 0 (all features of a key have underflowed) gives NaN, as in the equations: in all of y, because all of W becomes
+ * NaN. Every token contributes to u_0, which therefore shows a NaN in any of them.
+ *
+ * Tokens are handled in pairs, tokens 2i and 2i + 1 of a tile. Each a_t has to wait for the u that its neighbour
+ * computes, but
+ *
+ *     a_{t-1} = k_{t-1} . u_{t-1} = k_{t-1} . u_t - beta_t a_t (k_t . k_{t-1})
+ *
+ * and likewise w . k in the backward, so that three independent sums over p take the place of two dependent ones; and
+ * one saved u a pair is enough, that of its second token. Keys are not divided by their totals: the scale
+ * 1 / sum(phi_t) is applied to the results. */
 #include <stdbool.h>
 #include <string.h>
 
+#include "kernels/base/arena.h"
 #include "kernels/base/gemm.h"
 #include "kernels/base/transpose.h"
 #include "kernels/base/vector.h"
@@ -30,67 +44,86 @@
 #include "kernels/retrieval/readouts/readout.h"
 
 static const real EPS = (real)1e-6;
-static const real SMALLEST_TO_INVERT = (real)1e-12; /* below, a product of two features may be subnormal */
-static const real SMALLEST_TO_SQUARE =
-    (real)1e-15; /* well above where float32's total * total becomes subnormal, 1e-19 */
+static const real SMALLEST_TO_INVERT = (real)1e-12; /* below it a product of two features may be subnormal */
+/* Well above 1e-19, below which float32's total * total is subnormal. */
+static const real SMALLEST_TO_SQUARE = (real)1e-15;
 
 typedef struct {
+    /* a single query */
     real *w;       /* ld */
     real *dy;      /* N */
     real *a;       /* L */
     real *total;   /* L: sum(phi_t) */
     real *inverse; /* L: 1 / total, 0 where that might overflow */
     real *product; /* L: k_t . k_{t+1} without their scales, for the first token of each pair */
-    real *keys;    /* TILE x ld, normalised, where a scale would not do */
+    real *keys;    /* TILE x ld, normalised, for a tile where a scale does not suffice */
     real *ones;    /* TILE */
-    real *u;       /* (pairs + 1) x ld: u_0, then u_t for the last token of each pair; in the end u_L */
-} Workspace;
+    real *u;       /* (pairs + 1) x ld: u_0, then u_t for the last token of each pair, which ends with u_L */
+    /* many queries */
+    real *all_keys;     /* L x ld, normalised */
+    real *all_keys_t;   /* ld x padded(L) */
+    real *products;     /* TILE x padded(L): of a tile's keys with its own and all later ones */
+    real *written;      /* L x ld_queries: beta_t a_t */
+    real *query_totals; /* ld_queries */
+} DeltaScratch;
 
-/* A token without a partner, the last one of an odd number, counts as a pair. */
+/* The last token of an odd number counts as a pair. */
 static size_t pairs_of(size_t length)
 {
     return (length + 1) / 2;
 }
 
-/* Many queries: keys (L x ld), their transpose (ld x L), products of keys (L x L), answers (L x n_queries),
- * denominators. */
-static size_t scratch_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
+static DeltaScratch take_scratch(size_t length, size_t n_values, size_t ld, size_t ld_queries, Arena *arena)
 {
-    const size_t ld_t = fwm_padded(length), ld_queries = fwm_padded(n_queries);
-    const size_t one = fwm_padded(n_values) + FWM_TILE + 4 * ld_t + (2 + FWM_TILE + pairs_of(length)) * ld;
-    const size_t many = length * ld + ld * ld_t + FWM_TILE * ld_t + (length + 1) * ld_queries;
-    return n_queries > 1 && many > one ? many : one;
+    const size_t ld_t = fwm_padded(length);
+    DeltaScratch d = {NULL};
+    if (ld_queries == 0) {
+        d.w = take(arena, ld);
+        d.dy = take(arena, n_values);
+        d.a = take(arena, length);
+        d.total = take(arena, length);
+        d.inverse = take(arena, length);
+        d.product = take(arena, length);
+        d.keys = take(arena, FWM_TILE * ld);
+        d.ones = take(arena, FWM_TILE);
+        d.u = take(arena, (pairs_of(length) + 1) * ld);
+    } else {
+        d.all_keys = take(arena, length * ld);
+        d.all_keys_t = take(arena, ld * ld_t);
+        d.products = take(arena, FWM_TILE * ld_t);
+        d.written = take(arena, length * ld_queries);
+        d.query_totals = take(arena, ld_queries);
+    }
+    return d;
 }
 
-static Workspace divide(const Sequence *s, real *numbers)
+static size_t scratch_bytes(size_t length, size_t n_values, size_t ld, size_t ld_queries)
 {
-    Workspace w;
-    w.w = numbers;
-    w.dy = w.w + s->ld;
-    w.a = w.dy + fwm_padded(s->n_values);
-    w.total = w.a + fwm_padded(s->length);
-    w.inverse = w.total + fwm_padded(s->length);
-    w.product = w.inverse + fwm_padded(s->length);
-    w.keys = w.product + fwm_padded(s->length);
-    w.ones = w.keys + FWM_TILE * s->ld;
-    w.u = w.ones + FWM_TILE;
-    return w;
+    Arena arena = {0};
+    take_scratch(length, n_values, ld, ld_queries, &arena);
+    return arena.next;
+}
+
+static DeltaScratch scratch_at(const ReadoutSequence *s, void *scratch, size_t ld_queries)
+{
+    Arena arena = arena_at(scratch);
+    return take_scratch(s->length, s->n_values, s->ld, ld_queries, &arena);
 }
 
 /* u_t for the last token of the pair that token t belongs to. */
-static real *u_of_pair(const Sequence *s, const Workspace *w, size_t t)
+static real *u_of_pair(const ReadoutSequence *s, const DeltaScratch *d, size_t t)
 {
-    return w->u + (t / 2 + 1) * s->ld;
+    return d->u + (t / 2 + 1) * s->ld;
 }
 
-/* 1 / total, or 0 where phi / total is better taken feature by feature. */
+/* 1 / total; 0 if total is too small (or NaN), so that phi has to be divided by it feature by feature. */
 static inline real inverse_of(real total)
 {
     return total > SMALLEST_TO_INVERT || total < -SMALLEST_TO_INVERT ? 1 / total : 0;
 }
 
-/* key = phi / total. The padding of a row stays zero even when the total is 0 or NaN: it is no feature. */
-static inline void normalise(const Sequence *s, const real *phi, real total, real inverse, real *key)
+/* key = phi / total. The padding of a row stays zero even if the total is 0 or NaN. */
+static inline void normalise(const ReadoutSequence *s, const real *phi, real total, real inverse, real *key)
 {
     if (inverse != 0)
         for (size_t i = 0; i < s->ld; i += FWM_LANES)
@@ -100,29 +133,29 @@ static inline void normalise(const Sequence *s, const real *phi, real total, rea
             key[i] = i < s->features ? phi[i] / total : 0;
 }
 
-/* The keys of a tile: k_t = scale[t] rows[t]. */
+/* The keys of a tile: k_t = scale[t] times row t of `rows`. */
 typedef struct {
     const real *rows, *scale;
 } TileKeys;
 
-static TileKeys tile_keys(const Sequence *s, const Workspace *w, TokenRange range)
+static TileKeys tile_keys(const ReadoutSequence *s, const DeltaScratch *d, TokenRange range)
 {
-    const real *phi = s->keys + range.start * s->ld, *total = w->total + range.start,
-               *inverse = w->inverse + range.start;
+    const real *phi = s->keys + range.start * s->ld, *total = d->total + range.start,
+               *inverse = d->inverse + range.start;
     bool scales_do = true;
     for (size_t t = 0; t < range.count; t++)
         scales_do &= inverse[t] != 0;
     if (scales_do)
         return (TileKeys){phi, inverse};
     for (size_t t = 0; t < range.count; t++) {
-        normalise(s, phi + t * s->ld, total[t], inverse[t], w->keys + t * s->ld);
-        w->ones[t] = 1;
+        normalise(s, phi + t * s->ld, total[t], inverse[t], d->keys + t * s->ld);
+        d->ones[t] = 1;
     }
-    return (TileKeys){w->keys, w->ones};
+    return (TileKeys){d->keys, d->ones};
 }
 
-/* k0 . x, k1 . x and k0 . k1, each in every lane: the next pair waits for what is made of them, and not for a detour
- * through scalar registers. */
+/* k0 . x, k1 . x and k0 . k1, each in every lane: the next pair waits for what is computed from them, so a detour
+ * through scalar registers would cost time. */
 static inline void three_dots(size_t ld, const real *restrict k0, const real *restrict k1, const real *restrict x,
                               vec out[3])
 {
@@ -147,18 +180,18 @@ static inline void three_dots(size_t ld, const real *restrict k0, const real *re
     out[2] = vec_total(c[0] + c[1]);
 }
 
-static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range, real *y)
+static void forward_tile(const ReadoutSequence *s, const DeltaScratch *d, TokenRange range, real *y)
 {
     const size_t ld = s->ld;
-    const TileKeys keys = tile_keys(s, w, range);
+    const TileKeys keys = tile_keys(s, d, range);
     const real *beta = s->beta + range.start, *scale = keys.scale;
     const int32_t *values = s->values + range.start;
-    real *a = w->a + range.start, *product = w->product + range.start;
+    real *a = d->a + range.start, *product = d->product + range.start;
     size_t t = range.count;
     if (t % 2) {
         t--;
-        const real *restrict k = keys.rows + t * ld, *restrict u = u_of_pair(s, w, range.start + t);
-        real *restrict next = w->u + (range.start + t) / 2 * ld;
+        const real *restrict k = keys.rows + t * ld, *restrict u = u_of_pair(s, d, range.start + t);
+        real *restrict next = d->u + (range.start + t) / 2 * ld;
         a[t] = scale[t] * dot(ld, k, u);
         y[values[t]] += beta[t] * a[t];
         const real step = beta[t] * a[t] * scale[t];
@@ -168,11 +201,11 @@ static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range
     while (t > 0) {
         t -= 2;
         const real *restrict k0 = keys.rows + t * ld, *restrict k1 = k0 + ld,
-                             *restrict u = u_of_pair(s, w, range.start + t);
-        real *restrict next = w->u + (range.start + t) / 2 * ld;
+                             *restrict u = u_of_pair(s, d, range.start + t);
+        real *restrict next = d->u + (range.start + t) / 2 * ld;
         vec dots[3];
         three_dots(ld, k0, k1, u, dots);
-        /* The next pair waits for these two steps, so that they are two operations away from the sums:
+        /* The next pair waits for these two steps, so they are only two operations away from the sums:
          * step1 = write1 dots1,  step0 = write0 (dots0 - step1 dots2) */
         const real write0 = scale[t] * beta[t] * scale[t], write1 = scale[t + 1] * beta[t + 1] * scale[t + 1];
         const vec step1 = write1 * dots[1], step0 = write0 * dots[0] - (write0 * dots[2] * write1) * dots[1];
@@ -186,12 +219,12 @@ static void forward_tile(const Sequence *s, const Workspace *w, TokenRange range
     }
 }
 
-static TokenRange tile_range(const Sequence *s, size_t tile)
+static TokenRange tile_range(const ReadoutSequence *s, size_t tile)
 {
     return (TokenRange){tile * FWM_TILE, fwm_min(FWM_TILE, s->length - tile * FWM_TILE)};
 }
 
-/* y = NaN if x has one */
+/* All of y becomes NaN if x has a NaN. */
 static void spread_nan(size_t ld, const real *x, size_t n_values, real *y)
 {
     real bad = 0;
@@ -201,40 +234,40 @@ static void spread_nan(size_t ld, const real *x, size_t n_values, real *y)
         y[n] = bad;
 }
 
-static void forward(const Sequence *s, real *numbers, real *y)
+static void forward(const ReadoutSequence *s, void *scratch, real *y)
 {
-    const Workspace w = divide(s, numbers);
+    const DeltaScratch d = scratch_at(s, scratch, 0);
     const size_t ld = s->ld;
     const real query_total = sum(ld, s->query) + EPS;
-    normalise(s, s->query, query_total, inverse_of(query_total), w.u + pairs_of(s->length) * ld);
+    normalise(s, s->query, query_total, inverse_of(query_total), d.u + pairs_of(s->length) * ld);
     memset(y, 0, s->n_values * sizeof(real));
     for (size_t tile = fwm_tiles(s->length, FWM_TILE); tile-- > 0;) {
         const TokenRange range = tile_range(s, tile);
         for (size_t t = range.start; t < range.start + range.count; t++)
-            w.inverse[t] = inverse_of(w.total[t] = sum(ld, s->keys + t * ld));
-        forward_tile(s, &w, range, y);
+            d.inverse[t] = inverse_of(d.total[t] = sum(ld, s->keys + t * ld));
+        forward_tile(s, &d, range, y);
     }
-    spread_nan(s->ld, w.u, s->n_values, y);
+    spread_nan(s->ld, d.u, s->n_values, y);
 }
 
-static size_t backward_begin(const Sequence *s, real *numbers, const real *y, const real *dy)
+static size_t backward_begin(const ReadoutSequence *s, void *scratch, const real *y, const real *dy)
 {
     (void)y;
-    const Workspace w = divide(s, numbers);
-    memcpy(w.dy, dy, s->n_values * sizeof(real));
-    memset(w.w, 0, s->ld * sizeof(real));
+    const DeltaScratch d = scratch_at(s, scratch, 0);
+    memcpy(d.dy, dy, s->n_values * sizeof(real));
+    memset(d.w, 0, s->ld * sizeof(real));
     return fwm_tiles(s->length, FWM_TILE);
 }
 
-/* Whether the quotient phi / total of this token needs care on its way back.
+/* Whether the backward of this token's quotient phi / total is computed feature by feature (small_total_backward).
  *
- * The PyTorch of the published runs took the gradient of the quotient's denominator as -dk phi / (total * total). In
- * float32 that square underflows long before the total does: a total under 4e-23 makes the gradient infinite or NaN,
- * and it is this that ends the published FAVOR+ runs in NaN. as_published computes it in that way where the two differ.
- */
-static inline bool needs_care(const Sequence *s, const Workspace *w, size_t token)
+ * The PyTorch of the published runs computed the gradient of the quotient's denominator as -dk phi / (total * total).
+ * In float32 that square underflows long before the total does: a total below 4e-23 makes the gradient infinite or NaN,
+ * and this ends the published FAVOR+ runs in NaN. as_published computes it in the same way wherever that makes a
+ * difference. */
+static inline bool has_small_total(const ReadoutSequence *s, const DeltaScratch *d, size_t token)
 {
-    return w->inverse[token] == 0 || (s->as_published && FWM_FABS(w->total[token]) < SMALLEST_TO_SQUARE);
+    return d->inverse[token] == 0 || (s->as_published && FWM_FABS(d->total[token]) < SMALLEST_TO_SQUARE);
 }
 
 /* The scalars of a token's gradients, once w . k_t is known: dk_t = da u_t - beta_a w, and dphi_t = (dk_t - dk_k)
@@ -243,34 +276,35 @@ typedef struct {
     real da, beta_a, dk_k, inverse;
 } TokenGradient;
 
-static inline TokenGradient token_gradient(const Sequence *s, const Workspace *w, size_t token, real w_k, real *dbeta)
+static inline TokenGradient token_gradient(const ReadoutSequence *s, const DeltaScratch *d, size_t token, real w_k,
+                                           real *dbeta)
 {
-    const real a = w->a[token], beta = s->beta[token], error = w->dy[s->values[token]] - w_k;
+    const real a = d->a[token], beta = s->beta[token], error = d->dy[s->values[token]] - w_k;
     const real da = beta * error, beta_a = beta * a;
     *dbeta = a * error;
-    if (needs_care(s, w, token)) /* leave dk_t as it is */
+    if (has_small_total(s, d, token)) /* dk_t itself, for small_total_backward */
         return (TokenGradient){da, beta_a, 0, 1};
-    return (TokenGradient){da, beta_a, da * a - beta_a * w_k, w->inverse[token]};
+    return (TokenGradient){da, beta_a, da * a - beta_a * w_k, d->inverse[token]};
 }
 
-static void backward_pair(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t,
+static void backward_pair(const ReadoutSequence *s, const DeltaScratch *d, const TileKeys *keys, size_t start, size_t t,
                           real *restrict dk0, real *dbeta)
 {
     const size_t ld = s->ld, token = start + t;
-    const real *restrict u1 = u_of_pair(s, ws, token);
+    const real *restrict u1 = u_of_pair(s, d, token);
     const real *restrict k0 = keys->rows + t * ld, *restrict k1 = k0 + ld, *scale = keys->scale + t;
-    real *restrict w = ws->w, *restrict dk1 = dk0 + ld;
+    real *restrict w = d->w, *restrict dk1 = dk0 + ld;
     vec dots[3];
     three_dots(ld, k0, k1, w, dots);
-    /* As on the way forward, with step_t = scale_t da_t = scale_t beta_t (dy[v_t] - w . k_t):
+    /* As in the forward, with step_t = scale_t da_t = scale_t beta_t (dy[v_t] - w . k_t):
      * w . k1 = scale1 (dots1 + step0 product) */
-    const real product = ws->product[token], write0 = scale[0] * s->beta[token], write1 = scale[1] * s->beta[token + 1];
-    const real dy0 = ws->dy[s->values[token]], dy1 = ws->dy[s->values[token + 1]];
+    const real product = d->product[token], write0 = scale[0] * s->beta[token], write1 = scale[1] * s->beta[token + 1];
+    const real dy0 = d->dy[s->values[token]], dy1 = d->dy[s->values[token + 1]];
     const vec step0 = write0 * dy0 - (write0 * scale[0]) * dots[0];
     const vec step1 = (write1 * dy1 - (write1 * scale[1]) * dots[1]) - (write1 * scale[1] * product) * step0;
-    const TokenGradient g0 = token_gradient(s, ws, token, scale[0] * dots[0][0], dbeta + t);
+    const TokenGradient g0 = token_gradient(s, d, token, scale[0] * dots[0][0], dbeta + t);
     const TokenGradient g1 =
-        token_gradient(s, ws, token + 1, scale[1] * (dots[1][0] + step0[0] * product), dbeta + t + 1);
+        token_gradient(s, d, token + 1, scale[1] * (dots[1][0] + step0[0] * product), dbeta + t + 1);
     const real removed1 = g1.beta_a * scale[1];
     for (size_t i = 0; i < ld; i += FWM_LANES) {
         const vec k0_i = vec_load(k0 + i), k1_i = vec_load(k1 + i), u1_i = vec_load(u1 + i), w0 = vec_load(w + i);
@@ -281,14 +315,14 @@ static void backward_pair(const Sequence *s, const Workspace *ws, const TileKeys
     }
 }
 
-static void backward_single(const Sequence *s, const Workspace *ws, const TileKeys *keys, size_t start, size_t t,
-                            real *restrict dk, real *dbeta)
+static void backward_single(const ReadoutSequence *s, const DeltaScratch *d, const TileKeys *keys, size_t start,
+                            size_t t, real *restrict dk, real *dbeta)
 {
     const size_t ld = s->ld;
-    const real *restrict u = u_of_pair(s, ws, start + t);
+    const real *restrict u = u_of_pair(s, d, start + t);
     const real *restrict key = keys->rows + t * ld;
-    real *restrict w = ws->w;
-    const TokenGradient g = token_gradient(s, ws, start + t, keys->scale[t] * dot(ld, w, key), dbeta + t);
+    real *restrict w = d->w;
+    const TokenGradient g = token_gradient(s, d, start + t, keys->scale[t] * dot(ld, w, key), dbeta + t);
     const real step = g.da * keys->scale[t];
     for (size_t i = 0; i < ld; i += FWM_LANES) {
         const vec w_i = vec_load(w + i);
@@ -297,12 +331,12 @@ static void backward_single(const Sequence *s, const Workspace *ws, const TileKe
     }
 }
 
-/* dk (p) becomes dphi, for a total so small that the two quotients are taken apart. */
-static void through_small_total(const Sequence *s, const Workspace *w, size_t token, const real *key, real scale,
-                                real *dk)
+/* dk (p) becomes dphi in place, feature by feature, for a total so small that its inverse or its square is not safe. */
+static void small_total_backward(const ReadoutSequence *s, const DeltaScratch *d, size_t token, const real *key,
+                                 real scale, real *dk)
 {
     const real *phi = s->keys + token * s->ld;
-    const real total = w->total[token];
+    const real total = d->total[token];
     real of_total = 0;
     for (size_t i = 0; i < s->features; i++)
         of_total -= s->as_published ? dk[i] * phi[i] / (total * total) : dk[i] * (scale * key[i]);
@@ -310,38 +344,39 @@ static void through_small_total(const Sequence *s, const Workspace *w, size_t to
         dk[i] = s->as_published ? dk[i] / total + of_total : (dk[i] + of_total) / total;
 }
 
-static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, real *dkeys, real *dbeta)
+static TokenRange backward_tile(const ReadoutSequence *s, void *scratch, size_t tile, real *dkeys, real *dbeta)
 {
-    const Workspace w = divide(s, numbers);
+    const DeltaScratch d = scratch_at(s, scratch, 0);
     const size_t ld = s->ld;
     const TokenRange range = tile_range(s, tile);
-    const TileKeys keys = tile_keys(s, &w, range);
+    const TileKeys keys = tile_keys(s, &d, range);
     size_t t = 0;
     for (; t + 2 <= range.count; t += 2)
-        backward_pair(s, &w, &keys, range.start, t, dkeys + t * ld, dbeta);
+        backward_pair(s, &d, &keys, range.start, t, dkeys + t * ld, dbeta);
     if (t < range.count)
-        backward_single(s, &w, &keys, range.start, t, dkeys + t * ld, dbeta);
+        backward_single(s, &d, &keys, range.start, t, dkeys + t * ld, dbeta);
     for (t = 0; t < range.count; t++)
-        if (needs_care(s, &w, range.start + t))
-            through_small_total(s, &w, range.start + t, keys.rows + t * ld, keys.scale[t], dkeys + t * ld);
+        if (has_small_total(s, &d, range.start + t))
+            small_total_backward(s, &d, range.start + t, keys.rows + t * ld, keys.scale[t], dkeys + t * ld);
     return range;
 }
 
-static void backward_end(const Sequence *s, real *numbers, real *dquery)
+static void backward_end(const ReadoutSequence *s, void *scratch, real *dquery)
 {
-    const Workspace ws = divide(s, numbers);
-    const real w_u = dot(s->ld, ws.w, ws.u + pairs_of(s->length) * s->ld), total = sum(s->ld, s->query) + EPS;
+    const DeltaScratch d = scratch_at(s, scratch, 0);
+    const real w_u = dot(s->ld, d.w, d.u + pairs_of(s->length) * s->ld), total = sum(s->ld, s->query) + EPS;
     for (size_t i = 0; i < s->ld; i++)
-        dquery[i] = (ws.w[i] - w_u) / total;
+        dquery[i] = (d.w[i] - w_u) / total;
 }
 
-/* Many queries at once: a_t . columns = k_t . u_L - sum_{s > t} beta_s a_s (k_s . k_t), by substitution from the end,
- * the part that lies in later tiles as a matrix product. */
-static void answer(const Sequence *s, real *numbers, const real *queries, size_t ld_queries, real *y)
+/* Many queries at once, one a column: a_t = k_t . u_L - sum_{s > t} beta_s a_s (k_s . k_t), by back substitution; the
+ * part of the sum that lies in later tiles is a matrix product. */
+static void answer(const ReadoutSequence *s, void *scratch, const real *queries, size_t ld_queries, real *y)
 {
     const size_t L = s->length, ld = s->ld, ld_t = fwm_padded(L);
-    real *keys = numbers, *keys_t = keys + L * ld, *products = keys_t + ld * ld_t;
-    real *written = products + FWM_TILE * ld_t, *total = written + L * ld_queries;
+    const DeltaScratch d = scratch_at(s, scratch, ld_queries);
+    real *keys = d.all_keys, *keys_t = d.all_keys_t, *products = d.products, *written = d.written;
+    real *total = d.query_totals;
     for (size_t t = 0; t < L; t++) {
         const real key_total = sum(ld, s->keys + t * ld);
         normalise(s, s->keys + t * ld, key_total, inverse_of(key_total), keys + t * ld);
@@ -372,7 +407,7 @@ static void answer(const Sequence *s, real *numbers, const real *queries, size_t
             add(ld_queries, row, y + (size_t)s->values[t] * ld_queries);
         }
     }
-    for (size_t t = 0; t < L; t++) /* a NaN on the way makes all of a column NaN, as in forward */
+    for (size_t t = 0; t < L; t++) /* a NaN in a_t makes the whole column NaN, as in forward */
         for (size_t c = 0; c < ld_queries; c++)
             total[c] =
                 written[t * ld_queries + c] != written[t * ld_queries + c] ? written[t * ld_queries + c] : total[c];
@@ -387,7 +422,7 @@ const Readout FWM_NAME(readout_delta) = {
              .uses_map = 1,
              .uses_beta = 1,
              .summary = "delta rule: a write replaces what its key held before"},
-    .scratch = scratch_size,
+    .scratch = scratch_bytes,
     .forward = forward,
     .backward_begin = backward_begin,
     .backward_tile = backward_tile,

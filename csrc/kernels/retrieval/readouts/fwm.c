@@ -1,167 +1,182 @@
-/* The fast weight memory of Schlag, Munkhdalai and Schmidhuber (2021): a delta rule whose state is kept at norm 1.
+/* The fwm read-out: the fast weight memory of Schlag, Munkhdalai and Schmidhuber (2021), a delta rule whose state is
+ * kept at norm 1.
  *
  *     d_t = e_{v_t} - o_t,  o_t = W_{t-1} k_t
  *     W~_t = W_{t-1} + beta_t d_t k_t^T,   W_t = W~_t / s_t,   s_t = max(1, |W~_t|_F), s_1 = 1, W_0 = 0
  *     y = layer_norm(W_L q) over the N values: biased variance, eps 1e-5, no affine part
  *
- * The norm couples the whole state, but it follows from scalars: with r = |o|^2, a = o[v], kk = |k|^2 and n =
- * |W_{t-1}|^2, |W~_t|^2 = n + 2 beta (a - r) + beta^2 (r - 2 a + 1) kk
+ * The norm couples the whole state, but it follows from scalars: with r = |o|^2, a = o[v], kk = |k|^2 and
+ * n = |W_{t-1}|^2,
+ *
+ *     |W~_t|^2 = n + 2 beta (a - r) + beta^2 (r - 2 a + 1) kk
  *
  * Forward, in chunks of at most C = 16 tokens, so that the work is in matrix products. S_t is the product of the s
- * within the chunk and F_t = S_{t-1} beta_t d_t; W0 is the state before the chunk: W_t = (W0 + sum_{j <= t} F_j k_j^T)
- * / S_t o_t = (W0 k_t + sum_{j < t} F_j (k_j . k_t)) / S_{t-1} A chunk ends early when S_t has grown past what float32
- * can carry (LARGEST_GROWTH).
+ * within the chunk, F_t = S_{t-1} beta_t d_t, and W0 is the state before the chunk:
+ *
+ *     W_t = (W0 + sum_{j <= t} F_j k_j^T) / S_t
+ *     o_t = (W0 k_t + sum_{j < t} F_j (k_j . k_t)) / S_{t-1}
+ *
+ * A chunk ends early if S_t exceeds LARGEST_GROWTH, because float32 could not carry it much further.
  *
  * Backward: saved W0 of every chunk, o_t, and the scalars; d_t and F_t are recomputed. Write dL/dW_t = H_t + gamma_t
  * W_t and c_t = <dL/dW_t, W_t>; at the end H = dy q^T, gamma = 0, c = dy . (W_L q). Through the division, with s_t =
- * |W~_t|: dL/dW~_t = H_t / s_t + kappa W~_t,    kappa = (gamma_t - c_t) / s_t^2 if clamped, else gamma_t g = (dL/dW~_t)
- * k_t = x / s_t + kappa (o + beta kk d),   x = H_t k_t dbeta_t = d . g,   eta = beta (kappa d - g) H_{t-1} = H_t / s_t
- * + eta k_t^T,   gamma_{t-1} = kappa,   c_{t-1} = (clamped ? 0 : c_t) - beta g[v] dk_t = (beta / s_t) H_t^T d + kappa
- * beta^2 |d|^2 k_t + W_{t-1}^T eta In the chunk, with P_t = eta_t / S_{t-1} and H_C the gradient at the chunk's end:
+ * |W~_t|:
+ *
+ *     dL/dW~_t = H_t / s_t + kappa W~_t,    kappa = (gamma_t - c_t) / s_t^2 if clamped, else gamma_t
+ *     g = (dL/dW~_t) k_t = x / s_t + kappa (o + beta kk d),   x = H_t k_t
+ *     dbeta_t = d . g,   eta = beta (kappa d - g)
+ *     H_{t-1} = H_t / s_t + eta k_t^T,   gamma_{t-1} = kappa,   c_{t-1} = (clamped ? 0 : c_t) - beta g[v]
+ *     dk_t = (beta / s_t) H_t^T d + kappa beta^2 |d|^2 k_t + W_{t-1}^T eta
+ *
+ * In the chunk, with P_t = eta_t / S_{t-1} and H_C the gradient at the chunk's end:
+ *
  *     H_t = S_t (H_C / S_C + sum_{j > t} P_j k_j^T),   x_t = S_t (H_C k_t / S_C + sum_{j > t} P_j (k_j . k_t))
  *     dk_t = H_C^T F_t / S_C + W0^T P_t + sum_j M_jt k_j
  *     M_jt = P_j . F_t for j > t,  P_t . F_j for j < t,  kappa beta^2 |d|^2 for j = t
  *
- * Only rows of W of values that have been written are kept, transposed: p x rows. A row is 0 before its first write,
- * and what the gradient would do to it there reaches nothing. Early in training s is 3 to 6 a token: a row fades from
- * the state within a few dozen tokens, and the gradient fades as fast on its way back. A row whose |row|^2 has fallen
- * below FADED of the state's is dropped, its place goes to the next value written, and the backward ends when the
- * gradient of the state has fallen below GONE of what it was at the end. Both lie below the resolution of the number
- * type (test_readouts.py compares with the full form), and without them most of the work would be on numbers that
- * vanish in every sum, many of them subnormal and slow. For that, c must not keep its rounding errors: it is summed
- * anew at every chunk. */
+ * Only rows of W of values that have been written are stored, transposed: p x rows. A row is 0 before its first write,
+ * and its gradient there is not needed. Early in training s is 3 to 6 a token: a row fades from the state within a few
+ * dozen tokens, and the gradient fades as fast in the backward. A row whose |row|^2 has fallen below FADED times the
+ * state's is dropped, its place goes to the next value written, and the backward stops when the gradient of the state
+ * has fallen below GONE times what it was at the end. Both thresholds lie below the resolution of the number type
+ * (test_readouts.py compares with the full form). Without them most of the work would be on numbers that vanish in
+ * every sum, many of them subnormal and slow. The stop requires that c does not accumulate rounding errors: it is
+ * summed anew at every chunk. */
 #include <math.h>
 #include <string.h>
 
+#include "kernels/base/arena.h"
 #include "kernels/base/gemm.h"
 #include "kernels/base/transpose.h"
 #include "kernels/base/vector.h"
 #include "kernels/base/vmath.h"
-#include "kernels/base/arena.h"
 #include "kernels/retrieval/readouts/layer_norm.h"
 #include "kernels/retrieval/readouts/readout.h"
 
 #define LARGEST_GROWTH (FWM_REAL_IS_DOUBLE ? 1e100 : 1e14)
 #define FADED (FWM_REAL_IS_DOUBLE ? 1e-34 : 1e-16)
 #define GONE (FWM_REAL_IS_DOUBLE ? 1e-24 : 1e-12)
-#define C FWM_TILE
+#define C FWM_TILE /* tokens of a chunk, at most */
 
-/* What the backward needs to know of a token. */
+/* The scalars of a token, which the backward needs. */
 typedef struct {
     real a, r, kk;    /* o[v], |o|^2, |k|^2 */
     real s, S_before; /* s_t, S_{t-1} */
     int32_t row;      /* of W, where value v_t is kept */
     int32_t clamped;
-} Token;
+} NormedReadoutToken;
 
 typedef struct {
-    size_t start, count, rows;   /* tokens; rows of W in use, padded */
-    size_t first_given, n_given; /* rows that were given to values before this chunk: Workspace.given */
-    real S;                      /* S_C */
-} Chunk;
+    size_t start, count;               /* tokens */
+    size_t rows;                       /* of W in use, padded */
+    size_t first_assigned, n_assigned; /* the rows assigned to values just before this chunk, in `assigned` below */
+    real S;                            /* S_C */
+} NormedReadoutChunk;
 
 typedef struct {
     size_t ld_rows, n_chunks;
-    size_t n_rows, n_free, n_given;
-    double reciprocal_deviation; /* of the layer norm */
-    double gamma, c;             /* of the backward, see above */
-    double gone;                 /* H, gamma and c below this are nothing; -1 when they are */
-} Totals;
+    size_t n_rows, n_free, n_assigned; /* rows used so far; entries of `free` and of `assigned` below */
+    double reciprocal_deviation;       /* of the layer norm */
+    double gamma, c;                   /* of the backward, see above */
+    double gone;                       /* H, gamma and c below this count as 0; -1 once they are */
+} NormedReadoutTotals;
 
-/* ld_rows: the distinct values of the sequence, padded; the width of every row of values below. */
+/* ld_rows: the distinct values of the sequence, padded; the length of every row of values below. */
 typedef struct {
-    Totals *totals;
-    int32_t *row_of;   /* N: row of a value, or -1 */
-    int32_t *value_of; /* ld_rows: and back, -1 for a row that is free */
-    int32_t *free;     /* ld_rows: rows without a value, a stack */
-    int32_t *given;    /* L: rows in the order in which they were given to values */
-    Token *tokens;     /* L */
-    Chunk *chunks;     /* L: at most one a token */
-    real *raw;         /* N: W q before the layer norm */
-    real *dy;          /* ld_rows: dL/d raw, by row */
-    real *o;           /* L x ld_rows */
-    real *F, *P;       /* C x ld_rows */
-    real *F_t, *P_t;   /* ld_rows x C, transposed */
-    real *keys_t;      /* ld x C, transposed */
-    real *dkeys_t;     /* ld x C, transposed */
-    real *gram, *M;    /* C x C; gram[j][t] = k_j . k_t */
-    real *H;           /* ld x ld_rows */
-    real *W;           /* (chunks + 1) x ld x ld_rows: the state before each chunk, and the last one */
-} Workspace;
+    NormedReadoutTotals *totals;
+    int32_t *row_of;            /* N: row of a value, or -1 */
+    int32_t *value_of;          /* ld_rows: value of a row, or -1 */
+    int32_t *free;              /* ld_rows: a stack of rows without a value */
+    int32_t *assigned;          /* L: rows in the order in which they were assigned to values */
+    NormedReadoutToken *tokens; /* L */
+    NormedReadoutChunk *chunks; /* L: at most one a token */
+    real *raw;                  /* N: W q before the layer norm */
+    real *draw;                 /* ld_rows: the gradient of raw, by row */
+    real *o;                    /* L x ld_rows */
+    real *F, *P;                /* C x ld_rows */
+    real *F_t, *P_t;            /* ld_rows x C, transposed */
+    real *keys_t;               /* ld x C, transposed */
+    real *dkeys_t;              /* ld x C, transposed */
+    real *gram, *M;             /* C x C; gram[j][t] = k_j . k_t */
+    real *H;                    /* ld x ld_rows */
+    /* (chunks + 1) x ld x ld_rows: the state before each chunk, and the last one. There is room for L chunks, should
+     * each be of one token; pages that are not used are not touched, and take no memory. */
+    real *W;
+} NormedReadoutScratch;
 
-static Workspace divide(real *numbers, size_t length, size_t n_values, size_t ld, size_t ld_rows)
+static NormedReadoutScratch take_scratch(size_t length, size_t n_values, size_t ld, size_t ld_rows, Arena *arena)
 {
-    const size_t by_row = ld_rows * sizeof(real), tile = C * sizeof(real);
-    Arena arena = arena_at(numbers);
-    Workspace w;
-    w.totals = take_bytes(&arena, sizeof(Totals));
-    w.row_of = take_bytes(&arena, n_values * sizeof(int32_t));
-    w.value_of = take_bytes(&arena, ld_rows * sizeof(int32_t));
-    w.free = take_bytes(&arena, ld_rows * sizeof(int32_t));
-    w.given = take_bytes(&arena, length * sizeof(int32_t));
-    w.tokens = take_bytes(&arena, length * sizeof(Token));
-    w.chunks = take_bytes(&arena, length * sizeof(Chunk));
-    w.raw = take(&arena, n_values);
-    w.dy = take_bytes(&arena, by_row);
-    w.o = take_bytes(&arena, length * by_row);
-    w.F = take_bytes(&arena, C * by_row);
-    w.P = take_bytes(&arena, C * by_row);
-    w.F_t = take_bytes(&arena, C * by_row);
-    w.P_t = take_bytes(&arena, C * by_row);
-    w.keys_t = take_bytes(&arena, ld * tile);
-    w.dkeys_t = take_bytes(&arena, ld * tile);
-    w.gram = take_bytes(&arena, C * tile);
-    w.M = take_bytes(&arena, C * tile);
-    w.H = take_bytes(&arena, ld * by_row);
-    w.W = take(&arena, 0);
+    NormedReadoutScratch w;
+    w.totals = take_bytes(arena, sizeof(NormedReadoutTotals));
+    w.row_of = take_bytes(arena, n_values * sizeof(int32_t));
+    w.value_of = take_bytes(arena, ld_rows * sizeof(int32_t));
+    w.free = take_bytes(arena, ld_rows * sizeof(int32_t));
+    w.assigned = take_bytes(arena, length * sizeof(int32_t));
+    w.tokens = take_bytes(arena, length * sizeof(NormedReadoutToken));
+    w.chunks = take_bytes(arena, length * sizeof(NormedReadoutChunk));
+    w.raw = take(arena, n_values);
+    w.draw = take(arena, ld_rows);
+    w.o = take(arena, length * ld_rows);
+    w.F = take(arena, C * ld_rows);
+    w.P = take(arena, C * ld_rows);
+    w.F_t = take(arena, C * ld_rows);
+    w.P_t = take(arena, C * ld_rows);
+    w.keys_t = take(arena, ld * C);
+    w.dkeys_t = take(arena, ld * C);
+    w.gram = take(arena, C * C);
+    w.M = take(arena, C * C);
+    w.H = take(arena, ld * ld_rows);
+    w.W = take(arena, (length + 1) * ld * ld_rows);
     return w;
 }
 
-static Workspace of_sequence(const Sequence *s, real *numbers)
+/* For the most distinct values that a sequence can have. */
+static size_t scratch_bytes(size_t length, size_t n_values, size_t ld, size_t ld_queries)
 {
-    return divide(numbers, s->length, s->n_values, s->ld, ((Totals *)numbers)->ld_rows);
+    (void)ld_queries;
+    Arena arena = {0};
+    take_scratch(length, n_values, ld, fwm_padded(fwm_min(length, n_values)), &arena);
+    return arena.next;
 }
 
-/* Room for a state a token, should every chunk end at once; of what is not used no page is touched. */
-static size_t scratch_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
+/* ld_rows is known after begin_scratch; it stands in the totals, the first array. */
+static NormedReadoutScratch scratch_at(const ReadoutSequence *s, void *scratch)
 {
-    (void)n_queries;
-    const size_t ld_rows = fwm_padded(fwm_min(length, n_values));
-    const Workspace w = divide(NULL, length, n_values, ld, ld_rows);
-    return (uintptr_t)w.W / sizeof(real) + (length + 1) * ld * ld_rows;
+    const NormedReadoutTotals *totals = scratch;
+    Arena arena = arena_at(scratch);
+    return take_scratch(s->length, s->n_values, s->ld, totals->ld_rows, &arena);
 }
 
-/* An empty memory, with a row for every distinct value of the sequence. */
-static Workspace start(const Sequence *s, real *numbers)
+/* An empty state, with a row for every distinct value of the sequence. */
+static NormedReadoutScratch begin_scratch(const ReadoutSequence *s, void *scratch)
 {
-    Totals *totals = (Totals *)numbers;
-    const Workspace before = divide(numbers, s->length, s->n_values, s->ld, 0);
+    Arena arena = arena_at(scratch);
+    const NormedReadoutScratch first = take_scratch(s->length, s->n_values, s->ld, 0, &arena); /* totals and row_of */
     size_t distinct = 0;
-    memset(before.row_of, 0, s->n_values * sizeof(int32_t));
+    memset(first.row_of, 0, s->n_values * sizeof(int32_t));
     for (size_t t = 0; t < s->length; t++)
-        distinct += before.row_of[s->values[t]]++ == 0;
+        distinct += first.row_of[s->values[t]]++ == 0;
     for (size_t n = 0; n < s->n_values; n++)
-        before.row_of[n] = -1;
-    *totals = (Totals){.ld_rows = fwm_padded(distinct)};
-    return of_sequence(s, numbers);
+        first.row_of[n] = -1;
+    *first.totals = (NormedReadoutTotals){.ld_rows = fwm_padded(distinct)};
+    return scratch_at(s, scratch);
 }
 
-/* Gives value v a row, unless it has one: a free one, or a new one. */
-static int32_t give_row(const Workspace *w, int32_t v)
+/* The row of value v; if it has none, a free row or a new one is assigned to it. */
+static int32_t row_for_value(const NormedReadoutScratch *w, int32_t v)
 {
-    Totals *totals = w->totals;
+    NormedReadoutTotals *totals = w->totals;
     if (w->row_of[v] < 0) {
         const int32_t row = totals->n_free ? w->free[--totals->n_free] : (int32_t)totals->n_rows++;
         w->row_of[v] = row;
         w->value_of[row] = v;
-        w->given[totals->n_given++] = row;
+        w->assigned[totals->n_assigned++] = row;
     }
     return w->row_of[v];
 }
 
-/* Frees the rows of W (p x ld_rows) that have faded. A row of zeros has been given to a value and waits for its write.
- */
-static void drop_faded_rows(const Sequence *s, const Workspace *w, size_t rows, double norm, real *W)
+/* Frees the rows of W (p x ld_rows) that have faded. A row of zeros is kept: its value has not been written yet. */
+static void drop_faded_rows(const ReadoutSequence *s, const NormedReadoutScratch *w, size_t rows, double norm, real *W)
 {
     const size_t ld_rows = w->totals->ld_rows;
     real *squares = w->P;
@@ -182,8 +197,8 @@ static void drop_faded_rows(const Sequence *s, const Workspace *w, size_t rows, 
     }
 }
 
-/* keys_t and gram of count keys; columns behind count are zero. */
-static void multiply_keys(const Sequence *s, const Workspace *w, const real *keys, size_t count)
+/* keys_t and gram of `count` keys; columns behind them are zero. */
+static void multiply_keys(const ReadoutSequence *s, const NormedReadoutScratch *w, const real *keys, size_t count)
 {
     if (count < C)
         memset(w->keys_t, 0, C * s->ld * sizeof(real));
@@ -208,7 +223,8 @@ static real combine(size_t rows, size_t from, size_t to, const real *weights, co
 }
 
 /* F_t = S_{t-1} beta_t (e_v - o_t) */
-static void write_difference(size_t rows, const Token *token, real beta, const real *restrict o, real *restrict F)
+static void write_difference(size_t rows, const NormedReadoutToken *token, real beta, const real *restrict o,
+                             real *restrict F)
 {
     const real scale = -token->S_before * beta;
     for (size_t i = 0; i < rows; i += FWM_LANES)
@@ -223,8 +239,9 @@ static void scale_rows(size_t n, size_t rows, real scale, real *x, size_t ld_row
             vec_store(x + t * ld_rows + i, scale * vec_load(x + t * ld_rows + i));
 }
 
-/* One chunk from its start: o, the tokens' scalars, F, and the next state. norm is |W|^2. */
-static void run_chunk(const Sequence *s, const Workspace *w, Chunk *chunk, const real *W0, real *W_next, double *norm)
+/* The forward of a chunk: o, the tokens' scalars, F, and the next state. norm is |W|^2. */
+static void run_chunk(const ReadoutSequence *s, const NormedReadoutScratch *w, NormedReadoutChunk *chunk,
+                      const real *W0, real *W_next, double *norm)
 {
     const size_t ld_rows = w->totals->ld_rows, rows = chunk->rows;
     const real *keys = s->keys + chunk->start * s->ld;
@@ -233,7 +250,7 @@ static void run_chunk(const Sequence *s, const Workspace *w, Chunk *chunk, const
     gemm(chunk->count, rows, s->features, rows_of(keys, s->ld), W0, ld_rows, 0, NULL, o, ld_rows);
     real S = 1;
     for (size_t t = 0; t < chunk->count; t++, o += ld_rows) {
-        Token *token = w->tokens + chunk->start + t;
+        NormedReadoutToken *token = w->tokens + chunk->start + t;
         const real beta = s->beta[chunk->start + t];
         token->r = combine(rows, 0, t, w->gram + t, w->F, ld_rows, 1 / S, o);
         token->a = o[token->row];
@@ -254,29 +271,30 @@ static void run_chunk(const Sequence *s, const Workspace *w, Chunk *chunk, const
     gemm(s->features, rows, chunk->count, transposed(keys, s->ld), w->F, ld_rows, 1 / S, W0, W_next, ld_rows);
 }
 
-/* A chunk of at most C tokens from here, with a row for each of its values; rows that are new in W (p x ld_rows) are 0.
- */
-static Chunk begin_chunk(const Sequence *s, const Workspace *w, size_t start, size_t rows_before, real *W)
+/* A chunk of at most C tokens from `start`, with a row for each of its values. New rows of W (p x ld_rows) become 0. */
+static NormedReadoutChunk begin_chunk(const ReadoutSequence *s, const NormedReadoutScratch *w, size_t start,
+                                      size_t rows_before, real *W)
 {
-    Chunk chunk = {.start = start, .count = fwm_min(C, s->length - start), .first_given = w->totals->n_given};
+    NormedReadoutChunk chunk = {
+        .start = start, .count = fwm_min(C, s->length - start), .first_assigned = w->totals->n_assigned};
     for (size_t t = start; t < start + chunk.count; t++)
-        w->tokens[t].row = give_row(w, s->values[t]);
-    chunk.n_given = w->totals->n_given - chunk.first_given;
+        w->tokens[t].row = row_for_value(w, s->values[t]);
+    chunk.n_assigned = w->totals->n_assigned - chunk.first_assigned;
     chunk.rows = fwm_padded(w->totals->n_rows);
     for (size_t i = 0; i < s->features && chunk.rows > rows_before; i++)
         memset(W + i * w->totals->ld_rows + rows_before, 0, (chunk.rows - rows_before) * sizeof(real));
     return chunk;
 }
 
-/* All tokens; returns the last state (p x ld_rows). */
-static const real *run(const Sequence *s, const Workspace *w)
+/* All chunks; returns the last state (p x ld_rows). */
+static const real *run_chunks(const ReadoutSequence *s, const NormedReadoutScratch *w)
 {
     const size_t state = s->ld * w->totals->ld_rows;
     double norm = 0;
     size_t rows = 0;
     real *W = w->W;
     for (size_t start = 0; start < s->length; W += state) {
-        Chunk *chunk = w->chunks + w->totals->n_chunks++;
+        NormedReadoutChunk *chunk = w->chunks + w->totals->n_chunks++;
         *chunk = begin_chunk(s, w, start, rows, W);
         rows = chunk->rows;
         run_chunk(s, w, chunk, W, W + state, &norm);
@@ -286,16 +304,16 @@ static const real *run(const Sequence *s, const Workspace *w)
     return W;
 }
 
-/* Rows of the last state. */
-static size_t rows_at_end(const Workspace *w)
+/* The number of rows of the last state. */
+static size_t rows_at_end(const NormedReadoutScratch *w)
 {
     return w->totals->n_chunks ? w->chunks[w->totals->n_chunks - 1].rows : 0;
 }
 
-static void forward(const Sequence *s, real *numbers, real *y)
+static void forward(const ReadoutSequence *s, void *scratch, real *y)
 {
-    const Workspace w = start(s, numbers);
-    const real *W = run(s, &w);
+    const NormedReadoutScratch w = begin_scratch(s, scratch);
+    const real *W = run_chunks(s, &w);
     const size_t rows = rows_at_end(&w);
     real *by_row = w.F;
     gemm(1, rows, s->features, rows_of(s->query, s->ld), W, w.totals->ld_rows, 0, NULL, by_row, rows);
@@ -306,7 +324,7 @@ static void forward(const Sequence *s, real *numbers, real *y)
 }
 
 /* The largest number in H (p x rows); infinity if there is a NaN. */
-static double largest(const Sequence *s, const Workspace *w, size_t rows)
+static double largest(const ReadoutSequence *s, const NormedReadoutScratch *w, size_t rows)
 {
     real most = 0, nan = 0;
     for (size_t i = 0; i < s->features; i++) {
@@ -320,24 +338,24 @@ static double largest(const Sequence *s, const Workspace *w, size_t rows)
     return nan == 0 ? most : INFINITY;
 }
 
-/* Through the layer norm to draw, the gradient of W q. Then H = dy q^T, gamma = 0, c = draw . raw. */
-static size_t backward_begin(const Sequence *s, real *numbers, const real *y, const real *dy)
+/* The layer norm's backward gives draw, the gradient of raw = W q. Then H = draw q^T, gamma = 0, c = draw . raw. */
+static size_t backward_begin(const ReadoutSequence *s, void *scratch, const real *y, const real *dy)
 {
-    const Workspace w = of_sequence(s, numbers);
+    const NormedReadoutScratch w = scratch_at(s, scratch);
     const size_t ld_rows = w.totals->ld_rows;
     const LayerNormBackward norm = layer_norm_backward(s->n_values, y, dy, w.totals->reciprocal_deviation);
     double c = 0;
-    memset(w.dy, 0, ld_rows * sizeof(real));
+    memset(w.draw, 0, ld_rows * sizeof(real));
     for (size_t n = 0; n < s->n_values; n++) {
         if (w.row_of[n] < 0)
             continue;
         const double draw = layer_norm_dx(&norm, y[n], dy[n]);
-        w.dy[w.row_of[n]] = (real)draw;
+        w.draw[w.row_of[n]] = (real)draw;
         c += draw * w.raw[n];
     }
     for (size_t i = 0; i < s->features; i++)
         for (size_t r = 0; r < ld_rows; r++)
-            w.H[i * ld_rows + r] = s->query[i] * w.dy[r];
+            w.H[i * ld_rows + r] = s->query[i] * w.draw[r];
     w.totals->gamma = 0;
     w.totals->c = c;
     w.totals->gone = GONE * largest(s, &w, ld_rows);
@@ -345,8 +363,8 @@ static size_t backward_begin(const Sequence *s, real *numbers, const real *y, co
 }
 
 /* One token of the backward: x holds H_C k_t / S_C + sum_{j > t} P_j (k_j . k_t) and becomes P_t. Returns dbeta. */
-static real backward_token(Totals *totals, const Token *token, size_t rows, real beta, const real *restrict o,
-                           real *restrict x, real *M_tt)
+static real backward_token(NormedReadoutTotals *totals, const NormedReadoutToken *token, size_t rows, real beta,
+                           const real *restrict o, real *restrict x, real *M_tt)
 {
     const double a = token->a, r = token->r, kk = token->kk, S = token->S_before, b = beta;
     const double kappa = token->clamped ? (totals->gamma - totals->c) / ((double)token->s * token->s) : totals->gamma;
@@ -364,7 +382,8 @@ static real backward_token(Totals *totals, const Token *token, size_t rows, real
 }
 
 /* dkeys_t = H_C F^T / S_C + W0 P^T + K^T M */
-static void key_gradients(const Sequence *s, const Workspace *w, const Chunk *chunk, const real *keys)
+static void key_gradients(const ReadoutSequence *s, const NormedReadoutScratch *w, const NormedReadoutChunk *chunk,
+                          const real *keys)
 {
     const size_t ld_rows = w->totals->ld_rows, rows = chunk->rows, n = chunk->count;
     if (n < C) {
@@ -386,7 +405,8 @@ static void key_gradients(const Sequence *s, const Workspace *w, const Chunk *ch
 }
 
 /* dkeys and dbeta of a chunk, from H, gamma and c at its end. */
-static void chunk_gradients(const Sequence *s, const Workspace *w, const Chunk *chunk, real *dkeys, real *dbeta)
+static void chunk_gradients(const ReadoutSequence *s, const NormedReadoutScratch *w, const NormedReadoutChunk *chunk,
+                            real *dkeys, real *dbeta)
 {
     const size_t ld_rows = w->totals->ld_rows, rows = chunk->rows, n = chunk->count;
     const real *keys = s->keys + chunk->start * s->ld, *o = w->o + chunk->start * ld_rows;
@@ -395,7 +415,7 @@ static void chunk_gradients(const Sequence *s, const Workspace *w, const Chunk *
     gemm(n, rows, s->features, rows_of(keys, s->ld), w->H, ld_rows, 0, NULL, w->P, ld_rows);
     scale_rows(n, rows, 1 / chunk->S, w->P, ld_rows);
     for (size_t t = n; t-- > 0;) {
-        const Token *token = w->tokens + chunk->start + t;
+        const NormedReadoutToken *token = w->tokens + chunk->start + t;
         const real beta = s->beta[chunk->start + t];
         real *x = w->P + t * ld_rows;
         combine(rows, t + 1, n, w->gram + t, w->P, ld_rows, 1, x);
@@ -406,20 +426,20 @@ static void chunk_gradients(const Sequence *s, const Workspace *w, const Chunk *
     transpose(s->features, n, w->dkeys_t, C, dkeys, s->ld);
 }
 
-/* H at the chunk's start, 0 in the rows that were given to values there: what they held before had faded. */
-static void step_back(const Sequence *s, const Workspace *w, const Chunk *chunk)
+/* H at the chunk's start. 0 in the rows that were assigned there, because what they held before had faded. */
+static void state_backward(const ReadoutSequence *s, const NormedReadoutScratch *w, const NormedReadoutChunk *chunk)
 {
     const size_t ld_rows = w->totals->ld_rows;
     const real *keys = s->keys + chunk->start * s->ld;
     gemm(s->features, chunk->rows, chunk->count, transposed(keys, s->ld), w->P, ld_rows, 1 / chunk->S, w->H, w->H,
          ld_rows);
     for (size_t i = 0; i < s->features; i++)
-        for (size_t j = 0; j < chunk->n_given; j++)
-            w->H[i * ld_rows + w->given[chunk->first_given + j]] = 0;
+        for (size_t j = 0; j < chunk->n_assigned; j++)
+            w->H[i * ld_rows + w->assigned[chunk->first_assigned + j]] = 0;
 }
 
-/* c = <dL/dW, W> at the chunk's end. Carried on as a scalar alone, c would keep its rounding errors for ever. */
-static void renew_c(const Sequence *s, const Workspace *w, const Chunk *chunk)
+/* c = <dL/dW, W> at the chunk's end. If c were only updated token by token, its rounding errors would accumulate. */
+static void recompute_c(const ReadoutSequence *s, const NormedReadoutScratch *w, const NormedReadoutChunk *chunk)
 {
     const size_t ld_rows = w->totals->ld_rows;
     const real *W = w->W + (size_t)(chunk - w->chunks + 1) * s->ld * ld_rows;
@@ -436,19 +456,19 @@ static void renew_c(const Sequence *s, const Workspace *w, const Chunk *chunk)
     w->totals->c = c;
 }
 
-static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, real *dkeys, real *dbeta)
+static TokenRange backward_tile(const ReadoutSequence *s, void *scratch, size_t tile, real *dkeys, real *dbeta)
 {
-    const Workspace w = of_sequence(s, numbers);
-    const Chunk *chunk = w.chunks + w.totals->n_chunks - 1 - tile;
-    Totals *totals = w.totals;
+    const NormedReadoutScratch w = scratch_at(s, scratch);
+    const NormedReadoutChunk *chunk = w.chunks + w.totals->n_chunks - 1 - tile;
+    NormedReadoutTotals *totals = w.totals;
     if (totals->gone < 0) {
         memset(dkeys, 0, chunk->count * s->ld * sizeof(real));
         memset(dbeta, 0, chunk->count * sizeof(real));
     } else {
         if (tile > 0)
-            renew_c(s, &w, chunk);
+            recompute_c(s, &w, chunk);
         chunk_gradients(s, &w, chunk, dkeys, dbeta);
-        step_back(s, &w, chunk);
+        state_backward(s, &w, chunk);
         if (fabs(totals->gamma) < totals->gone && fabs(totals->c) < totals->gone &&
             largest(s, &w, chunk->rows) < totals->gone)
             totals->gone = -1;
@@ -456,23 +476,24 @@ static TokenRange backward_tile(const Sequence *s, real *numbers, size_t tile, r
     return (TokenRange){chunk->start, chunk->count};
 }
 
-/* dq = (dL/d raw) W_L */
-static void backward_end(const Sequence *s, real *numbers, real *dquery)
+/* dq = draw W_L */
+static void backward_end(const ReadoutSequence *s, void *scratch, real *dquery)
 {
-    const Workspace w = of_sequence(s, numbers);
+    const NormedReadoutScratch w = scratch_at(s, scratch);
     const size_t ld_rows = w.totals->ld_rows;
     const real *W = w.W + w.totals->n_chunks * s->ld * ld_rows;
     for (size_t i = 0; i < s->ld; i++)
-        dquery[i] = i < s->features ? dot(rows_at_end(&w), W + i * ld_rows, w.dy) : 0;
+        dquery[i] = i < s->features ? dot(rows_at_end(&w), W + i * ld_rows, w.draw) : 0;
 }
 
-static void answer(const Sequence *s, real *numbers, const real *queries, size_t ld_queries, real *y)
+static void answer(const ReadoutSequence *s, void *scratch, const real *queries, size_t ld_queries, real *y)
 {
-    const Workspace w = start(s, numbers);
-    const real *W = run(s, &w);
+    const NormedReadoutScratch w = begin_scratch(s, scratch);
+    const real *W = run_chunks(s, &w);
     memset(y, 0, s->n_values * ld_queries * sizeof(real));
+    /* NaN if a query is not finite; one row suffices, because the layer norm spreads its NaN to all */
     for (size_t i = 0; i < s->features && s->n_values; i++)
-        add_scaled(ld_queries, 0, queries + i * ld_queries, y); /* a row makes all of the layer norm NaN */
+        add_scaled(ld_queries, 0, queries + i * ld_queries, y);
     for (size_t n = 0; n < s->n_values; n++)
         if (w.row_of[n] >= 0)
             gemm(1, ld_queries, s->features, transposed(W + w.row_of[n], w.totals->ld_rows), queries, ld_queries, 0,
@@ -487,7 +508,7 @@ const Readout FWM_NAME(readout_fwm) = {
              .uses_map = 1,
              .uses_beta = 1,
              .summary = "delta rule with the memory kept at norm 1, layer norm on the read-out"},
-    .scratch = scratch_size,
+    .scratch = scratch_bytes,
     .forward = forward,
     .backward_begin = backward_begin,
     .backward_tile = backward_tile,

@@ -2,9 +2,11 @@
  *
  *     y = (x - mean) / deviation,   deviation = sqrt(variance + eps), biased variance, eps = 1e-5
  *
- * Backward: saved y and 1 / deviation.   dx = (dy - mean(dy) - y mean(dy y)) / deviation
+ * Backward: saved y and 1 / deviation.
  *
- * In double: after training the variance falls below eps. */
+ *     dx = (dy - mean(dy) - y mean(dy y)) / deviation
+ *
+ * In double, because the variance falls below eps after some training. */
 #ifndef FWM_KERNELS_RETRIEVAL_READOUTS_LAYER_NORM_H
 #define FWM_KERNELS_RETRIEVAL_READOUTS_LAYER_NORM_H
 
@@ -12,7 +14,7 @@
 
 #include "kernels/base/real.h"
 
-/* y and x step through memory by stride, and may be the same; returns 1 / deviation. */
+/* x and y have a number every `stride`, and may be the same array. Returns 1 / deviation. */
 static inline double layer_norm_forward(size_t n_values, const real *x, real *y, size_t stride)
 {
     double mean = 0, variance = 0;
@@ -27,6 +29,7 @@ static inline double layer_norm_forward(size_t n_values, const real *x, real *y,
     return reciprocal;
 }
 
+/* What dx of every value needs. */
 typedef struct {
     double mean_dy, mean_dy_y, reciprocal;
 } LayerNormBackward;

@@ -1,8 +1,9 @@
-/* Softmax attention with one query, the rule that keeps every key ("softmax" in the paper's Setting 1):
+/* The softmax read-out: softmax attention with one query, which keeps every key ("softmax" in the paper's Setting 1):
  *
  *     s_t = k_t . q / sqrt(p),   w = softmax(s),   y = sum_t w_t e_{v_t}
  *
  * Backward: saved w and y.
+ *
  *     ds_t = w_t (dy[v_t] - dy . y)
  *     dk_t = ds_t q / sqrt(p),   dq = sum_t ds_t k_t / sqrt(p) */
 #include "kernels/retrieval/readouts/softmax.h"
@@ -10,13 +11,15 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/base/arena.h"
 #include "kernels/base/gemm.h"
 #include "kernels/base/vector.h"
 #include "kernels/base/vmath.h"
 #include "kernels/retrieval/readouts/readout.h"
 
-/* A weight below exp(this) of the largest is set to 0, and so is the gradient of a score when it is as small against
- * dy: far below the resolution of the number type, and what is made of them would soon be subnormal and slow. */
+/* A weight less than exp(NEGLIGIBLE) times the largest is set to 0, and so is a score's gradient that is as small
+ * beside dy. Both are far below the resolution of the number type, and products with them would soon be subnormal and
+ * slow. */
 #define NEGLIGIBLE (real)(FWM_REAL_IS_DOUBLE ? -300 : -60)
 
 void softmax_forward(size_t length, size_t n_values, const int32_t *values, real *scores, real *y)
@@ -33,7 +36,7 @@ void softmax_forward(size_t length, size_t n_values, const int32_t *values, real
         total += scores[t];
     }
     for (size_t n = 0; n < n_values; n++)
-        y[n] = 0 * total; /* where a weight is NaN, so is its product with the zeros of a one-hot value */
+        y[n] = 0 * total; /* NaN if a weight is: its product with the zeros of a one-hot value */
     for (size_t t = 0; t < length; t++) {
         scores[t] /= total;
         y[values[t]] += scores[t];
@@ -55,63 +58,88 @@ void softmax_backward(size_t length, size_t n_values, const int32_t *values, con
     }
 }
 
-/* Workspace: dq (ld), the weights or the gradients of the scores (L). Many queries: scores (L x n_queries), and one
- * query's scores and answer. */
-static size_t scratch_size(size_t length, size_t n_values, size_t ld, size_t n_queries)
+typedef struct {
+    real *dq;         /* ld */
+    real *scores;     /* L: of one query; then its weights, then the gradients of its scores */
+    real *all_scores; /* L x ld_queries */
+    real *y;          /* N: the answer to one query of many */
+} SoftmaxScratch;
+
+static SoftmaxScratch take_scratch(size_t length, size_t n_values, size_t ld, size_t ld_queries, Arena *arena)
 {
-    return ld + fwm_padded(length) + length * fwm_padded(n_queries) + fwm_padded(n_values);
+    SoftmaxScratch w;
+    w.dq = take(arena, ld);
+    w.scores = take(arena, length);
+    w.all_scores = take(arena, length * ld_queries);
+    w.y = take(arena, n_values);
+    return w;
 }
 
-static real scale_of(const Sequence *s)
+static size_t scratch_bytes(size_t length, size_t n_values, size_t ld, size_t ld_queries)
+{
+    Arena arena = {0};
+    take_scratch(length, n_values, ld, ld_queries, &arena);
+    return arena.next;
+}
+
+static SoftmaxScratch scratch_at(const ReadoutSequence *s, void *scratch, size_t ld_queries)
+{
+    Arena arena = arena_at(scratch);
+    return take_scratch(s->length, s->n_values, s->ld, ld_queries, &arena);
+}
+
+static real scale_of(const ReadoutSequence *s)
 {
     return 1 / FWM_SQRT((real)s->features);
 }
 
-static void forward(const Sequence *s, real *scratch, real *y)
+static void forward(const ReadoutSequence *s, void *scratch, real *y)
 {
-    real *scores = scratch + s->ld;
+    real *scores = scratch_at(s, scratch, 0).scores;
     for (size_t t = 0; t < s->length; t++)
         scores[t] = scale_of(s) * dot(s->ld, s->keys + t * s->ld, s->query);
     softmax_forward(s->length, s->n_values, s->values, scores, y);
 }
 
-static size_t backward_begin(const Sequence *s, real *scratch, const real *y, const real *dy)
+static size_t backward_begin(const ReadoutSequence *s, void *scratch, const real *y, const real *dy)
 {
-    memset(scratch, 0, s->ld * sizeof(real));
-    softmax_backward(s->length, s->n_values, s->values, y, dy, scratch + s->ld);
+    const SoftmaxScratch w = scratch_at(s, scratch, 0);
+    memset(w.dq, 0, s->ld * sizeof(real));
+    softmax_backward(s->length, s->n_values, s->values, y, dy, w.scores);
     return fwm_tiles(s->length, FWM_TILE);
 }
 
-static TokenRange backward_tile(const Sequence *s, real *scratch, size_t tile, real *dkeys, real *dbeta)
+static TokenRange backward_tile(const ReadoutSequence *s, void *scratch, size_t tile, real *dkeys, real *dbeta)
 {
     (void)dbeta;
     const TokenRange range = {tile * FWM_TILE, fwm_min(FWM_TILE, s->length - tile * FWM_TILE)};
-    const real *ds = scratch + s->ld + range.start;
+    const SoftmaxScratch w = scratch_at(s, scratch, 0);
+    const real *ds = w.scores + range.start;
     const real *keys = s->keys + range.start * s->ld;
     for (size_t t = 0; t < range.count; t++, keys += s->ld, dkeys += s->ld) {
         const real scaled = scale_of(s) * ds[t];
         for (size_t i = 0; i < s->ld; i++)
             dkeys[i] = scaled * s->query[i];
-        add_scaled(s->ld, scaled, keys, scratch);
+        add_scaled(s->ld, scaled, keys, w.dq);
     }
     return range;
 }
 
-static void backward_end(const Sequence *s, real *scratch, real *dquery)
+static void backward_end(const ReadoutSequence *s, void *scratch, real *dquery)
 {
-    memcpy(dquery, scratch, s->ld * sizeof(real));
+    memcpy(dquery, scratch_at(s, scratch, 0).dq, s->ld * sizeof(real));
 }
 
-static void answer(const Sequence *s, real *scratch, const real *queries, size_t ld_queries, real *y)
+static void answer(const ReadoutSequence *s, void *scratch, const real *queries, size_t ld_queries, real *y)
 {
-    real *scores = scratch, *one = scores + s->length * ld_queries, *y_one = one + fwm_padded(s->length);
-    gemm(s->length, ld_queries, s->ld, rows_of(s->keys, s->ld), queries, ld_queries, 0, NULL, scores, ld_queries);
+    const SoftmaxScratch w = scratch_at(s, scratch, ld_queries);
+    gemm(s->length, ld_queries, s->ld, rows_of(s->keys, s->ld), queries, ld_queries, 0, NULL, w.all_scores, ld_queries);
     for (size_t c = 0; c < ld_queries; c++) {
         for (size_t t = 0; t < s->length; t++)
-            one[t] = scale_of(s) * scores[t * ld_queries + c];
-        softmax_forward(s->length, s->n_values, s->values, one, y_one);
+            w.scores[t] = scale_of(s) * w.all_scores[t * ld_queries + c];
+        softmax_forward(s->length, s->n_values, s->values, w.scores, w.y);
         for (size_t n = 0; n < s->n_values; n++)
-            y[n * ld_queries + c] = y_one[n];
+            y[n * ld_queries + c] = w.y[n];
     }
 }
 
@@ -121,7 +149,7 @@ const Readout FWM_NAME(readout_softmax) = {
              .uses_map = 0,
              .uses_beta = 0,
              .summary = "softmax attention: every pair is kept, no feature map"},
-    .scratch = scratch_size,
+    .scratch = scratch_bytes,
     .forward = forward,
     .backward_begin = backward_begin,
     .backward_tile = backward_tile,

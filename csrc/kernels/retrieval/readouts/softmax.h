@@ -1,5 +1,5 @@
-/* The softmax over a sequence's scores, shared by the read-out on keys (softmax.c) and by the model, which makes scores
- * without projecting a key (model/softmax_attention.c). */
+/* The softmax over a sequence's scores, shared by the read-out (softmax.c) and by the model, which computes scores
+ * without projecting a key (retrieval/softmax.c). */
 #ifndef FWM_KERNELS_RETRIEVAL_READOUTS_SOFTMAX_H
 #define FWM_KERNELS_RETRIEVAL_READOUTS_SOFTMAX_H
 

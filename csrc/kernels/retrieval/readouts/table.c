@@ -1,4 +1,4 @@
-/* The table of read-outs: the command line, the help, the Python functions and the tests follow from it. */
+/* The table of read-outs, from which the command line, the help, the Python functions and the tests follow. */
 #include "kernels/retrieval/readouts/readout.h"
 
 #define READOUTS(ROW)                                                                                                  \
