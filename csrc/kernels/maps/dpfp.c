@@ -261,14 +261,16 @@ static inline void backward_block(const MapShape *s, const DpfpRows *rows, size_
     }
 }
 
-static void backward_group(const MapShape *s, const DpfpRows *rows, size_t n, const real *dphi, const real *pre,
-                           real *dpre, const DpfpScratch *w)
+/* Not inlined: beside the code for whole vectors, in one function, the compiler spills the pointers of these loops. */
+__attribute__((noinline)) static void backward_group(const MapShape *s, const DpfpRows *rows, size_t n,
+                                                     const real *dphi, const real *pre, real *dpre,
+                                                     const DpfpScratch *w)
 {
     const size_t d = s->d;
-    real *dr = w->dr;
-    rectify_group(s, rows, n, pre, w->r);
+    real *r = w->r, *products = w->products, *dr = w->dr;
+    rectify_group(s, rows, n, pre, r);
     for (size_t j = 1; j <= s->argument; j++)
-        backward_block(s, rows, n, j, dphi + (j - 1) * rows->width, w->r, w->products, dr);
+        backward_block(s, rows, n, j, dphi + (j - 1) * rows->width, r, products, dr);
     for (size_t t = 0; t < n; t++, pre += s->ld, dpre += s->ld, dr += rows->width) {
         const real *restrict x = pre, *restrict dup = dr, *restrict ddown = dr + d;
         real *restrict dx = dpre;
