@@ -10,9 +10,9 @@ typedef struct {
     uintptr_t next; /* where the next array starts; of an empty arena, the bytes taken so far */
 } Arena;
 
-static inline Arena arena_at(void *memory)
+static inline Arena arena_at(void *scratch)
 {
-    return (Arena){(uintptr_t)memory};
+    return (Arena){(uintptr_t)scratch};
 }
 
 /* The next array, aligned to a cache line. */

@@ -1,4 +1,5 @@
-/* The delta rule ("ours" in the paper's program; Schlag, Irie, Schmidhuber 2021, section 4.2; Widrow and Hoff 1960):
+/* The delta read-out: the delta rule ("ours" in the paper's program; Schlag, Irie, Schmidhuber 2021, section 4.2;
+ * Widrow and Hoff 1960):
  *
  *     k_t = phi_t / sum(phi_t)
  *     W <- W + beta_t (e_{v_t} - W k_t) k_t^T,   W_0 = 0
