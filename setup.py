@@ -2,7 +2,7 @@
 
 Everything outside csrc/kernels is compiled once. The kernels are compiled once per precision and per variant, each
 set into a folder of its own, and everything is linked into one extension. Sources are found by glob: a new C file
-needs no line here.
+needs no line here. A build compiles again what read a changed file, by the lists that the compiler writes.
 
 Environment variables, for developers and for CI:
 
@@ -66,15 +66,20 @@ PRECISIONS = {"float": 0, "double": 1}
 
 
 class Variant(NamedTuple):
+    """Kernels for one instruction set. `architecture`: "any", or as in the macro that compilers define (__x86_64__)."""
+
+    architecture: str
     vector_bytes: int
     flags: list[str]
 
 
 VARIANTS = {
-    "baseline": Variant(16, []),
-    "avx2": Variant(32, ["-mavx2", "-mfma"]),
+    "baseline": Variant("any", 16, []),
+    "avx2": Variant("x86_64", 32, ["-mavx2", "-mfma"]),
     "avx512": Variant(
-        64, ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"]
+        "x86_64",
+        64,
+        ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"],
     ),
 }
 
@@ -103,6 +108,20 @@ def wanted_variants() -> list[str]:
     return [name for name in VARIANTS if name in asked or name == "baseline"]
 
 
+def is_stale(target: Path) -> bool:
+    """Whether to compile: unless the object is newer than all that the compiler read for it, listed beside it (-MMD).
+
+    The listed paths are relative to the checkout, so that its build folder may move with it; headers of the system,
+    Python and NumPy are not listed.
+    """
+    try:
+        made = target.stat().st_mtime_ns
+        inputs = target.with_suffix(".d").read_text().partition(": ")[2].replace("\\\n", " ").split()
+        return not inputs or any(Path(path).stat().st_mtime_ns >= made for path in inputs)
+    except FileNotFoundError:
+        return True
+
+
 class BuildCore(build_ext):
     """Compiles the kernels once per precision and variant, which one Extension alone cannot."""
 
@@ -112,7 +131,7 @@ class BuildCore(build_ext):
         self.check_compiler()
         self.include_flags = self.take_include_flags()
         link_flags = self.openmp_flags() + self.sanitizer_flags()
-        jobs = [job for unit in self.units(link_flags) for job in self.prepare(unit, ext.depends)]
+        jobs = [job for unit in self.units(link_flags) for job in self.prepare(unit)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(self.compile_one, jobs))
         target = self.get_ext_fullpath(ext.name)
@@ -140,7 +159,7 @@ class BuildCore(build_ext):
             flags += ["-O1", "-fno-omit-frame-pointer", "-fno-wrapv"]
         if is_set("FWM_PY_WERROR"):
             flags += WARNING_FLAGS
-        variants = [name for name in wanted_variants() if self.compiler_accepts(VARIANTS[name].flags)]
+        variants = [name for name in wanted_variants() if self.compiler_accepts(VARIANTS[name])]
         kernels = find_files("kernels/**/*.c")
         common = [source for source in find_files("**/*.c") if source not in kernels]
         have = [f"-DFWM_HAVE_{name.upper()}=1" for name in variants if name != "baseline"]
@@ -183,10 +202,11 @@ class BuildCore(build_ext):
         self.warn(NO_OPENMP.format(compiler=self.compiler.compiler_so[0]))
         return ["-fopenmp-simd", "-DFWM_OPENMP_MISSING=1"]
 
-    def compiler_accepts(self, variant_flags: list[str]) -> bool:
-        """True for no flags at all; otherwise only where the target is x86-64 and the compiler knows the flags."""
-        program = "#ifndef __x86_64__\n#error not x86-64\n#endif\nint main(void) { return 0; }\n"
-        return not variant_flags or self.compiles(program, variant_flags)
+    def compiler_accepts(self, variant: Variant) -> bool:
+        """Whether the compiler's target is of the variant's architecture, and the compiler knows the flags."""
+        macro = f"__{variant.architecture}__"
+        program = f"#ifndef {macro}\n#error not {macro}\n#endif\nint main(void) {{ return 0; }}\n"
+        return variant.architecture == "any" or self.compiles(program, variant.flags)
 
     def compiles(self, program: str, flags: list[str]) -> bool:
         return self.complaint(program, flags) is None
@@ -200,7 +220,7 @@ class BuildCore(build_ext):
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         return done.stderr if done.returncode else None
 
-    def prepare(self, unit: Unit, headers: list[str]) -> list[tuple[Unit, str, list[str]]]:
+    def prepare(self, unit: Unit) -> list[tuple[Unit, str]]:
         """The compilations of a unit; objects of other flags or of another NumPy are removed first.
 
         The paths of the headers do not count: pip puts NumPy into another folder for every build.
@@ -212,16 +232,16 @@ class BuildCore(build_ext):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             stamp.write_text(flags)
-        return [(unit, source, [source, *headers]) for source in unit.sources]
+        return [(unit, source) for source in unit.sources]
 
-    def compile_one(self, job: tuple[Unit, str, list[str]]) -> str:
-        """Compiles one source unless its object is newer than it and every header; returns the object."""
-        unit, source, inputs = job
+    def compile_one(self, job: tuple[Unit, str]) -> str:
+        """Compiles one source unless its object is up to date; returns the object."""
+        unit, source = job
         folder = str(Path(self.build_temp, unit.name))
         (target,) = self.compiler.object_filenames([source], output_dir=folder)
-        newest = max(Path(path).stat().st_mtime_ns for path in inputs)
-        if not Path(target).exists() or Path(target).stat().st_mtime_ns <= newest:
-            self.compiler.compile([source], output_dir=folder, extra_postargs=self.include_flags + unit.flags)
+        if is_stale(Path(target)):
+            flags = ["-MMD", *self.include_flags, *unit.flags]
+            self.compiler.compile([source], output_dir=folder, extra_postargs=flags)
         return target
 
 

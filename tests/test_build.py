@@ -1,9 +1,11 @@
 """What setup.py says where it cannot build, or not all, and what a tree says that is not built."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,11 @@ def executable(path, text):
     return str(path)
 
 
+def compiled(done):
+    assert done.returncode == 0, done.stderr
+    return sorted(re.findall(r" -c csrc/(\S+) ", done.stdout))
+
+
 def test_no_compiler(tree):
     done = build(tree, CC="no-such-compiler")
     last = done.stderr.strip().splitlines()[-1]
@@ -87,6 +94,62 @@ def test_symbols_for_debuggers_only_where_asked_for(tree, tmp_path, environment,
     (flags,) = [line.split() for line in done.stdout.splitlines() if "csrc/empty.c" in line]
     asked = [flag for flag in flags if flag in ("-g", "-g0")]
     assert asked[-1] == ("-g" if kept else "-g0")
+
+
+def test_variants_of_another_architecture_are_left_out(tree, tmp_path):
+    """With a compiler that knows their flags, as one for another target might, but defines no __x86_64__."""
+    kernel = tree / "csrc" / "kernels" / "empty.c"
+    kernel.parent.mkdir()
+    kernel.touch()
+    x86_64 = executable(tmp_path / "x86_64", STUB_COMPILER)
+    other = executable(tmp_path / "other", STUB_COMPILER + '! grep -qs "not __x86_64__" -- "$@"\n')
+    for compiler, expected in (x86_64, {"baseline", "avx2", "avx512"}), (other, {"baseline"}):
+        done = build(tree, CC=compiler)
+        assert compiled(done).count("kernels/empty.c") == 2 * len(expected)
+        assert set(re.findall(r"-DFWM_VARIANT=(\w+)", done.stdout)) == expected
+        shutil.rmtree(tree / "build")
+
+
+needs_compiler = pytest.mark.skipif(not shutil.which(sysconfig.get_config_var("CC").split()[0]), reason="no compiler")
+
+
+@pytest.fixture
+def tree_with_headers(tree):
+    """One source that includes inner.h by way of outer.h, beside one that includes nothing."""
+    (tree / "csrc" / "inner.h").write_text("int inner(void);\n")
+    (tree / "csrc" / "outer.h").write_text('#include "inner.h"\n')
+    (tree / "csrc" / "kernel.c").write_text('#include <Python.h>\n#include "outer.h"\n')
+    return tree
+
+
+@needs_compiler
+def test_build_compiles_again_what_reads_a_changed_header(tree_with_headers):
+    tree = tree_with_headers
+    assert compiled(build(tree)) == ["empty.c", "kernel.c"]
+    assert compiled(build(tree)) == []
+    (tree / "csrc" / "inner.h").touch()
+    assert compiled(build(tree)) == ["kernel.c"]
+    (tree / "csrc" / "empty.c").touch()
+    assert compiled(build(tree)) == ["empty.c"]
+    (listed,) = tree.glob("build/**/kernel.d")
+    assert "Python.h" not in listed.read_text()  # pip puts NumPy's headers into another folder for every build
+    for damage in listed.unlink, lambda: listed.write_text(""):
+        damage()
+        assert compiled(build(tree)) == ["kernel.c"]
+    (tree / "csrc" / "inner.h").unlink()
+    assert "inner.h: No such file" in build(tree).stderr
+    (tree / "csrc" / "outer.h").write_text("")
+    assert compiled(build(tree)) == ["kernel.c"]
+    assert compiled(build(tree)) == []
+
+
+@needs_compiler
+def test_build_folder_moves_with_its_checkout(tree_with_headers, tmp_path):
+    assert compiled(build(tree_with_headers)) == ["empty.c", "kernel.c"]
+    moved = shutil.move(tree_with_headers, tmp_path / "moved")
+    assert compiled(build(moved)) == []
+    (moved / "csrc" / "outer.h").touch()
+    assert compiled(build(moved)) == ["kernel.c"]
 
 
 def test_sanitizers_see_signed_overflow(tree, tmp_path):
