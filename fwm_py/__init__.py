@@ -11,10 +11,11 @@ except ModuleNotFoundError as error:
 
     raise ImportError(f"fwm_py is not built: run pip install . in {Path(__file__).parent.parent}") from None
 
-from fwm_py import attention, convolution, experiments, feature_maps, kernels, logs, norm, random, readouts, retrieval
+from fwm_py import attention, convolution, experiments, feature_maps, logs, norm, random, readouts, retrieval, rules
 from fwm_py.attention import SoftmaxGradients, softmax_attention, softmax_attention_backward
 from fwm_py.convolution import CausalConv1dGradients, causal_conv1d, causal_conv1d_backward
-from fwm_py.kernels import (
+from fwm_py.norm import RmsNormGradients, rms_norm, rms_norm_backward
+from fwm_py.rules import (
     DeltaRuleGradients,
     GatedDeltaRule2Gradients,
     GatedDeltaRuleGradients,
@@ -35,7 +36,6 @@ from fwm_py.kernels import (
     linear_attention,
     linear_attention_backward,
 )
-from fwm_py.norm import RmsNormGradients, rms_norm, rms_norm_backward
 from fwm_py.sweep import reproduce
 
 __all__ = [
@@ -65,7 +65,6 @@ __all__ = [
     "gated_linear_attention",
     "gated_linear_attention_backward",
     "get_num_threads",
-    "kernels",
     "kimi_delta_rule",
     "kimi_delta_rule_backward",
     "linear_attention",
@@ -78,6 +77,7 @@ __all__ = [
     "retrieval",
     "rms_norm",
     "rms_norm_backward",
+    "rules",
     "set_num_threads",
     "softmax_attention",
     "softmax_attention_backward",

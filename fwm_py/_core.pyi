@@ -12,17 +12,20 @@ _Sequences = tuple[_Int64, _Int64, _Int64, _Int64]
 class _MapRow(TypedDict):
     name: str
     function: str
-    argument: Literal["", "nu", "m"]
+    argument: str  # what it is called, "" if there is none
+    positive: bool
+    takes_omega: bool
     summary: str
 
-class _RuleRow(TypedDict):
+class _ReadoutRow(TypedDict):
     name: str
     function: str
     uses_map: bool
     uses_beta: bool
     summary: str
 
-class _KernelRow(TypedDict):
+class _RuleRow(TypedDict):
+    name: str
     function: str
     scalar_gate: bool
     channel_gate: bool
@@ -41,7 +44,7 @@ class _BuildInfo(TypedDict):
 
 MAPS: tuple[_MapRow, ...]
 RULES: tuple[_RuleRow, ...]
-KERNELS: tuple[_KernelRow, ...]
+READOUTS: tuple[_ReadoutRow, ...]
 
 def build_info() -> _BuildInfo: ...
 def set_num_threads(n: int, /) -> None: ...
@@ -54,155 +57,175 @@ def array_at(  # memory of another object, which is kept alive; strides in numbe
     strides: tuple[int, ...] | None,
     dtype: np.dtype[Any],
     read_only: bool,
-    /,
 ) -> npt.NDArray[Any]: ...
+
+# Of the operations: what a row of a table does not take is left out, or None. Backward functions return a tuple of the
+# gradients of what was given, with None where there was nothing; `out` is a tuple like it.
+def map_features(function: str, d: int, argument: int) -> int: ...
 def map_forward(
-    function: str, x: npt.ArrayLike, argument: int | npt.ArrayLike | None, out: _Real | None, /
+    function: str,
+    /,
+    *,
+    x: npt.ArrayLike,
+    argument: int | None = None,
+    omega: npt.ArrayLike | None = None,
+    out: _Real | None = None,
 ) -> _Real: ...
 def map_backward(
-    function: str, dy: npt.ArrayLike, x: npt.ArrayLike, argument: int | npt.ArrayLike | None, out: _Real | None, /
-) -> _Real: ...
-def rule_forward(
     function: str,
+    /,
+    *,
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    argument: int | None = None,
+    omega: npt.ArrayLike | None = None,
+    out: tuple[_Real] | None = None,
+) -> tuple[_Real]: ...
+def readout_forward(
+    function: str,
+    /,
+    *,
     keys: npt.ArrayLike,
     values: npt.ArrayLike,
-    beta: npt.ArrayLike | None,
+    beta: npt.ArrayLike | None = None,
     query: npt.ArrayLike,
     n_values: int,
-    /,
+    out: _Real | None = None,
 ) -> _Real: ...
+def readout_backward(
+    function: str,
+    /,
+    *,
+    dy: npt.ArrayLike,
+    keys: npt.ArrayLike,
+    values: npt.ArrayLike,
+    beta: npt.ArrayLike | None = None,
+    query: npt.ArrayLike,
+    n_values: int,
+    out: tuple[_Real, ...] | None = None,
+) -> tuple[Any, ...]: ...
+def rule_forward(  # states are arrays, or pairs of them with normalize
+    function: str,
+    /,
+    *,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    g: npt.ArrayLike | None = None,
+    beta: npt.ArrayLike | None = None,
+    b: npt.ArrayLike | None = None,
+    w: npt.ArrayLike | None = None,
+    initial_state: _StateLike | None = None,
+    scale: float | None = None,
+    qk_norm: str | None = None,
+    normalize: bool = False,
+    eps: float = ...,
+    clamp_first: bool = ...,
+    cu_seqlens: npt.ArrayLike | None = None,
+    method: str,
+    output_final_state: bool = False,
+    out: _Real | tuple[_Real, Any] | None = None,
+) -> tuple[_Real, Any]: ...
 def rule_backward(
     function: str,
-    dy: npt.ArrayLike,
-    keys: npt.ArrayLike,
-    values: npt.ArrayLike,
-    beta: npt.ArrayLike | None,
-    query: npt.ArrayLike,
-    n_values: int,
     /,
-) -> tuple[_Real, _Real | None, _Real]: ...
-
-# None stands for what a rule does not have. States are arrays, or pairs of them with normalize.
-def memory_forward(
-    function: str,
-    q: npt.ArrayLike,
-    k: npt.ArrayLike,
-    v: npt.ArrayLike,
-    g: npt.ArrayLike | None,
-    beta: npt.ArrayLike | None,
-    b: npt.ArrayLike | None,
-    w: npt.ArrayLike | None,
-    initial_state: _StateLike | None,
-    scale: float | None,
-    qk_norm: str | None,
-    normalize: bool,
-    eps: float,
-    clamp_first: bool,
-    cu_seqlens: npt.ArrayLike | None,
-    method: str,
-    output_final_state: bool,
-    out: _Real | tuple[_Real, Any] | None,
-    /,
-) -> tuple[_Real, Any]: ...
-def memory_backward(
-    function: str,
+    *,
     do: npt.ArrayLike,
-    dfinal_state: _StateLike | None,
+    dfinal_state: _StateLike | None = None,
     q: npt.ArrayLike,
     k: npt.ArrayLike,
     v: npt.ArrayLike,
-    g: npt.ArrayLike | None,
-    beta: npt.ArrayLike | None,
-    b: npt.ArrayLike | None,
-    w: npt.ArrayLike | None,
-    initial_state: _StateLike | None,
-    scale: float | None,
-    qk_norm: str | None,
-    normalize: bool,
-    eps: float,
-    clamp_first: bool,
-    cu_seqlens: npt.ArrayLike | None,
+    g: npt.ArrayLike | None = None,
+    beta: npt.ArrayLike | None = None,
+    b: npt.ArrayLike | None = None,
+    w: npt.ArrayLike | None = None,
+    initial_state: _StateLike | None = None,
+    scale: float | None = None,
+    qk_norm: str | None = None,
+    normalize: bool = False,
+    eps: float = ...,
+    clamp_first: bool = ...,
+    cu_seqlens: npt.ArrayLike | None = None,
     method: str,
-    out: tuple[Any, ...] | None,
-    /,
-) -> tuple[_Real, _Real, _Real, Any, Any, Any, Any, Any]: ...
+    out: tuple[Any, ...] | None = None,
+) -> tuple[Any, ...]: ...
 @overload
 def attention_forward(
+    *,
     q: npt.ArrayLike,
     k: npt.ArrayLike,
     v: npt.ArrayLike,
     causal: bool,
-    scale: float | None,
-    return_lse: Literal[False],
-    out: _Real | None,
-    /,
+    scale: float | None = None,
+    return_lse: Literal[False] = False,
+    out: _Real | None = None,
 ) -> _Real: ...
 @overload
 def attention_forward(
+    *,
     q: npt.ArrayLike,
     k: npt.ArrayLike,
     v: npt.ArrayLike,
     causal: bool,
-    scale: float | None,
+    scale: float | None = None,
     return_lse: bool,
-    out: _Real | None,
-    /,
+    out: _Real | None = None,
 ) -> _Real | tuple[_Real, _Real]: ...
 def attention_backward(
+    *,
     do: npt.ArrayLike,
     q: npt.ArrayLike,
     k: npt.ArrayLike,
     v: npt.ArrayLike,
     causal: bool,
-    scale: float | None,
-    o: npt.ArrayLike | None,
-    lse: npt.ArrayLike | None,
-    out: tuple[_Real, _Real, _Real] | None,
-    /,
+    scale: float | None = None,
+    o: npt.ArrayLike | None = None,
+    lse: npt.ArrayLike | None = None,
+    out: tuple[_Real, _Real, _Real] | None = None,
 ) -> tuple[_Real, _Real, _Real]: ...
 def convolution_forward(
+    *,
     x: npt.ArrayLike,
     weight: npt.ArrayLike,
-    bias: npt.ArrayLike | None,
-    activation: str | None,
-    initial_state: npt.ArrayLike | None,
-    output_final_state: bool,
-    cu_seqlens: npt.ArrayLike | None,
-    out: _Real | tuple[_Real, _Real] | None,
-    /,
+    bias: npt.ArrayLike | None = None,
+    activation: str | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: npt.ArrayLike | None = None,
+    out: _Real | tuple[_Real, _Real] | None = None,
 ) -> tuple[_Real, _Real | None]: ...
 def convolution_backward(
+    *,
     dy: npt.ArrayLike,
     x: npt.ArrayLike,
     weight: npt.ArrayLike,
-    bias: npt.ArrayLike | None,
-    activation: str | None,
-    initial_state: npt.ArrayLike | None,
-    cu_seqlens: npt.ArrayLike | None,
-    dfinal_state: npt.ArrayLike | None,
-    out: tuple[_Real | None, ...] | None,
-    /,
+    bias: npt.ArrayLike | None = None,
+    activation: str | None = None,
+    initial_state: npt.ArrayLike | None = None,
+    cu_seqlens: npt.ArrayLike | None = None,
+    dfinal_state: npt.ArrayLike | None = None,
+    out: tuple[_Real | None, ...] | None = None,
 ) -> tuple[_Real, _Real, _Real | None, _Real | None]: ...
 def norm_forward(
+    *,
     x: npt.ArrayLike,
     weight: npt.ArrayLike,
-    gate: npt.ArrayLike | None,
+    gate: npt.ArrayLike | None = None,
     activation: str,
     eps: float,
-    out: _Real | None,
-    /,
+    out: _Real | None = None,
 ) -> _Real: ...
 def norm_backward(
+    *,
     dy: npt.ArrayLike,
     x: npt.ArrayLike,
     weight: npt.ArrayLike,
-    gate: npt.ArrayLike | None,
+    gate: npt.ArrayLike | None = None,
     activation: str,
     eps: float,
-    out: tuple[_Real | None, ...] | None,
-    /,
+    out: tuple[_Real | None, ...] | None = None,
 ) -> tuple[_Real, _Real, _Real | None]: ...
-def draw_omega(d: int, m: int, generator: Philox | MT19937, /) -> npt.NDArray[np.float32]: ...
+def draw_omega(d: int, m: int, generator: Philox | MT19937) -> npt.NDArray[np.float32]: ...
 
 class Philox:
     def __init__(self, seed: int) -> None: ...
@@ -234,7 +257,7 @@ class Model:
         hidden_size: int,
         map: str | None,
         argument: int,
-        rule: str,
+        readout: str,
         replace: bool,
         batch_size: int,
         seed: int,
@@ -245,43 +268,43 @@ class Model:
     def parameters(self) -> dict[str, _Real]: ...
     def loss(
         self,
+        *,
         keys: npt.ArrayLike,
         values: npt.ArrayLike,
         query: npt.ArrayLike,
         answer: npt.ArrayLike,
-        omega: npt.ArrayLike | None,
-        /,
+        omega: npt.ArrayLike | None = None,
     ) -> float: ...
     def loss_and_gradients(
         self,
+        *,
         keys: npt.ArrayLike,
         values: npt.ArrayLike,
         query: npt.ArrayLike,
         answer: npt.ArrayLike,
-        omega: npt.ArrayLike | None,
-        /,
+        omega: npt.ArrayLike | None = None,
     ) -> tuple[float, dict[str, _Real]]: ...
     def step(
         self,
+        *,
         keys: npt.ArrayLike,
         values: npt.ArrayLike,
         query: npt.ArrayLike,
         answer: npt.ArrayLike,
-        omega: npt.ArrayLike | None,
+        omega: npt.ArrayLike | None = None,
         lr: float,
-        /,
     ) -> float: ...
     def read_out(
-        self, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, omega: npt.ArrayLike | None, /
+        self, *, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, omega: npt.ArrayLike | None = None
     ) -> _Real: ...
     def evaluate(self, stream: Stream, /) -> float: ...
 
 def train(
+    *,
     model: Model,
     stream: Stream,
     lr: float,
     max_steps: int,
     on_evaluation: Callable[[int, float], object] | None,
     on_progress: Callable[[int, float], object] | None,
-    /,
 ) -> None: ...

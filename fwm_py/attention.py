@@ -101,7 +101,7 @@ def softmax_attention(
     lse : array (B, T, HQ), only with return_lse
         log sum_j exp(s_tj).
     """
-    return _core.attention_forward(q, k, v, causal, scale, return_lse, out)
+    return _core.attention_forward(q=q, k=k, v=v, causal=causal, scale=scale, return_lse=return_lse, out=out)
 
 
 def softmax_attention_backward(
@@ -135,4 +135,6 @@ def softmax_attention_backward(
     -------
     SoftmaxGradients
     """
-    return SoftmaxGradients(*_core.attention_backward(do, q, k, v, causal, scale, o, lse, out))
+    return SoftmaxGradients(
+        *_core.attention_backward(do=do, q=q, k=k, v=v, causal=causal, scale=scale, o=o, lse=lse, out=out)
+    )

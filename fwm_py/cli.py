@@ -213,9 +213,9 @@ def tables() -> str:
     """The tables of maps and rules, as the core has them."""
     maps = [("--attn_name", "--attn_arg", "")]
     maps += [(row["name"], row["argument"] or "-", row["summary"]) for row in _core.MAPS]
-    maps += [(row["name"], "-", row["summary"]) for row in _core.RULES if not row["uses_map"]]
+    maps += [(row["name"], "-", row["summary"]) for row in _core.READOUTS if not row["uses_map"]]
     rules = [("--update_rule", "")]
-    rules += [(row["name"], row["summary"]) for row in _core.RULES if row["uses_map"]]
+    rules += [(row["name"], row["summary"]) for row in _core.READOUTS if row["uses_map"]]
     return f"maps:\n{table(maps)}\n\nrules:\n{table(rules)}"
 
 

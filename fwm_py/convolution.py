@@ -89,7 +89,16 @@ def causal_conv1d(
     final_state : array (n, W - 1, D), or None
         The last W - 1 tokens, oldest first, from initial_state where T < W - 1; None unless it was asked for.
     """
-    return _core.convolution_forward(x, weight, bias, activation, initial_state, output_final_state, cu_seqlens, out)
+    return _core.convolution_forward(
+        x=x,
+        weight=weight,
+        bias=bias,
+        activation=activation,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        out=out,
+    )
 
 
 def causal_conv1d_backward(
@@ -122,5 +131,15 @@ def causal_conv1d_backward(
     CausalConv1dGradients
     """
     return CausalConv1dGradients(
-        *_core.convolution_backward(dy, x, weight, bias, activation, initial_state, cu_seqlens, dfinal_state, out)
+        *_core.convolution_backward(
+            dy=dy,
+            x=x,
+            weight=weight,
+            bias=bias,
+            activation=activation,
+            initial_state=initial_state,
+            cu_seqlens=cu_seqlens,
+            dfinal_state=dfinal_state,
+            out=out,
+        )
     )

@@ -48,7 +48,7 @@ def elu1(x: npt.ArrayLike) -> Real:
     ----------
     Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236.
     """
-    return _core.map_forward("elu1", x, None, None)
+    return _core.map_forward("elu1", x=x)
 
 
 def elu1_backward(dy: npt.ArrayLike, x: npt.ArrayLike) -> Real:
@@ -62,7 +62,7 @@ def elu1_backward(dy: npt.ArrayLike, x: npt.ArrayLike) -> Real:
     -------
     dx : array (..., d)
     """
-    return _core.map_backward("elu1", dy, x, None, None)
+    return _core.map_backward("elu1", dy=dy, x=x)[0]
 
 
 def tanh(x: npt.ArrayLike) -> Real:
@@ -80,7 +80,7 @@ def tanh(x: npt.ArrayLike) -> Real:
     ----------
     Schlag, Munkhdalai, Schmidhuber 2021, arXiv 2011.07831.
     """
-    return _core.map_forward("tanh", x, None, None)
+    return _core.map_forward("tanh", x=x)
 
 
 def tanh_backward(dy: npt.ArrayLike, x: npt.ArrayLike) -> Real:
@@ -94,7 +94,7 @@ def tanh_backward(dy: npt.ArrayLike, x: npt.ArrayLike) -> Real:
     -------
     dx : array (..., d)
     """
-    return _core.map_backward("tanh", dy, x, None, None)
+    return _core.map_backward("tanh", dy=dy, x=x)[0]
 
 
 def dpfp(x: npt.ArrayLike, nu: int = 1) -> Real:
@@ -117,7 +117,7 @@ def dpfp(x: npt.ArrayLike, nu: int = 1) -> Real:
     ----------
     Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, Section 5.3.
     """
-    return _core.map_forward("dpfp", x, nu, None)
+    return _core.map_forward("dpfp", x=x, argument=nu)
 
 
 def dpfp_backward(dy: npt.ArrayLike, x: npt.ArrayLike, nu: int = 1) -> Real:
@@ -133,7 +133,7 @@ def dpfp_backward(dy: npt.ArrayLike, x: npt.ArrayLike, nu: int = 1) -> Real:
     -------
     dx : array (..., d)
     """
-    return _core.map_backward("dpfp", dy, x, nu, None)
+    return _core.map_backward("dpfp", dy=dy, x=x, argument=nu)[0]
 
 
 def favor(x: npt.ArrayLike, omega: npt.ArrayLike) -> Real:
@@ -160,7 +160,7 @@ def favor(x: npt.ArrayLike, omega: npt.ArrayLike) -> Real:
     ----------
     Choromanski et al. 2021, arXiv 2009.14794.
     """
-    return _core.map_forward("favor", x, omega, None)
+    return _core.map_forward("favor", x=x, omega=omega)
 
 
 def favor_backward(dy: npt.ArrayLike, x: npt.ArrayLike, omega: npt.ArrayLike) -> Real:
@@ -176,7 +176,7 @@ def favor_backward(dy: npt.ArrayLike, x: npt.ArrayLike, omega: npt.ArrayLike) ->
     -------
     dx : array (..., d)
     """
-    return _core.map_backward("favor", dy, x, omega, None)
+    return _core.map_backward("favor", dy=dy, x=x, omega=omega)[0]
 
 
 def draw_omega(d: int, m: int, generator: _core.Philox | _core.MT19937) -> npt.NDArray[np.float32]:
@@ -200,4 +200,4 @@ def draw_omega(d: int, m: int, generator: _core.Philox | _core.MT19937) -> npt.N
     ----------
     Choromanski et al. 2021, arXiv 2009.14794.
     """
-    return _core.draw_omega(d, m, generator)
+    return _core.draw_omega(d=d, m=m, generator=generator)

@@ -76,7 +76,7 @@ def rms_norm(
     -------
     y : array (..., D)
     """
-    return _core.norm_forward(x, weight, gate, activation, eps, out)
+    return _core.norm_forward(x=x, weight=weight, gate=gate, activation=activation, eps=eps, out=out)
 
 
 def rms_norm_backward(
@@ -104,4 +104,6 @@ def rms_norm_backward(
     -------
     RmsNormGradients
     """
-    return RmsNormGradients(*_core.norm_backward(dy, x, weight, gate, activation, eps, out))
+    return RmsNormGradients(
+        *_core.norm_backward(dy=dy, x=x, weight=weight, gate=gate, activation=activation, eps=eps, out=out)
+    )

@@ -78,15 +78,16 @@ def sum_rule(keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, n
     ----------
     Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236.
     """
-    return _core.rule_forward("sum_rule", keys, values, None, query, n_values)
+    return _core.readout_forward("sum_rule", keys=keys, values=values, query=query, n_values=n_values)
 
 
 def sum_rule_backward(
     dy: npt.ArrayLike, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, n_values: int
 ) -> Gradients:
     """Gradients of `sum_rule`."""
-    dkeys, _, dquery = _core.rule_backward("sum_rule", dy, keys, values, None, query, n_values)
-    return Gradients(dkeys, dquery)
+    return Gradients(
+        *_core.readout_backward("sum_rule", dy=dy, keys=keys, values=values, query=query, n_values=n_values)
+    )
 
 
 def delta_rule(
@@ -105,7 +106,7 @@ def delta_rule(
     ----------
     Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174; Widrow, Hoff 1960, Adaptive switching circuits.
     """
-    return _core.rule_forward("delta_rule", keys, values, beta, query, n_values)
+    return _core.readout_forward("delta_rule", keys=keys, values=values, beta=beta, query=query, n_values=n_values)
 
 
 def delta_rule_backward(
@@ -117,7 +118,11 @@ def delta_rule_backward(
     n_values: int,
 ) -> GatedGradients:
     """Gradients of `delta_rule`."""
-    return _gated(_core.rule_backward("delta_rule", dy, keys, values, beta, query, n_values))
+    return GatedGradients(
+        *_core.readout_backward(
+            "delta_rule", dy=dy, keys=keys, values=values, beta=beta, query=query, n_values=n_values
+        )
+    )
 
 
 def fwm_rule(
@@ -137,7 +142,7 @@ def fwm_rule(
     ----------
     Schlag, Munkhdalai, Schmidhuber 2021, arXiv 2011.07831.
     """
-    return _core.rule_forward("fwm_rule", keys, values, beta, query, n_values)
+    return _core.readout_forward("fwm_rule", keys=keys, values=values, beta=beta, query=query, n_values=n_values)
 
 
 def fwm_rule_backward(
@@ -149,7 +154,9 @@ def fwm_rule_backward(
     n_values: int,
 ) -> GatedGradients:
     """Gradients of `fwm_rule`."""
-    return _gated(_core.rule_backward("fwm_rule", dy, keys, values, beta, query, n_values))
+    return GatedGradients(
+        *_core.readout_backward("fwm_rule", dy=dy, keys=keys, values=values, beta=beta, query=query, n_values=n_values)
+    )
 
 
 def softmax_rule(keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, n_values: int) -> Real:
@@ -165,18 +172,13 @@ def softmax_rule(keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLik
     ----------
     Vaswani et al. 2017, arXiv 1706.03762.
     """
-    return _core.rule_forward("softmax_rule", keys, values, None, query, n_values)
+    return _core.readout_forward("softmax_rule", keys=keys, values=values, query=query, n_values=n_values)
 
 
 def softmax_rule_backward(
     dy: npt.ArrayLike, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, n_values: int
 ) -> Gradients:
     """Gradients of `softmax_rule`."""
-    dkeys, _, dquery = _core.rule_backward("softmax_rule", dy, keys, values, None, query, n_values)
-    return Gradients(dkeys, dquery)
-
-
-def _gated(gradients: tuple[Real, Real | None, Real]) -> GatedGradients:
-    dkeys, dbeta, dquery = gradients
-    assert dbeta is not None
-    return GatedGradients(dkeys, dbeta, dquery)
+    return Gradients(
+        *_core.readout_backward("softmax_rule", dy=dy, keys=keys, values=values, query=query, n_values=n_values)
+    )

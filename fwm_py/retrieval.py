@@ -28,10 +28,10 @@ from fwm_py.model_files import NOT_A_MODEL, ModelFile, format_model
 MAP_ARGUMENTS: dict[str, str] = {row["name"]: row["argument"] for row in _core.MAPS}
 """Name of each feature map and of its argument, `""` for a map without one."""
 
-UPDATE_RULES: tuple[str, ...] = tuple(row["name"] for row in _core.RULES if row["uses_map"])
+UPDATE_RULES: tuple[str, ...] = tuple(row["name"] for row in _core.READOUTS if row["uses_map"])
 """Values of `update_rule`."""
 
-ATTN_NAMES: tuple[str, ...] = (*MAP_ARGUMENTS, *(row["name"] for row in _core.RULES if not row["uses_map"]))
+ATTN_NAMES: tuple[str, ...] = (*MAP_ARGUMENTS, *(row["name"] for row in _core.READOUTS if not row["uses_map"]))
 """Values of `attn_name`: the maps, and the rules that do without one (softmax)."""
 
 GENERATORS: tuple[str, ...] = ("philox", "mt19937")
@@ -180,14 +180,14 @@ class Batch(NamedTuple):
     answer: npt.NDArray[np.int64]
 
 
-def _parts(batch: Any) -> tuple[Any, ...]:
+def _parts(batch: Any) -> dict[str, Any]:
     """Keys, values, query and answer."""
     expected = "expected a Batch: keys, values, query and answer"
     if not isinstance(batch, (tuple, list)):
         raise TypeError(f"batch: got {type(batch).__name__}, {expected}")
     if len(batch) != len(Batch._fields):
         raise ValueError(f"batch: got a {type(batch).__name__} of {len(batch)}, {expected}")
-    return tuple(batch)
+    return dict(zip(Batch._fields, batch))
 
 
 class Stream:
@@ -200,7 +200,12 @@ class Stream:
     def __init__(self, settings: Settings) -> None:
         instance("settings", settings, Settings)
         self.settings = settings
-        self._stream = _core.Stream(settings.seed, settings.n_keys, settings.resolved_batch_size, settings.replace)
+        self._stream = _core.Stream(
+            seed=settings.seed,
+            n_keys=settings.n_keys,
+            batch_size=settings.resolved_batch_size,
+            replace=settings.replace,
+        )
 
     def __copy__(self) -> Stream:
         return copy.deepcopy(self)
@@ -252,7 +257,7 @@ class Model:
             hidden_size=settings.hidden_size,
             map=settings.map,
             argument=settings.attn_arg,
-            rule=settings.rule,
+            readout=settings.rule,
             replace=settings.replace,
             batch_size=settings.resolved_batch_size,
             seed=settings.seed,
@@ -285,13 +290,13 @@ class Model:
         omega : array (d, m), optional
             FAVOR+'s random features. None draws the next ones of the model's generator. Other maps take none.
         """
-        return self._model.loss(*_parts(batch), omega)
+        return self._model.loss(**_parts(batch), omega=omega)
 
     def loss_and_gradients(
         self, batch: Batch, omega: npt.ArrayLike | None = None
     ) -> tuple[float, dict[str, npt.NDArray[Any]]]:
         """The loss, and its gradients by the names of the parameters that are trained; arguments as of `loss`."""
-        return self._model.loss_and_gradients(*_parts(batch), omega)
+        return self._model.loss_and_gradients(**_parts(batch), omega=omega)
 
     def step(self, batch: Batch, lr: float | None = None) -> float:
         """Make one step of training on `batch`: the gradients, then Adam. `train` makes many.
@@ -309,12 +314,13 @@ class Model:
             The loss before the step.
         """
         lr = step_size(self.settings.resolved_lr if lr is None else positive("lr", lr), self.dtype)
-        return self._model.step(*_parts(batch), None, lr)
+        return self._model.step(**_parts(batch), lr=lr)
 
     def read_out(self, batch: Batch, omega: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
         """What the memory answers to the queries, y (B, N); `batch.answer` is not looked at."""
-        keys, values, query, _ = _parts(batch)
-        return self._model.read_out(keys, values, query, omega)
+        parts = _parts(batch)
+        del parts["answer"]
+        return self._model.read_out(**parts, omega=omega)
 
     def evaluate(self, stream: Stream) -> float:
         """The evaluation loss on the next evaluation sequences of `stream`, a float32 value."""
@@ -471,5 +477,12 @@ def train(
             on_evaluation(step, loss)
 
     lr = step_size(settings.resolved_lr, model.dtype)
-    _core.train(model._model, stream._stream, lr, settings.max_steps, keep, on_progress)
+    _core.train(
+        model=model._model,
+        stream=stream._stream,
+        lr=lr,
+        max_steps=settings.max_steps,
+        on_evaluation=keep,
+        on_progress=on_progress,
+    )
     return rows

@@ -11,7 +11,7 @@ import oracle
 
 from fwm_py import _core, feature_maps, readouts, retrieval
 
-for _table, _oracles, _name in ((_core.MAPS, oracle.MAPS, "MAPS"), (_core.RULES, oracle.RULES, "RULES")):
+for _table, _oracles, _name in ((_core.MAPS, oracle.MAPS, "MAPS"), (_core.READOUTS, oracle.RULES, "RULES")):
     for _row in _table:
         if _row["name"] not in _oracles:
             raise LookupError(f"{_row['name']} has no oracle: write it in tests/oracle.py and add it to {_name} there")
@@ -100,7 +100,7 @@ class RuleCase(NamedTuple):
         return oracle.RULES[self.row["name"]](*inputs)
 
 
-RULE_CASES = [RuleCase(row) for row in _core.RULES]
+RULE_CASES = [RuleCase(row) for row in _core.READOUTS]
 
 
 def rule_inputs(B, L, p, N, seed=0, repeat_keys=False):
@@ -151,7 +151,7 @@ class ModelCase(NamedTuple):
 
 MODEL_CASES = [
     ModelCase(map_row, rule_row)
-    for rule_row in _core.RULES
+    for rule_row in _core.READOUTS
     for map_row in (_core.MAPS if rule_row["uses_map"] else [None])
 ]
 

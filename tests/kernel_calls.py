@@ -1,4 +1,4 @@
-"""Good calls of the general memories: all functions of all rows of `_core.KERNELS`, all kinds of gate and state."""
+"""Good calls of the general memories: all functions of all rows of `_core.RULES`, all kinds of gate and state."""
 
 import inspect
 from typing import NamedTuple
@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from fwm_py import _core, kernels
+from fwm_py import _core, rules
 
 
 class Call(NamedTuple):
-    """A function of fwm_py.kernels with the kind of gate and state that it is called with."""
+    """A function of fwm_py.rules with the kind of gate and state that it is called with."""
 
     row: dict
     gate: str  # "", "scalar", "channel"
@@ -23,7 +23,7 @@ class Call(NamedTuple):
 
     @property
     def function(self):
-        return getattr(kernels, self.row["function"] + ("_backward" if self.backward else ""))
+        return getattr(rules, self.row["function"] + ("_backward" if self.backward else ""))
 
     @property
     def parameters(self):
@@ -85,7 +85,7 @@ def forms(row):
     return [(gate, normalize) for gate in gates for normalize in ((False, True) if row["normalizes"] else (False,))]
 
 
-CALLS = [Call(row, *form, backward) for row in _core.KERNELS for form in forms(row) for backward in (False, True)]
+CALLS = [Call(row, *form, backward) for row in _core.RULES for form in forms(row) for backward in (False, True)]
 FORWARDS = [call for call in CALLS if not call.backward]
 every_call = pytest.mark.parametrize("call", CALLS, ids=str)
 every_forward = pytest.mark.parametrize("call", FORWARDS, ids=str)

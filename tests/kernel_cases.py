@@ -1,4 +1,4 @@
-"""What the tests and benchmarks of the general kernels iterate over: every row of `fwm_py._core.KERNELS`.
+"""What the tests and benchmarks of the general kernels iterate over: every row of `fwm_py._core.RULES`.
 
 A new row is a new case of every test. A row without an oracle (a rule in oracle_kernels.py) stops the collection of the
 tests. Arrays go by name: q, k, v, and as they apply g, beta, b, w, initial_state, initial_sum; do, dfinal_state,
@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import oracle_kernels
 
-from fwm_py import _core, kernels
+from fwm_py import _core, rules
 
-for _row in _core.KERNELS:
+for _row in _core.RULES:
     if _row["function"] not in oracle_kernels.RULES:
         raise LookupError(
             f"{_row['function']} has no oracle: write it in tests/oracle_kernels.py and add it to RULES there"
@@ -87,7 +87,7 @@ class KernelCase(NamedTuple):
         """{"o", "final_state", and with normalize "final_sum"}."""
         other.setdefault("output_final_state", True)
         keywords = self._keywords(x, sizes, ["initial"], **other)
-        o, state = getattr(kernels, self.function)(*(x[name] for name in self.arguments), **keywords)
+        o, state = getattr(rules, self.function)(*(x[name] for name in self.arguments), **keywords)
         if not other["output_final_state"]:
             assert state is None
             return {"o": o}
@@ -98,7 +98,7 @@ class KernelCase(NamedTuple):
     def backward(self, x, sizes, **other):
         """Gradients by the name of the input."""
         keywords = self._keywords(x, sizes, ["initial", "dfinal"], **other)
-        function = getattr(kernels, self.function + "_backward")
+        function = getattr(rules, self.function + "_backward")
         fields = function(x["do"], *(x[name] for name in self.arguments), **keywords)._asdict()
         assert tuple(fields) == (*("d" + name for name in self.arguments), "dinitial_state")
         state = fields.pop("dinitial_state")
@@ -178,7 +178,7 @@ def _cases(row):
     return [KernelCase(row["function"], gate, strengths, o) for gate in gates for o in options]
 
 
-KERNEL_CASES = [case for row in _core.KERNELS for case in _cases(row)]
+KERNEL_CASES = [case for row in _core.RULES for case in _cases(row)]
 
 # Sizes around the chunks' 16 tokens and around the vectors' and slabs' 16 and 32 columns.
 SIZES = [

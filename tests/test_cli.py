@@ -160,7 +160,7 @@ def test_help_has_every_flag_and_every_row_of_the_tables(capsys):
         assert any(line.startswith(flag) for line in lines)
     for row in _core.MAPS:
         assert f"{row['name']} {row['argument'] or '-'} {' '.join(row['summary'].split())}" in lines
-    for row in _core.RULES:
+    for row in _core.READOUTS:
         argument = "" if row["uses_map"] else "- "
         assert f"{row['name']} {argument}{' '.join(row['summary'].split())}" in lines
 

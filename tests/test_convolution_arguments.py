@@ -81,7 +81,7 @@ def test_sizes():
         causal_conv1d(GOOD["x"], np.ones((5, 5)))
     with pytest.raises(TypeError, match=r"^weight: got float64, expected float32, as x has"):
         causal_conv1d(GOOD["x"].astype(np.float32), GOOD["weight"])
-    with pytest.raises(ValueError, match=r"^initial_state: got shape .*, expected \(B, W - 1, D\)"):
+    with pytest.raises(ValueError, match=r"^initial_state: got shape .*, expected \(n, W - 1, D\)"):
         causal_conv1d(GOOD["x"], GOOD["weight"], initial_state=np.ones((2, 4, 5)))
 
 

@@ -191,13 +191,15 @@ def test_favor_overflows_to_infinity_only():
 
 def test_the_place_that_the_bridge_gives():
     x, out = points((3, 4)), np.empty((3, 16))
-    assert _core.map_forward("dpfp", x, 2, out) is out and np.array_equal(out, feature_maps.dpfp(x, 2))
+    assert _core.map_forward("dpfp", x=x, argument=2, out=out) is out and np.array_equal(out, feature_maps.dpfp(x, 2))
     dx = np.empty((3, 4))
-    assert _core.map_backward("dpfp", out, x, 2, dx) is dx and np.array_equal(dx, feature_maps.dpfp_backward(out, x, 2))
+    assert _core.map_backward("dpfp", dy=out, x=x, argument=2, out=(dx,))[0] is dx and np.array_equal(
+        dx, feature_maps.dpfp_backward(out, x, 2)
+    )
     with pytest.raises(ValueError, match="^out: got shape"):
-        _core.map_forward("dpfp", x, 2, dx)
+        _core.map_forward("dpfp", x=x, argument=2, out=dx)
     with pytest.raises(ValueError, match="^out: got memory of x"):
-        _core.map_forward("tanh", x, None, x)
+        _core.map_forward("tanh", x=x, out=x)
 
 
 # --- weights that are small against the eps of linear_attention: the figures of its documentation ---------------------

@@ -10,12 +10,12 @@ import pytest
 from kernel_calls import CALLS, Call, array_arguments, bits, every_call, every_forward, flat, forms
 
 import fwm_py
-from fwm_py import _core, kernels
+from fwm_py import _core, rules
 
 # --- as the table says ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", _core.KERNELS, ids=lambda row: row["function"])
+@pytest.mark.parametrize("row", _core.RULES, ids=lambda row: row["function"])
 def test_signatures_follow_the_table(row):
     options = {"scale", "initial_state", "cu_seqlens", "method"}
     options |= {"normalize", "eps"} if row["normalizes"] else set()
@@ -33,15 +33,15 @@ def test_signatures_follow_the_table(row):
 
 
 def test_nothing_public_without_a_row():
-    rows = {row["function"] + ending for row in _core.KERNELS for ending in ("", "_backward")}
-    public = {name for name in kernels.__all__ if inspect.isroutine(getattr(kernels, name))}
+    rows = {row["function"] + ending for row in _core.RULES for ending in ("", "_backward")}
+    public = {name for name in rules.__all__ if inspect.isroutine(getattr(rules, name))}
     assert public == rows
-    assert set(kernels.__all__) <= set(fwm_py.__all__)
+    assert set(rules.__all__) <= set(fwm_py.__all__)
 
 
 @every_call
 def test_functions_are_documented(call):
-    documentation = kernels.__doc__ + call.function.__doc__  # what all functions take is said once
+    documentation = rules.__doc__ + call.function.__doc__  # what all functions take is said once
     assert all(re.search(rf"\b{name}\b", documentation) for name in call.parameters)
     assert all(p.annotation is not inspect.Parameter.empty for p in call.parameters.values())
     assert inspect.signature(call.function).return_annotation is not inspect.Signature.empty

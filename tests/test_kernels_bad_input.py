@@ -1,6 +1,6 @@
 """Bad arguments of the general memories: each raises an exception that begins with the argument's name.
 
-Everything follows from the rows of `_core.KERNELS` and the signatures of fwm_py.kernels: a new row is tested here as it
+Everything follows from the rows of `_core.RULES` and the signatures of fwm_py.rules: a new row is tested here as it
 comes. Every other argument of a call is good.
 """
 

@@ -13,7 +13,7 @@ import oracle
 import pytest
 from kernel_cases import KERNEL_CASES, METHODS, Sizes, assert_close
 
-from fwm_py import kernels, readouts
+from fwm_py import readouts, rules
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -229,9 +229,9 @@ def test_the_sum_rule_of_the_experiments(method):
     do = np.zeros((3, 40, 1, 5))
     do[:, -1, 0] = dy
     q[:, :-1, :, 0] = 1  # the others ask something of which no gradient comes back
-    o, _ = kernels.linear_attention(q, k, v, normalize=True, method=method)
+    o, _ = rules.linear_attention(q, k, v, normalize=True, method=method)
     np.testing.assert_allclose(o[:, -1, 0], readouts.sum_rule(inputs.keys, inputs.values, inputs.query, 5), rtol=1e-11)
-    gradients = kernels.linear_attention_backward(do, q, k, v, normalize=True, method=method)
+    gradients = rules.linear_attention_backward(do, q, k, v, normalize=True, method=method)
     expected = readouts.sum_rule_backward(dy, inputs.keys, inputs.values, inputs.query, 5)
     assert_close(
         {"k": gradients.dk[:, :, 0], "q": gradients.dq[:, -1, 0]}, {"k": expected.dkeys, "q": expected.dquery}, 1e-10
@@ -244,7 +244,7 @@ def test_the_delta_rule_of_the_experiments(method):
     inputs = cases.rule_inputs(3, 40, 12, 5)
     q, k, v, beta = as_kernel_inputs(inputs)
     q[:, :-1] = 1
-    o, _ = kernels.delta_rule(q, k, v, beta, scale=1.0, qk_norm="sum", method=method)
+    o, _ = rules.delta_rule(q, k, v, beta, scale=1.0, qk_norm="sum", method=method)
     y = readouts.delta_rule(inputs.keys, inputs.values, inputs.beta, inputs.query, 5)
     total = inputs.query.sum(1, keepdims=True)
     np.testing.assert_allclose(o[:, -1, 0] * total / (total + 1e-6), y, rtol=1e-10, atol=1e-12)
@@ -255,6 +255,6 @@ def test_the_fast_weight_memory_of_the_experiments(method):
     """Which is read through a layer norm; its first write is unclamped."""
     inputs = cases.rule_inputs(3, 40, 12, 5)
     q, k, v, beta = as_kernel_inputs(inputs)
-    o, _ = kernels.fast_weight_memory(q, k, v, beta, scale=1.0, clamp_first=False, method=method)
+    o, _ = rules.fast_weight_memory(q, k, v, beta, scale=1.0, clamp_first=False, method=method)
     y = readouts.fwm_rule(inputs.keys, inputs.values, inputs.beta, inputs.query, 5)
     np.testing.assert_allclose(oracle.layer_norm(o[:, -1, 0]), y, rtol=1e-9, atol=1e-10)

@@ -308,9 +308,7 @@ def test_bad_arrays(name):
 
 def test_sizes():
     refused({name: array[..., :0] for name, array in GOOD.items()}, "x", ValueError)
-    with pytest.raises(
-        ValueError, match=r"^gate: got shape \(2, 3, 4\), expected \(\.\.\., D\), as x has, here \(2, 3, 5\)"
-    ):
+    with pytest.raises(ValueError, match=r"^gate: got shape \(2, 3, 4\), expected \(\.\.\., D\), here \(2, 3, 5\)"):
         forward(GOOD | {"gate": GOOD["gate"][..., :4]})
     with pytest.raises(TypeError, match=r"^weight: got float64, expected float32, as x has"):
         rms_norm(GOOD["x"].astype(np.float32), GOOD["weight"])

@@ -71,7 +71,7 @@ def test_a_map_with_an_argument_needs_one(row):
 def test_every_map_and_rule_is_accepted():
     for row in _core.MAPS:
         assert Settings(attn_name=row["name"], attn_arg=1).map == row["name"]
-    for row in _core.RULES:
+    for row in _core.READOUTS:
         if row["uses_map"]:
             settings = Settings(attn_name="tanh", update_rule=row["name"])
             assert (settings.map, settings.rule) == ("tanh", row["name"])

@@ -111,16 +111,16 @@ def test_each_failing_allocation_consumes_nothing(method):
 
 
 BAD_ARGUMENTS = [
-    ({"seed": -1}, ValueError, r"seed must be in 0\.\.4294967295, not -1$"),
-    ({"seed": 2**32}, ValueError, r"seed must be in 0\.\.4294967295, not 4294967296$"),
-    ({"seed": 0.5}, TypeError, "seed must be an integer, not float$"),
-    ({"n_keys": 0}, ValueError, r"n_keys must be in 1\.\.1073741823, not 0$"),
-    ({"n_keys": 2**30}, ValueError, r"n_keys must be in 1\.\.1073741823, not 1073741824$"),
-    ({"n_keys": "20"}, TypeError, "n_keys must be an integer, not str$"),
-    ({"batch_size": 0}, ValueError, r"batch_size must be in 1\.\.\d+, not 0$"),
-    ({"batch_size": -3}, ValueError, r"batch_size must be in 1\.\.\d+, not -3$"),
-    ({"batch_size": 2**62}, ValueError, r"batch_size must be in 1\.\.\d+, not 4611686018427387904$"),
-    ({"batch_size": None}, TypeError, "batch_size must be an integer, not NoneType$"),
+    ({"seed": -1}, ValueError, r"^seed: got -1, expected an integer in 0\.\.4294967295$"),
+    ({"seed": 2**32}, ValueError, r"^seed: got 4294967296, expected an integer in 0\.\.4294967295$"),
+    ({"seed": 0.5}, TypeError, "^seed: got float, expected an integer$"),
+    ({"n_keys": 0}, ValueError, r"^n_keys: got 0, expected an integer in 1\.\.1073741823$"),
+    ({"n_keys": 2**30}, ValueError, r"^n_keys: got 1073741824, expected an integer in 1\.\.1073741823$"),
+    ({"n_keys": "20"}, TypeError, "^n_keys: got str, expected an integer$"),
+    ({"batch_size": 0}, ValueError, r"^batch_size: got 0, expected an integer in 1\.\.\d+$"),
+    ({"batch_size": -3}, ValueError, r"^batch_size: got -3, expected an integer in 1\.\.\d+$"),
+    ({"batch_size": 2**62}, ValueError, r"^batch_size: got 4611686018427387904, expected an integer in 1\.\.\d+$"),
+    ({"batch_size": None}, TypeError, "^batch_size: got NoneType, expected an integer$"),
 ]
 
 

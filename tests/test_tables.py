@@ -13,7 +13,7 @@ import pytest
 from fwm_py import _core, feature_maps, readouts
 from fwm_py.retrieval import Settings, train
 
-ROWS = [(feature_maps, row) for row in _core.MAPS] + [(readouts, row) for row in _core.RULES]
+ROWS = [(feature_maps, row) for row in _core.MAPS] + [(readouts, row) for row in _core.READOUTS]
 every_row = pytest.mark.parametrize("module, row", ROWS, ids=[row["name"] for _, row in ROWS])
 
 
@@ -49,13 +49,13 @@ def test_names_are_unique(module, row):
 
 def test_no_oracle_without_a_row():
     assert set(oracle.MAPS) == {row["name"] for row in _core.MAPS}
-    assert set(oracle.RULES) == {row["name"] for row in _core.RULES}
-    assert set(oracle_kernels.RULES) == {row["function"] for row in _core.KERNELS}
+    assert set(oracle.RULES) == {row["name"] for row in _core.READOUTS}
+    assert set(oracle_kernels.RULES) == {row["function"] for row in _core.RULES}
 
 
 def test_nothing_public_without_a_row():
     """The modules' other functions are named here, so that a new one is looked at."""
-    for module, table, others in ((feature_maps, _core.MAPS, {"draw_omega"}), (readouts, _core.RULES, set())):
+    for module, table, others in ((feature_maps, _core.MAPS, {"draw_omega"}), (readouts, _core.READOUTS, set())):
         rows = {row["function"] + ending for row in table for ending in ("", "_backward")}
         public = {
             name
@@ -72,9 +72,9 @@ def test_every_combination_trains(case):
     assert [step for step, _ in rows] == [100]
 
 
-@pytest.mark.parametrize("rule", [row["name"] for row in _core.RULES])
+@pytest.mark.parametrize("rule", [row["name"] for row in _core.READOUTS])
 def test_every_rule_is_reached_by_its_name(rule):
     """By --update_rule, or, if it takes keys as they are, by --attn_name."""
-    uses_map = next(row["uses_map"] for row in _core.RULES if row["name"] == rule)
+    uses_map = next(row["uses_map"] for row in _core.READOUTS if row["name"] == rule)
     settings = Settings(attn_name="linear", update_rule=rule) if uses_map else Settings(attn_name=rule)
     assert settings.rule == rule

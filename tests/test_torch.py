@@ -159,7 +159,7 @@ def test_feature_maps(name):
 
 def test_every_map_of_the_table_is_there():
     assert {row["function"] for row in _core.MAPS if row["function"]} == set(MAPS)
-    assert {row["function"] for row in _core.KERNELS} < set(fwm.__all__)
+    assert {row["function"] for row in _core.RULES} < set(fwm.__all__)
 
 
 # --- dtypes -----------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_views_of_a_projection():
 
 
 def operator_arguments(case, x, sizes):
-    """The arguments of fwm_py::memory, from the inputs on, without output_final_state."""
+    """The arguments of fwm_py::rule, from the inputs on, without output_final_state."""
     names = ("q", "k", "v", "g", "beta", "b", "w", "initial_state", "initial_sum")
     cu_seqlens = None if sizes.cu_seqlens is None else torch.tensor(sizes.cu_seqlens)
     scale, norm, normalize = (case.option(name) for name in ("scale", "qk_norm", "normalize"))
@@ -262,11 +262,11 @@ def operator_arguments(case, x, sizes):
 @every_case
 def test_opcheck(case, sizes):
     x = tensors(case.inputs(sizes), requires_grad=True)
-    torch.library.opcheck(OPERATORS.memory.default, (case.function, *operator_arguments(case, x, sizes), True))
+    torch.library.opcheck(OPERATORS.rule.default, (case.function, *operator_arguments(case, x, sizes), True))
     x = {name: y.detach() for name, y in x.items()}
     dfinal = x["dfinal_state"], x.get("dfinal_sum")
     torch.library.opcheck(
-        OPERATORS.memory_backward.default, (case.function, x["do"], *dfinal, *operator_arguments(case, x, sizes))
+        OPERATORS.rule_backward.default, (case.function, x["do"], *dfinal, *operator_arguments(case, x, sizes))
     )
 
 
@@ -316,7 +316,7 @@ def gated_inputs():
 def test_exported():
     inputs = gated_inputs()
     exported = torch.export.export(Layer(), tuple(inputs))
-    assert "fwm_py.memory" in str(exported.graph)
+    assert "fwm_py.rule" in str(exported.graph)
     assert torch.equal(exported.module()(*inputs), Layer()(*inputs))
 
 

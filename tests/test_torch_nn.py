@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: E402
 from fwm_py import _core  # noqa: E402
 from fwm_py.torch.nn import FastWeightAttention  # noqa: E402
 
-RULES = [row["function"] for row in _core.KERNELS] + ["softmax_attention"]
+RULES = [row["function"] for row in _core.RULES] + ["softmax_attention"]
 MAPS = [None, "elu1", "tanh", "dpfp", "favor"]
 SIZES = {"head_dim": 5, "value_dim": 6, "dtype": torch.float64}
 

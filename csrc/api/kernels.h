@@ -25,6 +25,9 @@ typedef enum { FWM_NO_GATE = 0, FWM_SCALAR_GATE = 1, FWM_CHANNEL_GATE = 2 } FwmG
 typedef enum { FWM_NO_STRENGTH, FWM_BETA, FWM_ERASE_AND_WRITE } FwmStrength;
 typedef enum { FWM_NO_NORM, FWM_L2_NORM, FWM_SUM_NORM } FwmNorm;
 
+/* The fast form of a rule, or its plain recurrence. */
+typedef enum { FWM_CHUNKED, FWM_RECURRENT } FwmMethod;
+
 typedef struct {
     const char *name;               /* in one word */
     const char *function;           /* in fwm_py.rules */
@@ -81,7 +84,7 @@ typedef struct {
     FwmGate gate;
     FwmNorm qk_norm;
     bool normalize, clamp_first;
-    bool recurrent; /* the plain recurrence in place of the fast form */
+    FwmMethod method;
     double scale, eps;
     size_t n_sequences;
     const int64_t *offsets; /* n_sequences + 1, from 0 */
@@ -121,7 +124,7 @@ typedef struct {
     const void *q, *k, *v; /* (B, T, HQ, K), (B, S, H, K), (B, S, H, V) */
     void *o, *lse;         /* (B, T, HQ, V), (B, T, HQ); forward: lse or NULL; backward: what it wrote, or both NULL */
     const void *dout;      /* (B, T, HQ, V) */
-    void *dq, *dk, *dv;    /* zeros before the call */
+    void *dq, *dk, *dv;
 } FwmAttentionCall;
 
 /* The shortest and the longest convolution. */

@@ -1,60 +1,67 @@
-/* Model: the experiments' model as an object that owns its memory and hands out views of its parameters. One thread
- * at a time may use a model; a second one gets a RuntimeError. While it is trained, a callback may read it, and the run
+/* Model: the experiment's model as an object that owns its memory and hands out views of its parameters. One thread at
+ * a time may use a model; a second one gets a RuntimeError. While it is trained, a callback may read it, and the run
  * goes on as if it had not. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
-#define NO_IMPORT_ARRAY
-#include <numpy/arrayobject.h>
-
-#include <string.h>
-
-#include "python/args.h"
-#include "python/bind_model.h"
-#include "python/bind_random.h"
 #include "python/model_object.h"
+
+#include "api/dispatch.h"
+#include "python/arguments.h"
+#include "python/bind_stream.h"
+#include "python/bindings.h"
+#include "python/claim.h"
 #include "python/states.h"
+#include "python/tables.h"
 #include "retrieval/initial.h"
 #include "retrieval/model.h"
 #include "retrieval/train.h"
-#include "api/dispatch.h"
 #include "runtime/threads.h"
 
 /* ---- life ---- */
 
-static int read_sizes(FwmModelSizes *z, PyObject *const given[4], PyObject *map, PyObject *rule, bool replace)
+enum { N_KEYS, HIDDEN_SIZE, BATCH_SIZE, READOUT, MAP, ARGUMENT, REPLACE, SEED, FAVOR_GENERATOR, DTYPE };
+
+static const char *const generators[] = {"mt19937", "philox", NULL};
+
+static const FwmReadoutInfo *info_of_readout(const FwmModelSizes *z)
 {
-    static const char *const names[] = {"n_keys", "hidden_size", "batch_size", "argument"};
-    static const long long lowest[] = {2, 1, 1, 0}, highest[] = {1 << 20, 1 << 16, 1 << 20, 1 << 24};
-    long long numbers[4];
-    for (int i = 0; i < 4; i++)
-        if (fwm_integer_argument(given[i], names[i], lowest[i], highest[i], &numbers[i]) < 0)
-            return -1;
-    const Py_ssize_t rule_row = fwm_find_readout(rule, "rule");
-    if (rule_row < 0)
-        return -1;
-    const FwmKernels *kernels = fwm_kernels_f32();
-    const FwmReadoutInfo *readout_info = kernels->readout_info((size_t)rule_row);
-    z->n_keys = (size_t)numbers[0], z->d = (size_t)numbers[1], z->batch = (size_t)numbers[2];
-    z->length = replace ? 2 * z->n_keys : z->n_keys;
-    z->readout = (size_t)rule_row;
-    z->with_beta = readout_info->uses_beta;
-    z->with_map = readout_info->uses_map;
-    if (!z->with_map)
-        return 0;
-    const Py_ssize_t map_row = fwm_find_map(map, "map");
-    if (map_row < 0)
-        return -1;
-    z->map = (size_t)map_row;
-    if (kernels->map_info(z->map)->argument[0]) {
-        z->argument = (size_t)numbers[3];
-        if (z->argument == 0) {
-            PyErr_SetString(PyExc_ValueError, "argument: got 0, expected at least 1");
-            return -1;
-        }
-    }
+    return fwm_kernels_f32()->readout_info(z->readout);
+}
+
+static int choose_arguments(FwmArguments *a)
+{
+    if (!info_of_readout(a->call)->uses_map)
+        a->absent |= 1u << MAP;
     return 0;
+}
+
+static const FwmArgument new_rows[] = {
+    [N_KEYS] = {"n_keys", FWM_INTEGER, .low = 2, .high = 1 << 20, .at = FWM_AT(FwmModelSizes, n_keys)},
+    [HIDDEN_SIZE] = {"hidden_size", FWM_INTEGER, .low = 1, .high = 1 << 16, .at = FWM_AT(FwmModelSizes, d)},
+    [BATCH_SIZE] = {"batch_size", FWM_INTEGER, .low = 1, .high = 1 << 20, .at = FWM_AT(FwmModelSizes, batch)},
+    [READOUT] = {"readout", FWM_ROW, .find = fwm_find_readout, .at = FWM_AT(FwmModelSizes, readout),
+                 .then = choose_arguments},
+    [MAP] = {"map", FWM_ROW, .find = fwm_find_map, .at = FWM_AT(FwmModelSizes, map)},
+    [ARGUMENT] = {"argument", FWM_INTEGER, .low = 0, .high = 1 << 24},
+    [REPLACE] = {"replace", FWM_FLAG, .required = true},
+    [SEED] = {"seed", FWM_INTEGER, .low = 0, .high = 4294967295LL},
+    [FAVOR_GENERATOR] = {"favor_generator", FWM_WORD, .words = generators},
+    [DTYPE] = {"dtype", FWM_OBJECT},
+};
+
+static FwmSignature of_new = {"Model", new_rows, FWM_LENGTH(new_rows), 0};
+
+/* What no row says. */
+static int complete_sizes(FwmModelSizes *z, const FwmArguments *a)
+{
+    z->length = a->values[REPLACE].flag ? 2 * z->n_keys : z->n_keys;
+    z->with_beta = info_of_readout(z)->uses_beta;
+    z->with_map = info_of_readout(z)->uses_map;
+    if (!z->with_map || !fwm_kernels_f32()->map_info(z->map)->argument[0])
+        return 0;
+    z->argument = (size_t)a->values[ARGUMENT].integer;
+    if (z->argument > 0)
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "argument: got 0, expected at least 1");
+    return -1;
 }
 
 /* The generator of the initial parameters, which FAVOR+ goes on with if it is not CUDA's. */
@@ -74,36 +81,34 @@ static int initialise(FwmModel *model, uint32_t seed, bool philox)
     return 0;
 }
 
+static int read_dtype(PyObject *given)
+{
+    PyArray_Descr *dtype = NULL;
+    if (!PyArray_DescrConverter(given, &dtype))
+        return -1;
+    const int type = dtype->type_num;
+    Py_DECREF(dtype);
+    if (type == NPY_FLOAT || type == NPY_DOUBLE)
+        return type;
+    PyErr_Format(PyExc_TypeError, "dtype: got %.100R, expected float32 or float64", given);
+    return -1;
+}
+
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"n_keys",  "hidden_size", "batch_size",      "argument", "map", "rule",
-                            "replace", "seed",        "favor_generator", "dtype",    NULL};
-    PyObject *given[4], *map, *rule, *given_replace, *given_seed;
-    const char *generator;
-    PyArray_Descr *dtype = NULL;
-    bool replace;
-    long long seed;
     FwmModelSizes sizes = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOOOOOOsO&:Model", names, &given[0], &given[1], &given[2],
-                                     &given[3], &map, &rule, &given_replace, &given_seed, &generator,
-                                     PyArray_DescrConverter, &dtype))
+    FwmArguments a = {.call = &sizes};
+    if (fwm_read_new(&a, &of_new, args, kwargs) < 0 || complete_sizes(&sizes, &a) < 0)
         return NULL;
-    const int number_type = dtype->type_num;
-    Py_DECREF(dtype);
-    if (fwm_flag(given_replace, "replace", &replace) < 0 || read_sizes(&sizes, given, map, rule, replace) < 0 ||
-        fwm_integer_argument(given_seed, "seed", 0, HIGHEST_WORD, &seed) < 0)
-        return NULL;
-    if (number_type != NPY_FLOAT && number_type != NPY_DOUBLE)
-        return PyErr_Format(PyExc_TypeError, "dtype: expected float32 or float64");
-    const bool philox = strcmp(generator, "philox") == 0;
-    if (!philox && strcmp(generator, "mt19937") != 0)
-        return PyErr_Format(PyExc_ValueError, "favor_generator: got '%s', expected philox or mt19937", generator);
-    FwmModelObject *self = (FwmModelObject *)type->tp_alloc(type, 0);
+    const int number_type = read_dtype(a.given[DTYPE]);
+    FwmModelObject *self = number_type < 0 ? NULL : (FwmModelObject *)type->tp_alloc(type, 0);
     if (!self)
         return NULL;
     self->type = number_type;
     const FwmKernels *kernels = number_type == NPY_FLOAT ? fwm_kernels_f32() : fwm_kernels_f64();
-    if (fwm_model_init(&self->model, kernels, &sizes) < 0 || initialise(&self->model, (uint32_t)seed, philox) < 0) {
+    const bool philox = a.values[FAVOR_GENERATOR].word == 1;
+    if (fwm_model_init(&self->model, kernels, &sizes) < 0 ||
+        initialise(&self->model, (uint32_t)a.values[SEED].integer, philox) < 0) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -276,134 +281,127 @@ static PyObject *gradients(FwmModelObject *self)
 
 /* ---- batches ---- */
 
+/* What the rows are read into. */
 typedef struct {
     FwmBatch batch;
-    PyArrayObject *keys, *values, *query, *answer, *omega;
-} BatchArrays;
+    const FwmModelObject *self;
+} BatchCall;
 
-static void release_batch(BatchArrays *a)
-{
-    Py_XDECREF(a->keys);
-    Py_XDECREF(a->values);
-    Py_XDECREF(a->query);
-    Py_XDECREF(a->answer);
-    Py_XDECREF(a->omega);
-}
+#define AT(member) FWM_AT(BatchCall, batch.member)
 
-static int read_omega(FwmModelObject *self, BatchArrays *a, PyObject *omega)
+enum { SIZES, KEYS, VALUES, QUERY, ANSWER, OMEGA, LR };
+enum { SIZE_B, SIZE_L, SIZE_N, SIZE_2N, SIZE_D, SIZE_M };
+
+/* All letters but B are the model's. */
+static int bind_sizes(FwmArguments *a)
 {
+    const FwmModelObject *self = ((BatchCall *)a->call)->self;
     const FwmModelSizes *z = &self->model.sizes;
-    if (omega == Py_None)
-        return 0;
-    if (!z->with_map || !self->model.kernels->map_info(z->map)->takes_omega) {
-        PyErr_SetString(PyExc_ValueError, "omega: expected None, for this map has no random features");
-        return -1;
-    }
-    const npy_intp shape[] = {(npy_intp)z->d, (npy_intp)z->argument};
-    a->omega = fwm_real_array_as(omega, "omega", self->type);
-    if (!a->omega || fwm_check_shape(a->omega, "omega", "(d, m)", 2, shape) < 0)
-        return -1;
-    a->batch.omega = PyArray_DATA(a->omega);
+    a->sizes[SIZE_L] = (npy_intp)z->length;
+    a->sizes[SIZE_N] = (npy_intp)z->n_keys;
+    a->sizes[SIZE_2N] = 2 * (npy_intp)z->n_keys;
+    a->sizes[SIZE_D] = (npy_intp)z->d;
+    a->sizes[SIZE_M] = (npy_intp)z->argument;
+    if (!z->with_map || !fwm_kernels_f32()->map_info(z->map)->takes_omega)
+        a->absent |= 1u << OMEGA;
     return 0;
 }
 
-/* answer NULL: none is asked for. */
-static int read_batch(FwmModelObject *self, BatchArrays *a, PyObject *keys, PyObject *values, PyObject *query,
-                      PyObject *answer, PyObject *omega)
+static int check_batch(FwmArguments *a)
 {
-    const FwmModelSizes *z = &self->model.sizes;
-    const long long N = (long long)z->n_keys;
-    const npy_intp any[] = {-1, (npy_intp)z->length};
-    memset(a, 0, sizeof *a);
-    a->keys = fwm_index_array(keys, "keys", "(B, L)", 2, any, 0, N - 1);
-    if (!a->keys)
-        return -1;
-    const npy_intp *shape = PyArray_DIMS(a->keys);
-    if (shape[0] < 1 || (size_t)shape[0] > z->batch) {
-        PyErr_Format(PyExc_ValueError, "keys: got %zd sequences, expected 1..%zu, the batch size", shape[0], z->batch);
-        return -1;
-    }
-    a->values = fwm_index_array(values, "values", "(B, L)", 2, shape, N, 2 * N - 1);
-    a->query = a->values ? fwm_index_array(query, "query", "(B,)", 1, shape, 0, N - 1) : NULL;
-    if (!a->query)
-        return -1;
-    if (answer && !(a->answer = fwm_index_array(answer, "answer", "(B,)", 1, shape, N, 2 * N - 1)))
-        return -1;
-    a->batch.n = (size_t)shape[0];
-    a->batch.keys = PyArray_DATA(a->keys);
-    a->batch.values = PyArray_DATA(a->values);
-    a->batch.query = PyArray_DATA(a->query);
-    a->batch.answer = a->answer ? PyArray_DATA(a->answer) : NULL;
-    return read_omega(self, a, omega);
+    const size_t most = ((BatchCall *)a->call)->self->model.sizes.batch;
+    if (a->sizes[SIZE_B] >= 1 && (size_t)a->sizes[SIZE_B] <= most)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "keys: got %zd sequences, expected 1..%zu, the batch size", a->sizes[SIZE_B], most);
+    return -1;
 }
+
+static const FwmArgument batch_rows[] = {
+    [SIZES] = {"", FWM_STEP, .then = bind_sizes},
+    [KEYS] = {"keys", FWM_INDICES, "(B, L)", .below = "N", .at = AT(keys), .then = check_batch},
+    [VALUES] = {"values", FWM_INDICES, "(B, L)", .from = "N", .below = "2N", .at = AT(values)},
+    [QUERY] = {"query", FWM_INDICES, "(B,)", .below = "N", .at = AT(query)},
+    [ANSWER] = {"answer", FWM_INDICES, "(B,)", .from = "N", .below = "2N", .at = AT(answer)},
+    [OMEGA] = {"omega", FWM_ARRAY, "(d, m)", .optional = true, .at = AT(omega), .stored = FWM_FLOAT32_OR_FLOAT64},
+    [LR] = {"lr", FWM_NUMBER, .required = true, .positive = true},
+};
+
+static const FwmSize batch_sizes[] = {[SIZE_B] = {"B", AT(n)}, [SIZE_L] = {"L"}, [SIZE_N] = {"N"},
+                                      [SIZE_2N] = {"2N"},      [SIZE_D] = {"d"}, [SIZE_M] = {"m"}};
+
+#define OF_BATCH(name, n) {name, batch_rows, n, 0, batch_sizes, FWM_LENGTH(batch_sizes)}
+
+static FwmSignature of_loss = OF_BATCH("loss", LR), of_gradients = OF_BATCH("loss_and_gradients", LR),
+                    of_step = OF_BATCH("step", LR + 1), of_read_out = OF_BATCH("read_out", LR);
 
 /* ---- methods ---- */
 
 typedef enum { LOSS, GRADIENTS, STEP } Purpose;
 
-static PyObject *run_batch(PyObject *object, PyObject *args, const char *format, Purpose purpose)
+static double compute(FwmModel *model, const FwmBatch *batch, Purpose purpose, double lr)
+{
+    switch (purpose) {
+    case LOSS: return model->kernels->model.loss(model, batch);
+    case GRADIENTS: return model->kernels->model.gradients(model, batch);
+    default: return model->kernels->model.step(model, batch, lr);
+    }
+}
+
+static PyObject *run_batch(PyObject *object, const FwmSignature *signature, Purpose purpose, PyObject *const *args,
+                           Py_ssize_t n, PyObject *names)
 {
     FwmModelObject *self = (FwmModelObject *)object;
-    PyObject *keys, *values, *query, *answer, *omega, *out = NULL;
-    double lr = 0, loss = 0;
-    if (!PyArg_ParseTuple(args, format, &keys, &values, &query, &answer, &omega, &lr))
-        return NULL;
-    if (purpose == STEP && !(lr > 0 && lr <= 1e300))
-        return PyErr_Format(PyExc_ValueError, "lr: expected a finite number above 0");
-    BatchArrays a;
-    const FwmModelUse use = purpose == STEP ? FWM_CHANGES : FWM_READS;
-    if (read_batch(self, &a, keys, values, query, answer, omega) == 0 && fwm_model_claim(self, use) == 0) {
-        FwmModel *model = &self->model;
+    BatchCall call = {.self = self};
+    FwmArguments a = {.call = &call, .type = self->type};
+    PyObject *out = NULL;
+    double loss = 0;
+    if (fwm_read_arguments(&a, signature, args, n, names) == 0 &&
+        fwm_model_claim(self, purpose == STEP ? FWM_CHANGES : FWM_READS) == 0) {
+        const double lr = purpose == STEP ? a.values[LR].number : 0;
         Py_BEGIN_ALLOW_THREADS
-        if (purpose == LOSS)
-            loss = model->kernels->model.loss(model, &a.batch);
-        else if (purpose == GRADIENTS)
-            loss = model->kernels->model.gradients(model, &a.batch);
-        else
-            loss = model->kernels->model.step(model, &a.batch, lr);
+        loss = compute(&self->model, &call.batch, purpose, lr);
         Py_END_ALLOW_THREADS
         out = purpose == GRADIENTS ? gradients(self) : PyFloat_FromDouble(loss);
         fwm_model_release(self);
     }
-    release_batch(&a);
+    fwm_release_arguments(&a);
     return out && purpose == GRADIENTS ? Py_BuildValue("(dN)", loss, out) : out;
 }
 
-static PyObject *model_loss(PyObject *self, PyObject *args)
+static PyObject *model_loss(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    return run_batch(self, args, "OOOOO:loss", LOSS);
+    return run_batch(self, &of_loss, LOSS, args, n, names);
 }
 
-static PyObject *model_loss_and_gradients(PyObject *self, PyObject *args)
+static PyObject *model_loss_and_gradients(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    return run_batch(self, args, "OOOOO:loss_and_gradients", GRADIENTS);
+    return run_batch(self, &of_gradients, GRADIENTS, args, n, names);
 }
 
-static PyObject *model_step(PyObject *self, PyObject *args)
+static PyObject *model_step(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    return run_batch(self, args, "OOOOOd:step", STEP);
+    return run_batch(self, &of_step, STEP, args, n, names);
 }
 
-static PyObject *model_read_out(PyObject *object, PyObject *args)
+static PyObject *model_read_out(PyObject *object, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
     FwmModelObject *self = (FwmModelObject *)object;
-    PyObject *keys, *values, *query, *omega, *y = NULL;
-    if (!PyArg_ParseTuple(args, "OOOO:read_out", &keys, &values, &query, &omega))
-        return NULL;
-    BatchArrays a;
-    if (read_batch(self, &a, keys, values, query, NULL, omega) == 0) {
-        const npy_intp shape[] = {(npy_intp)a.batch.n, (npy_intp)self->model.sizes.n_keys};
+    BatchCall call = {.self = self};
+    FwmArguments a = {.call = &call, .type = self->type, .absent = 1u << ANSWER};
+    PyObject *y = NULL;
+    if (fwm_read_arguments(&a, &of_read_out, args, n, names) == 0) {
+        const npy_intp shape[] = {(npy_intp)call.batch.n, (npy_intp)self->model.sizes.n_keys};
         y = PyArray_SimpleNew(2, shape, self->type);
         if (y && fwm_model_claim(self, FWM_READS) == 0) {
             Py_BEGIN_ALLOW_THREADS
-            self->model.kernels->model.read_out(&self->model, &a.batch, PyArray_DATA((PyArrayObject *)y));
+            self->model.kernels->model.read_out(&self->model, &call.batch, PyArray_DATA((PyArrayObject *)y));
             Py_END_ALLOW_THREADS
             fwm_model_release(self);
         } else {
             Py_CLEAR(y);
         }
     }
-    release_batch(&a);
+    fwm_release_arguments(&a);
     return y;
 }
 
@@ -414,10 +412,11 @@ FwmStream *fwm_model_claim_stream(const FwmModelObject *self, PyObject *given)
         return NULL;
     const FwmModelSizes *z = &self->model.sizes;
     if (stream->n_keys != z->n_keys || stream->seq_len != z->length || stream->batch_size > z->batch) {
-        PyErr_SetString(PyExc_ValueError, "stream: expected one with the model's n_keys, replace and batch_size");
+        PyErr_SetString(PyExc_ValueError,
+                        "stream: got another one, expected one with the model's n_keys, replace and batch_size");
         return NULL;
     }
-    return fwm_random_claim(given) < 0 ? NULL : stream;
+    return fwm_claim(given) < 0 ? NULL : stream;
 }
 
 static PyObject *model_evaluate(PyObject *object, PyObject *given)
@@ -436,15 +435,17 @@ static PyObject *model_evaluate(PyObject *object, PyObject *given)
         if (status < 0)
             PyErr_NoMemory();
     }
-    fwm_random_release(given);
+    fwm_release(given);
     return status < 0 ? NULL : PyFloat_FromDouble(loss);
 }
 
+#define METHOD(name) {#name, (PyCFunction)(void (*)(void))model_##name, METH_FASTCALL | METH_KEYWORDS, NULL}
+
 static PyMethodDef methods[] = {
-    {"loss", model_loss, METH_VARARGS, NULL},
-    {"loss_and_gradients", model_loss_and_gradients, METH_VARARGS, NULL},
-    {"step", model_step, METH_VARARGS, NULL},
-    {"read_out", model_read_out, METH_VARARGS, NULL},
+    METHOD(loss),
+    METHOD(loss_and_gradients),
+    METHOD(step),
+    METHOD(read_out),
     {"evaluate", model_evaluate, METH_O, NULL},
     {"snapshot", model_snapshot, METH_NOARGS, NULL},
     {"get_state", model_get_state, METH_NOARGS, NULL},
@@ -469,12 +470,10 @@ static PyType_Slot slots[] = {
 
 int fwm_add_model_type(PyObject *module)
 {
-    PyType_Spec spec = {"fwm_py._core.Model", sizeof(FwmModelObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
-                        slots};
-    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
-    if (!type)
-        return -1;
-    const int status = PyModule_AddObjectRef(module, "Model", type);
-    Py_DECREF(type);
-    return status;
+    FwmSignature *const all[] = {&of_new, &of_loss, &of_gradients, &of_step, &of_read_out};
+    for (size_t i = 0; i < FWM_LENGTH(all); i++)
+        if (fwm_prepare(all[i]) < 0)
+            return -1;
+    PyType_Spec spec = {"fwm_py._core.Model", sizeof(FwmModelObject), 0, FWM_TYPE_FLAGS, slots};
+    return fwm_add_type(module, &spec);
 }

@@ -1,83 +1,63 @@
-/* Philox and MT19937: extension types around the generators of csrc/random; Stream is in bind_stream.c.
- * A draw that fails for want of memory leaves its generator as it was. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
-#define NO_IMPORT_ARRAY
-#include <numpy/arrayobject.h>
+/* Philox and MT19937: extension types around the generators of csrc/random. A draw that fails for want of memory leaves
+ * its generator as it was. */
+#include "python/bind_random.h"
 
 #include <math.h>
 
-#include "python/args.h"
-#include "python/bind_random.h"
+#include "python/arguments.h"
+#include "python/bindings.h"
+#include "python/claim.h"
 #include "python/states.h"
 #include "random/numpy_legacy.h"
 
 #define HIGHEST_POPULATION 2147483647LL /* permutations are held as int32 */
+#define HIGHEST_WORD 4294967295LL
+#define HIGHEST_LENGTH (PY_SSIZE_T_MAX / (Py_ssize_t)sizeof(int64_t))
 
 typedef struct {
-    FwmRandomObject base;
+    FwmClaimed base;
     FwmBlockSource source;
     uint32_t seed;
 } SourceObject; /* Philox or MT19937, by source.kind */
 
 /* ---- arguments ---- */
 
-int fwm_integer_argument(PyObject *given, const char *name, long long lowest, long long highest, long long *value)
+#define SIGNATURE(name, rows) {name, rows, FWM_LENGTH(rows), FWM_LENGTH(rows)}
+
+static const FwmArgument seed_rows[] = {{"seed", FWM_INTEGER, .low = 0, .high = HIGHEST_WORD}};
+static const FwmArgument length_rows[] = {{"n", FWM_INTEGER, .low = 0, .high = HIGHEST_LENGTH}};
+static const FwmArgument block_rows[] = {{"n", FWM_INTEGER, .low = 0, .high = HIGHEST_WORD}};
+static const FwmArgument max_rows[] = {{"max", FWM_INTEGER, .low = 0, .high = HIGHEST_WORD}};
+static const FwmArgument population_rows[] = {{"n", FWM_INTEGER, .low = 0, .high = HIGHEST_POPULATION}};
+static const FwmArgument uniform_rows[] = {{"n", FWM_INTEGER, .low = 0, .high = HIGHEST_LENGTH},
+                                           {"low", FWM_NUMBER, .preset = 0},
+                                           {"high", FWM_NUMBER, .preset = 1}};
+static const FwmArgument choice_rows[] = {{"n", FWM_INTEGER, .low = 1, .high = HIGHEST_POPULATION},
+                                          {"size", FWM_INTEGER, .low = 0, .high = HIGHEST_LENGTH},
+                                          {"replace", FWM_FLAG, .required = true}};
+
+static FwmSignature of_philox = SIGNATURE("Philox", seed_rows), of_mt19937 = SIGNATURE("MT19937", seed_rows),
+                    of_normal = SIGNATURE("normal", length_rows), of_normal_block = SIGNATURE("normal", block_rows),
+                    of_uint32 = SIGNATURE("uint32", length_rows), of_uniform = SIGNATURE("uniform", uniform_rows),
+                    of_bounded = SIGNATURE("bounded", max_rows),
+                    of_permutation = SIGNATURE("permutation", population_rows),
+                    of_choice = SIGNATURE("choice", choice_rows);
+
+static int prepare(void)
 {
-    PyObject *index = PyNumber_Index(given);
-    if (index == NULL) {
-        if (PyErr_ExceptionMatches(PyExc_TypeError))
-            PyErr_Format(PyExc_TypeError, "%s must be an integer, not %.100s", name, Py_TYPE(given)->tp_name);
-        return -1;
-    }
-    int overflow;
-    *value = PyLong_AsLongLongAndOverflow(index, &overflow);
-    int in_range = !overflow && *value >= lowest && *value <= highest;
-    if (!in_range) {
-        PyObject *digits = PyObject_Repr(index);
-        if (digits == NULL) { /* Python refuses to print integers of thousands of digits */
-            PyErr_Clear();
-            digits = PyUnicode_FromString("an integer of thousands of digits");
-        }
-        if (digits != NULL)
-            PyErr_Format(PyExc_ValueError, "%s must be in %lld..%lld, not %.60U", name, lowest, highest, digits);
-        Py_XDECREF(digits);
-    }
-    Py_DECREF(index);
-    return in_range ? 0 : -1;
+    FwmSignature *const all[] = {&of_philox,  &of_mt19937, &of_normal,      &of_normal_block, &of_uint32,
+                                 &of_uniform, &of_bounded, &of_permutation, &of_choice};
+    for (size_t i = 0; i < FWM_LENGTH(all); i++)
+        if (fwm_prepare(all[i]) < 0)
+            return -1;
+    return 0;
 }
 
-/* `given` as a float32, which must be finite; NULL leaves *value as it is. */
-static int finite_argument(PyObject *given, const char *name, float *value)
+/* The integer that is a method's one argument; -1 with an exception. */
+static long long read_integer(const FwmSignature *signature, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    if (given == NULL)
-        return 0;
-    double number = PyFloat_AsDouble(given);
-    if (number == -1.0 && PyErr_Occurred()) {
-        if (PyErr_ExceptionMatches(PyExc_TypeError))
-            PyErr_Format(PyExc_TypeError, "%s must be a number, not %.100s", name, Py_TYPE(given)->tp_name);
-        else if (PyErr_ExceptionMatches(PyExc_OverflowError))
-            PyErr_Format(PyExc_ValueError, "%s must be finite in float32, not a larger integer", name);
-        return -1;
-    }
-    *value = (float)number;
-    if (isfinite(*value))
-        return 0;
-    PyErr_Format(PyExc_ValueError, "%s must be finite in float32, not %R", name, given);
-    return -1;
-}
-
-/* Methods of one argument, an integer. */
-static int only_integer(PyObject *args, PyObject *kwargs, const char *format, char *name, long long lowest,
-                        long long highest, long long *value)
-{
-    char *names[] = {name, NULL};
-    PyObject *given;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &given))
-        return -1;
-    return fwm_integer_argument(given, name, lowest, highest, value);
+    FwmArguments a = {0};
+    return fwm_read_arguments(&a, signature, args, n, names) < 0 ? -1 : a.values[0].integer;
 }
 
 static PyObject *new_vector(npy_intp length, int type)
@@ -92,15 +72,14 @@ static void *data_of(PyObject *array)
 
 /* ---- Philox and MT19937 ---- */
 
-static PyObject *new_source(PyTypeObject *type, PyObject *args, PyObject *kwargs, const char *format, uint32_t *seed)
+static PyObject *new_source(PyTypeObject *type, PyObject *args, PyObject *kwargs, const FwmSignature *signature)
 {
-    long long value;
-    if (only_integer(args, kwargs, format, "seed", 0, HIGHEST_WORD, &value) < 0)
+    FwmArguments a = {0};
+    if (fwm_read_new(&a, signature, args, kwargs) < 0)
         return NULL;
-    *seed = (uint32_t)value;
     PyObject *self = type->tp_alloc(type, 0);
     if (self != NULL)
-        ((SourceObject *)self)->seed = *seed;
+        ((SourceObject *)self)->seed = (uint32_t)a.values[0].integer;
     return self;
 }
 
@@ -118,54 +97,53 @@ static FwmBlockSource *source_of(PyObject *self)
 
 static PyObject *philox_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    uint32_t seed;
-    PyObject *self = new_source(type, args, kwargs, "O:Philox", &seed);
+    PyObject *self = new_source(type, args, kwargs, &of_philox);
     if (self != NULL) {
         source_of(self)->kind = FWM_PHILOX;
-        source_of(self)->philox = (FwmPhilox){.seed = seed, .next_block = 0};
+        source_of(self)->philox = (FwmPhilox){.seed = ((SourceObject *)self)->seed, .next_block = 0};
     }
     return self;
 }
 
 static PyObject *mt19937_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    uint32_t seed;
-    PyObject *self = new_source(type, args, kwargs, "O:MT19937", &seed);
+    PyObject *self = new_source(type, args, kwargs, &of_mt19937);
     if (self != NULL) {
         source_of(self)->kind = FWM_TORCH_CPU;
-        fwm_torch_seed(&source_of(self)->torch_cpu, seed);
+        fwm_torch_seed(&source_of(self)->torch_cpu, ((SourceObject *)self)->seed);
     }
     return self;
 }
 
-static PyObject *source_normal(PyObject *self, PyObject *args, PyObject *kwargs)
+static PyObject *source_normal(PyObject *self, PyObject *const *args, Py_ssize_t n_args, PyObject *names)
 {
-    long long n, highest = source_of(self)->kind == FWM_PHILOX ? HIGHEST_WORD : HIGHEST_LENGTH;
-    if (only_integer(args, kwargs, "O:normal", "n", 0, highest, &n) < 0 || fwm_random_claim(self) < 0)
+    const bool is_block = source_of(self)->kind == FWM_PHILOX;
+    const long long n = read_integer(is_block ? &of_normal_block : &of_normal, args, n_args, names);
+    if (n < 0 || fwm_claim(self) < 0)
         return NULL;
     PyObject *out = new_vector((npy_intp)n, NPY_FLOAT32);
     if (out != NULL)
         fwm_next_normal_block(source_of(self), (size_t)n, data_of(out));
-    fwm_random_release(self);
+    fwm_release(self);
     return out;
 }
 
 /* Pickling and copying: how to make it anew, and its state. */
 static PyObject *source_reduce(PyObject *self, PyObject *Py_UNUSED(args))
 {
-    if (fwm_random_claim(self) < 0)
+    if (fwm_claim(self) < 0)
         return NULL;
     PyObject *state = fwm_source_state(source_of(self));
-    fwm_random_release(self);
+    fwm_release(self);
     return Py_BuildValue("O(k)N", (PyObject *)Py_TYPE(self), (unsigned long)((SourceObject *)self)->seed, state);
 }
 
 static PyObject *source_setstate(PyObject *self, PyObject *state)
 {
-    if (fwm_random_claim(self) < 0)
+    if (fwm_claim(self) < 0)
         return NULL;
     const int status = fwm_set_source_state(source_of(self), state);
-    fwm_random_release(self);
+    fwm_release(self);
     return status < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -193,50 +171,48 @@ static FwmMT19937 *bits_of(PyObject *self)
     return &source_of(self)->torch_cpu.bits;
 }
 
-static PyObject *mt19937_uint32(PyObject *self, PyObject *args, PyObject *kwargs)
+static PyObject *mt19937_uint32(PyObject *self, PyObject *const *args, Py_ssize_t n_args, PyObject *names)
 {
-    long long n;
-    if (only_integer(args, kwargs, "O:uint32", "n", 0, HIGHEST_LENGTH, &n) < 0 || fwm_random_claim(self) < 0)
+    const long long n = read_integer(&of_uint32, args, n_args, names);
+    if (n < 0 || fwm_claim(self) < 0)
         return NULL;
     PyObject *out = new_vector((npy_intp)n, NPY_UINT32);
     uint32_t *words = out != NULL ? data_of(out) : NULL;
     for (long long i = 0; out != NULL && i < n; i++)
         words[i] = fwm_mt19937_next(bits_of(self));
-    fwm_random_release(self);
+    fwm_release(self);
     return out;
 }
 
-static PyObject *mt19937_uniform(PyObject *self, PyObject *args, PyObject *kwargs)
+static PyObject *mt19937_uniform(PyObject *self, PyObject *const *args, Py_ssize_t n_args, PyObject *names)
 {
-    static char *names[] = {"n", "low", "high", NULL};
-    PyObject *given_n, *given_low = NULL, *given_high = NULL;
-    float low = 0.0f, high = 1.0f;
-    long long n;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO:uniform", names, &given_n, &given_low, &given_high) ||
-        fwm_integer_argument(given_n, "n", 0, HIGHEST_LENGTH, &n) < 0 || finite_argument(given_low, "low", &low) < 0 ||
-        finite_argument(given_high, "high", &high) < 0)
+    FwmArguments a = {.type = NPY_FLOAT};
+    if (fwm_read_arguments(&a, &of_uniform, args, n_args, names) < 0)
         return NULL;
+    const long long n = a.values[0].integer;
+    const float low = (float)a.values[1].number, high = (float)a.values[2].number;
     if (low > high || !isfinite(high - low)) {
-        PyErr_SetString(PyExc_ValueError,
-                        low > high ? "low must not be above high" : "low and high must differ by a finite float32");
+        PyErr_Format(PyExc_ValueError, "low: got %s, expected %s",
+                     low > high ? "a number above high" : "a number too far from high",
+                     low > high ? "one that is not" : "a finite difference in float32");
         return NULL;
     }
-    if (fwm_random_claim(self) < 0)
+    if (fwm_claim(self) < 0)
         return NULL;
     PyObject *out = new_vector((npy_intp)n, NPY_FLOAT32);
     if (out != NULL)
         fwm_torch_uniform(&source_of(self)->torch_cpu, (size_t)n, low, high, data_of(out));
-    fwm_random_release(self);
+    fwm_release(self);
     return out;
 }
 
-static PyObject *mt19937_bounded(PyObject *self, PyObject *args, PyObject *kwargs)
+static PyObject *mt19937_bounded(PyObject *self, PyObject *const *args, Py_ssize_t n_args, PyObject *names)
 {
-    long long max;
-    if (only_integer(args, kwargs, "O:bounded", "max", 0, HIGHEST_WORD, &max) < 0 || fwm_random_claim(self) < 0)
+    const long long max = read_integer(&of_bounded, args, n_args, names);
+    if (max < 0 || fwm_claim(self) < 0)
         return NULL;
     const uint32_t drawn = fwm_numpy_bounded(bits_of(self), (uint32_t)max);
-    fwm_random_release(self);
+    fwm_release(self);
     return PyLong_FromUnsignedLong(drawn);
 }
 
@@ -250,13 +226,13 @@ static PyObject *choice(PyObject *self, uint32_t n, Py_ssize_t size, bool replac
     int32_t *drawn = PyMem_Malloc(((size_t)size + n_scratch) * sizeof *drawn);
     if (drawn == NULL)
         PyErr_NoMemory();
-    if (drawn == NULL || fwm_random_claim(self) < 0) {
+    if (drawn == NULL || fwm_claim(self) < 0) {
         PyMem_Free(drawn);
         Py_DECREF(out);
         return NULL;
     }
     fwm_numpy_choice(bits_of(self), n, (size_t)size, replace, drawn, drawn + size);
-    fwm_random_release(self);
+    fwm_release(self);
     int64_t *wide = data_of(out);
     for (Py_ssize_t i = 0; i < size; i++)
         wide[i] = drawn[i];
@@ -264,25 +240,25 @@ static PyObject *choice(PyObject *self, uint32_t n, Py_ssize_t size, bool replac
     return out;
 }
 
-static PyObject *mt19937_permutation(PyObject *self, PyObject *args, PyObject *kwargs)
+static PyObject *mt19937_permutation(PyObject *self, PyObject *const *args, Py_ssize_t n_args, PyObject *names)
 {
-    long long n;
-    if (only_integer(args, kwargs, "O:permutation", "n", 0, HIGHEST_POPULATION, &n) < 0)
+    const long long n = read_integer(&of_permutation, args, n_args, names);
+    if (n < 0)
         return NULL;
     return choice(self, (uint32_t)n, (Py_ssize_t)n, false);
 }
 
-static PyObject *mt19937_choice(PyObject *self, PyObject *args, PyObject *kwargs)
+static PyObject *mt19937_choice(PyObject *self, PyObject *const *args, Py_ssize_t n_args, PyObject *names)
 {
-    static char *names[] = {"n", "size", "replace", NULL};
-    PyObject *given_n, *given_size, *given_replace;
-    bool replace;
-    long long n, size;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO:choice", names, &given_n, &given_size, &given_replace) ||
-        fwm_flag(given_replace, "replace", &replace) < 0 ||
-        fwm_integer_argument(given_n, "n", 1, HIGHEST_POPULATION, &n) < 0 ||
-        fwm_integer_argument(given_size, "size", 0, replace ? HIGHEST_LENGTH : n, &size) < 0)
+    FwmArguments a = {0};
+    if (fwm_read_arguments(&a, &of_choice, args, n_args, names) < 0)
         return NULL;
+    const long long n = a.values[0].integer, size = a.values[1].integer;
+    const bool replace = a.values[2].flag;
+    if (!replace && size > n) {
+        PyErr_Format(PyExc_ValueError, "size: got %lld, expected at most the %lld of n, without replacement", size, n);
+        return NULL;
+    }
     return choice(self, (uint32_t)n, (Py_ssize_t)size, replace);
 }
 
@@ -310,7 +286,7 @@ PyDoc_STRVAR(philox_normal_doc, "normal($self, /, n)\n--\n\n"
 
 static PyMethodDef philox_methods[] = {
     STATE_METHODS,
-    {"normal", (PyCFunction)(void (*)(void))source_normal, METH_VARARGS | METH_KEYWORDS, philox_normal_doc},
+    {"normal", (PyCFunction)(void (*)(void))source_normal, METH_FASTCALL | METH_KEYWORDS, philox_normal_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -360,13 +336,13 @@ PyDoc_STRVAR(mt19937_choice_doc,
              "Raises ValueError if size is above n without replacement.");
 
 #define METHOD(name)                                                                                                   \
-    {#name, (PyCFunction)(void (*)(void))mt19937_##name, METH_VARARGS | METH_KEYWORDS, mt19937_##name##_doc}
+    {#name, (PyCFunction)(void (*)(void))mt19937_##name, METH_FASTCALL | METH_KEYWORDS, mt19937_##name##_doc}
 
 static PyMethodDef mt19937_methods[] = {
     STATE_METHODS,
     METHOD(uint32),
     METHOD(uniform),
-    {"normal", (PyCFunction)(void (*)(void))source_normal, METH_VARARGS | METH_KEYWORDS, mt19937_normal_doc},
+    {"normal", (PyCFunction)(void (*)(void))source_normal, METH_FASTCALL | METH_KEYWORDS, mt19937_normal_doc},
     METHOD(bounded),
     METHOD(permutation),
     METHOD(choice),
@@ -388,49 +364,17 @@ static PyType_Slot mt19937_slots[] = {
     {Py_tp_methods, mt19937_methods}, {Py_tp_repr, source_repr}, {0, NULL},
 };
 
-/* ---- for the rest of the extension ---- */
-
-int fwm_add_type(PyObject *module, PyType_Spec *spec)
-{
-    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
-    if (type == NULL)
-        return -1;
-    int status = PyModule_AddType(module, (PyTypeObject *)type);
-    Py_DECREF(type);
-    return status;
-}
-
 int fwm_add_random_types(PyObject *module)
 {
     PyType_Spec philox = {"fwm_py.random.Philox", sizeof(SourceObject), 0, FWM_TYPE_FLAGS, philox_slots};
     PyType_Spec mt19937 = {"fwm_py.random.MT19937", sizeof(SourceObject), 0, FWM_TYPE_FLAGS, mt19937_slots};
-    if (fwm_add_type(module, &philox) < 0 || fwm_add_type(module, &mt19937) < 0)
-        return -1;
-    return fwm_add_stream_type(module);
+    return prepare() < 0 || fwm_add_type(module, &philox) < 0 ? -1 : fwm_add_type(module, &mt19937);
 }
 
 FwmBlockSource *fwm_block_source_of(PyObject *object)
 {
     if (Py_TYPE(object)->tp_dealloc == source_dealloc)
         return source_of(object);
-    PyErr_Format(PyExc_TypeError, "generator must be a Philox or an MT19937, not %.100s", Py_TYPE(object)->tp_name);
+    PyErr_Format(PyExc_TypeError, "generator: got %.100s, expected a Philox or an MT19937", Py_TYPE(object)->tp_name);
     return NULL;
-}
-
-int fwm_random_claim(PyObject *object)
-{
-    FwmRandomObject *self = (FwmRandomObject *)object;
-    const unsigned long here = PyThread_get_thread_ident();
-    if (!atomic_exchange(&self->busy, true)) {
-        self->thread = here;
-        return 0;
-    }
-    PyErr_Format(PyExc_RuntimeError, "this %.100s is in use by %s", Py_TYPE(object)->tp_name,
-                 self->thread == here ? "a call that has not ended" : "another thread");
-    return -1;
-}
-
-void fwm_random_release(PyObject *object)
-{
-    atomic_store(&((FwmRandomObject *)object)->busy, false);
 }

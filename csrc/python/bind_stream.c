@@ -1,37 +1,43 @@
-/* Stream: an extension type around the data of csrc/retrieval/stream. A draw that fails for want of
- * memory leaves the stream as it was. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
-#define NO_IMPORT_ARRAY
-#include <numpy/arrayobject.h>
+/* Stream: an extension type around the data of csrc/retrieval/stream. A draw that fails for want of memory leaves the
+ * stream as it was. */
+#include "python/bind_stream.h"
 
-#include "python/args.h"
-#include "python/bind_random.h"
+#include "python/arguments.h"
+#include "python/bindings.h"
+#include "python/claim.h"
 #include "python/states.h"
 
+#define HIGHEST_SEED 4294967295LL
 #define HIGHEST_N_KEYS 1073741823LL /* 2N is a length, held as int32 */
+#define HIGHEST_LENGTH (PY_SSIZE_T_MAX / (Py_ssize_t)sizeof(int64_t))
 
 typedef struct {
-    FwmRandomObject base;
+    FwmClaimed base;
     FwmStream stream;
     uint32_t seed;
 } StreamObject;
 
+enum { SEED, N_KEYS, BATCH_SIZE, REPLACE };
+
+static const FwmArgument arguments[] = {
+    [SEED] = {"seed", FWM_INTEGER, .low = 0, .high = HIGHEST_SEED},
+    [N_KEYS] = {"n_keys", FWM_INTEGER, .low = 1, .high = HIGHEST_N_KEYS},
+    [BATCH_SIZE] = {"batch_size", FWM_INTEGER, .low = 1, .high = HIGHEST_LENGTH},
+    [REPLACE] = {"replace", FWM_FLAG, .required = true},
+};
+
+static FwmSignature signature = {"Stream", arguments, FWM_LENGTH(arguments), FWM_LENGTH(arguments)};
+
 static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"seed", "n_keys", "batch_size", "replace", NULL};
-    PyObject *given_seed, *given_n_keys, *given_batch_size, *given_replace;
-    bool replace;
-    long long seed, n_keys, batch_size;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:Stream", names, &given_seed, &given_n_keys, &given_batch_size,
-                                     &given_replace) ||
-        fwm_flag(given_replace, "replace", &replace) < 0 ||
-        fwm_integer_argument(given_seed, "seed", 0, HIGHEST_WORD, &seed) < 0 ||
-        fwm_integer_argument(given_n_keys, "n_keys", 1, HIGHEST_N_KEYS, &n_keys) < 0 ||
-        fwm_integer_argument(given_batch_size, "batch_size", 1, HIGHEST_LENGTH / (2 * n_keys), &batch_size) < 0)
+    FwmArguments a = {0};
+    if (fwm_read_new(&a, &signature, args, kwargs) < 0)
         return NULL;
+    const long long seed = a.values[SEED].integer, n_keys = a.values[N_KEYS].integer,
+                    batch_size = a.values[BATCH_SIZE].integer, most = HIGHEST_LENGTH / (2 * n_keys);
+    const bool replace = a.values[REPLACE].flag;
+    if (batch_size > most)
+        return PyErr_Format(PyExc_ValueError, "batch_size: got %lld, expected an integer in 1..%lld", batch_size, most);
     StreamObject *self = (StreamObject *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
@@ -128,14 +134,14 @@ static PyObject *evaluation_of(FwmStream *stream)
 
 static PyObject *draw_from_stream(PyObject *self, PyObject *(*draw)(FwmStream *))
 {
-    if (fwm_random_claim(self) < 0)
+    if (fwm_claim(self) < 0)
         return NULL;
     FwmStream *stream = &((StreamObject *)self)->stream;
     FwmMT19937 before = stream->bits;
     PyObject *drawn = draw(stream);
     if (drawn == NULL)
         stream->bits = before;
-    fwm_random_release(self);
+    fwm_release(self);
     return drawn;
 }
 
@@ -153,10 +159,10 @@ static PyObject *stream_evaluation(PyObject *self, PyObject *Py_UNUSED(args))
 static PyObject *stream_reduce(PyObject *self, PyObject *Py_UNUSED(args))
 {
     const FwmStream *stream = &((StreamObject *)self)->stream;
-    if (fwm_random_claim(self) < 0)
+    if (fwm_claim(self) < 0)
         return NULL;
     PyObject *state = fwm_words_state(&stream->bits);
-    fwm_random_release(self);
+    fwm_release(self);
     return Py_BuildValue("O(knnO)N", (PyObject *)Py_TYPE(self), (unsigned long)((StreamObject *)self)->seed,
                          (Py_ssize_t)stream->n_keys, (Py_ssize_t)stream->batch_size,
                          stream->replace ? Py_True : Py_False, state);
@@ -164,10 +170,10 @@ static PyObject *stream_reduce(PyObject *self, PyObject *Py_UNUSED(args))
 
 static PyObject *stream_setstate(PyObject *self, PyObject *state)
 {
-    if (fwm_random_claim(self) < 0)
+    if (fwm_claim(self) < 0)
         return NULL;
     const int status = fwm_set_words_state(&((StreamObject *)self)->stream.bits, state);
-    fwm_random_release(self);
+    fwm_release(self);
     return status < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -212,13 +218,13 @@ static PyType_Slot stream_slots[] = {
 int fwm_add_stream_type(PyObject *module)
 {
     PyType_Spec stream = {"fwm_py._core.Stream", sizeof(StreamObject), 0, FWM_TYPE_FLAGS, stream_slots};
-    return fwm_add_type(module, &stream);
+    return fwm_prepare(&signature) < 0 ? -1 : fwm_add_type(module, &stream);
 }
 
 FwmStream *fwm_stream_of(PyObject *object)
 {
     if (Py_TYPE(object)->tp_dealloc == stream_dealloc)
         return &((StreamObject *)object)->stream;
-    PyErr_Format(PyExc_TypeError, "stream must be a Stream, not %.100s", Py_TYPE(object)->tp_name);
+    PyErr_Format(PyExc_TypeError, "stream: got %.100s, expected a Stream", Py_TYPE(object)->tp_name);
     return NULL;
 }

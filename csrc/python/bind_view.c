@@ -1,14 +1,7 @@
 /* fwm_py.torch: array_at, memory of another object as an array. NumPy's own ways to it take twice as long, or have
  * effects on the object (Tensor.numpy() marks the tensor's storage for good). */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
-#define NO_IMPORT_ARRAY
-#include <numpy/arrayobject.h>
-
-#include "python/args.h"
-#include "python/bind_view.h"
+#include "python/arguments.h"
+#include "python/bindings.h"
 
 /* The numbers of a tuple; returns how many, or -1. */
 static int read_sizes(PyObject *given, const char *name, npy_intp *sizes)
@@ -24,29 +17,52 @@ static int read_sizes(PyObject *given, const char *name, npy_intp *sizes)
     return PyErr_Occurred() ? -1 : n;
 }
 
-/* args: owner (kept alive), address, shape, strides (in numbers; None if contiguous), dtype, read_only. */
-PyObject *fwm_py_array_at(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
+enum { OWNER, ADDRESS, SHAPE, STRIDES, DTYPE, READ_ONLY };
+
+static const FwmArgument arguments[] = {
+    [OWNER] = {"owner", FWM_OBJECT}, /* kept alive */
+    [ADDRESS] = {"address", FWM_OBJECT},
+    [SHAPE] = {"shape", FWM_OBJECT},
+    [STRIDES] = {"strides", FWM_OBJECT, .optional = true}, /* in numbers; None: contiguous */
+    [DTYPE] = {"dtype", FWM_OBJECT},
+    [READ_ONLY] = {"read_only", FWM_FLAG, .required = true},
+};
+
+static FwmSignature signature = {"array_at", arguments, FWM_LENGTH(arguments), FWM_LENGTH(arguments)};
+
+static PyObject *array_at(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
     npy_intp shape[NPY_MAXDIMS], strides[NPY_MAXDIMS];
-    bool read_only;
-    if (fwm_check_count("array_at", n_args, 6) < 0 || fwm_flag(args[5], "read_only", &read_only) < 0)
+    FwmArguments a = {0};
+    if (fwm_read_arguments(&a, &signature, args, n, names) < 0)
         return NULL;
-    if (!PyArray_DescrCheck(args[4]))
-        return PyErr_Format(PyExc_TypeError, "dtype: got %.100s, expected a dtype", Py_TYPE(args[4])->tp_name);
-    void *address = PyLong_AsVoidPtr(args[1]);
-    const int rank = PyErr_Occurred() ? -1 : read_sizes(args[2], "shape", shape);
-    const bool has_strides = args[3] != Py_None;
-    if (rank < 0 || (has_strides && read_sizes(args[3], "strides", strides) != rank))
+    PyObject *const *given = a.given;
+    if (!PyArray_DescrCheck(given[DTYPE]))
+        return PyErr_Format(PyExc_TypeError, "dtype: got %.100s, expected a dtype", Py_TYPE(given[DTYPE])->tp_name);
+    void *address = PyLong_AsVoidPtr(given[ADDRESS]);
+    const int rank = PyErr_Occurred() ? -1 : read_sizes(given[SHAPE], "shape", shape);
+    if (rank < 0 || (given[STRIDES] && read_sizes(given[STRIDES], "strides", strides) != rank))
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "strides: expected %d, as shape has", rank);
-    PyArray_Descr *dtype = (PyArray_Descr *)Py_NewRef(args[4]);
-    for (int i = 0; has_strides && i < rank; i++)
+    PyArray_Descr *dtype = (PyArray_Descr *)Py_NewRef(given[DTYPE]);
+    for (int i = 0; given[STRIDES] && i < rank; i++)
         strides[i] *= PyDataType_ELSIZE(dtype);
-    const int flags = (has_strides ? 0 : NPY_ARRAY_C_CONTIGUOUS) | (read_only ? 0 : NPY_ARRAY_WRITEABLE);
+    const int flags =
+        (given[STRIDES] ? 0 : NPY_ARRAY_C_CONTIGUOUS) | (a.values[READ_ONLY].flag ? 0 : NPY_ARRAY_WRITEABLE);
     PyObject *array =
-        PyArray_NewFromDescr(&PyArray_Type, dtype, rank, shape, has_strides ? strides : NULL, address, flags, NULL);
+        PyArray_NewFromDescr(&PyArray_Type, dtype, rank, shape, given[STRIDES] ? strides : NULL, address, flags, NULL);
     if (array)
         PyArray_UpdateFlags((PyArrayObject *)array, NPY_ARRAY_ALIGNED);
-    if (array && PyArray_SetBaseObject((PyArrayObject *)array, Py_NewRef(args[0])) < 0)
+    if (array && PyArray_SetBaseObject((PyArrayObject *)array, Py_NewRef(given[OWNER])) < 0)
         Py_CLEAR(array);
     return array;
+}
+
+static PyMethodDef functions[] = {
+    {"array_at", (PyCFunction)(void (*)(void))array_at, METH_FASTCALL | METH_KEYWORDS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+int fwm_add_array_at(PyObject *module)
+{
+    return fwm_prepare(&signature) < 0 ? -1 : PyModule_AddFunctions(module, functions);
 }

@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "api/model.h"
+#include "python/numpy_api.h"
 #include "retrieval/stream.h"
 
 typedef struct {

@@ -1,22 +1,12 @@
 /* fwm_py._core: what the Python modules of the package stand on. Chooses the variant of the kernels at import. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
-#include <numpy/arrayobject.h>
+#define FWM_IMPORTS_NUMPY_API
+#include "python/numpy_api.h"
 
 #include <stdlib.h>
 
-#include "python/bind_attention.h"
-#include "python/bind_convolution.h"
-#include "python/bind_maps.h"
-#include "python/bind_memory.h"
-#include "python/bind_model.h"
-#include "python/bind_norm.h"
-#include "python/bind_random.h"
-#include "python/bind_readouts.h"
-#include "python/bind_view.h"
 #include "api/dispatch.h"
+#include "python/arguments.h"
+#include "python/bindings.h"
 #include "runtime/threads.h"
 
 #define MOST_THREADS 1024
@@ -72,7 +62,7 @@ PyDoc_STRVAR(
 static PyObject *set_num_threads(PyObject *Py_UNUSED(module), PyObject *given)
 {
     long long n;
-    if (fwm_integer_argument(given, "n", 1, MOST_THREADS, &n) < 0)
+    if (fwm_integer(given, "n", 1, MOST_THREADS, &n) < 0)
         return NULL;
     fwm_set_num_threads((int)n);
     Py_RETURN_NONE;
@@ -89,56 +79,10 @@ static PyObject *get_num_threads(PyObject *Py_UNUSED(module), PyObject *Py_UNUSE
 static PyObject *set_threads_here(PyObject *Py_UNUSED(module), PyObject *given)
 {
     long long n;
-    if (fwm_integer_argument(given, "n", 0, MOST_THREADS, &n) < 0)
+    if (fwm_integer(given, "n", 0, MOST_THREADS, &n) < 0)
         return NULL;
     fwm_set_threads_here((int)n);
     Py_RETURN_NONE;
-}
-
-/* Appends a row, which is taken over, to the list. */
-static int append(PyObject *list, PyObject *row)
-{
-    const int status = row ? PyList_Append(list, row) : -1;
-    Py_XDECREF(row);
-    return status;
-}
-
-/* The list becomes a tuple of the module. */
-static int add_table(PyObject *module, const char *name, PyObject *list)
-{
-    PyObject *tuple = PyList_AsTuple(list);
-    const int status = tuple ? PyModule_AddObjectRef(module, name, tuple) : -1;
-    Py_XDECREF(tuple);
-    return status;
-}
-
-static int add_maps(PyObject *module)
-{
-    PyObject *list = PyList_New(0);
-    int status = list ? 0 : -1;
-    const FwmMapInfo *info;
-    for (size_t i = 0; status == 0 && (info = fwm_kernels_f32()->map_info(i)); i++)
-        status = append(list, Py_BuildValue("{s:s,s:s,s:s,s:s}", "name", info->name, "function", info->function,
-                                            "argument", info->argument, "summary", info->summary));
-    if (status == 0)
-        status = add_table(module, "MAPS", list);
-    Py_XDECREF(list);
-    return status;
-}
-
-static int add_rules(PyObject *module)
-{
-    PyObject *list = PyList_New(0);
-    int status = list ? 0 : -1;
-    const FwmReadoutInfo *info;
-    for (size_t i = 0; status == 0 && (info = fwm_kernels_f32()->readout_info(i)); i++)
-        status = append(list, Py_BuildValue("{s:s,s:s,s:O,s:O,s:s}", "name", info->name, "function", info->function,
-                                            "uses_map", info->uses_map ? Py_True : Py_False, "uses_beta",
-                                            info->uses_beta ? Py_True : Py_False, "summary", info->summary));
-    if (status == 0)
-        status = add_table(module, "RULES", list);
-    Py_XDECREF(list);
-    return status;
 }
 
 /* pip shows nothing of what a build that succeeds has warned of. */
@@ -168,10 +112,14 @@ static int execute(PyObject *module)
     if (warn_of_one_thread() < 0)
         return -1;
     fwm_threads_start();
-    return add_maps(module) < 0 || add_rules(module) < 0 || fwm_add_memory_table(module) < 0 ||
-                   fwm_add_random_types(module) < 0 || fwm_add_model_type(module) < 0
-               ? -1
-               : 0;
+    static int (*const bindings[])(PyObject *) = {
+        fwm_add_tables,      fwm_add_maps,       fwm_add_rules,        fwm_add_readouts,    fwm_add_attention,
+        fwm_add_convolution, fwm_add_norm,       fwm_add_random_types, fwm_add_stream_type, fwm_add_model_type,
+        fwm_add_train,       fwm_add_draw_omega, fwm_add_array_at};
+    for (size_t i = 0; i < FWM_LENGTH(bindings); i++)
+        if (bindings[i](module) < 0)
+            return -1;
+    return 0;
 }
 
 static PyMethodDef functions[] = {
@@ -179,28 +127,13 @@ static PyMethodDef functions[] = {
     {"set_num_threads", set_num_threads, METH_O, set_num_threads_doc},
     {"get_num_threads", get_num_threads, METH_NOARGS, get_num_threads_doc},
     {"set_threads_here", set_threads_here, METH_O, NULL},
-    {"map_forward", fwm_py_map_forward, METH_VARARGS, NULL},
-    {"map_backward", fwm_py_map_backward, METH_VARARGS, NULL},
-    {"draw_omega", fwm_py_draw_omega, METH_VARARGS, NULL},
-    {"rule_forward", fwm_py_rule_forward, METH_VARARGS, NULL},
-    {"rule_backward", fwm_py_rule_backward, METH_VARARGS, NULL},
-    {"memory_forward", (PyCFunction)(void (*)(void))fwm_py_memory_forward, METH_FASTCALL, NULL},
-    {"memory_backward", (PyCFunction)(void (*)(void))fwm_py_memory_backward, METH_FASTCALL, NULL},
-    {"attention_forward", fwm_py_attention_forward, METH_VARARGS, NULL},
-    {"attention_backward", fwm_py_attention_backward, METH_VARARGS, NULL},
-    {"convolution_forward", (PyCFunction)(void (*)(void))fwm_py_convolution_forward, METH_FASTCALL, NULL},
-    {"convolution_backward", (PyCFunction)(void (*)(void))fwm_py_convolution_backward, METH_FASTCALL, NULL},
-    {"norm_forward", (PyCFunction)(void (*)(void))fwm_py_norm_forward, METH_FASTCALL, NULL},
-    {"norm_backward", (PyCFunction)(void (*)(void))fwm_py_norm_backward, METH_FASTCALL, NULL},
-    {"array_at", (PyCFunction)(void (*)(void))fwm_py_array_at, METH_FASTCALL, NULL},
-    {"train", fwm_py_train, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, execute},
 #ifdef Py_mod_gil
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* what threads share is atomic, or claimed by one of them (bind_random.h) */
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* what threads share is atomic, or claimed by one of them (claim.h) */
 #endif
     {0, NULL},
 };

@@ -1,13 +1,7 @@
 /* The argument cu_seqlens, and the offsets of rows of the same length. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
-#define NO_IMPORT_ARRAY
-#include <numpy/arrayobject.h>
-
-#include "python/args.h"
 #include "python/sequences.h"
+
+#include "python/arrays.h"
 
 /* Room for n + 1 offsets. */
 static int make_room(FwmSequences *s)

@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+#include "python/numpy_api.h"
+
 #define FEW_OFFSETS 33 /* of so many no memory is asked for */
 
 /* All zeros before it is read; released after. */

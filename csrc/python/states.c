@@ -1,16 +1,11 @@
 /* A state that does not fit raises ValueError or TypeError and changes nothing. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
-#define NO_IMPORT_ARRAY
-#include <numpy/arrayobject.h>
+#include "python/states.h"
 
 #include <string.h>
 
-#include "python/args.h"
-#include "python/bind_random.h"
-#include "python/states.h"
+#include "python/arguments.h"
+
+#define HIGHEST_WORD 4294967295LL
 
 static PyObject *copy_of(const void *numbers, size_t n, int type)
 {
@@ -51,7 +46,7 @@ static int set_words(FwmMT19937 *bits, PyObject *given, PyObject *given_position
 {
     long long position;
     PyArrayObject *words = vector_of(given, FWM_MT19937_WORDS, NPY_UINT32);
-    if (!words || fwm_integer_argument(given_position, "position", 0, FWM_MT19937_WORDS, &position) < 0) {
+    if (!words || fwm_integer(given_position, "position", 0, FWM_MT19937_WORDS, &position) < 0) {
         Py_XDECREF(words);
         return -1;
     }
@@ -80,9 +75,8 @@ PyObject *fwm_source_state(const FwmBlockSource *source)
 static int set_philox(FwmPhilox *philox, PyObject *state)
 {
     long long seed, next_block;
-    if (check_tuple(state, 2) < 0 ||
-        fwm_integer_argument(PyTuple_GET_ITEM(state, 0), "seed", 0, HIGHEST_WORD, &seed) < 0 ||
-        fwm_integer_argument(PyTuple_GET_ITEM(state, 1), "blocks_drawn", 0, HIGHEST_WORD, &next_block) < 0)
+    if (check_tuple(state, 2) < 0 || fwm_integer(PyTuple_GET_ITEM(state, 0), "seed", 0, HIGHEST_WORD, &seed) < 0 ||
+        fwm_integer(PyTuple_GET_ITEM(state, 1), "blocks_drawn", 0, HIGHEST_WORD, &next_block) < 0)
         return -1;
     *philox = (FwmPhilox){.seed = (uint64_t)seed, .next_block = (uint32_t)next_block};
     return 0;
@@ -125,7 +119,7 @@ int fwm_set_model_state(FwmModel *model, int type, PyObject *state)
     for (int i = 0; status == 0 && i < 3; i++)
         status = (arrays[i] = vector_of(PyTuple_GET_ITEM(state, i), sizes[i], type)) ? 0 : -1;
     if (status == 0)
-        status = fwm_integer_argument(PyTuple_GET_ITEM(state, 3), "steps", 0, INT64_MAX, &steps);
+        status = fwm_integer(PyTuple_GET_ITEM(state, 3), "steps", 0, INT64_MAX, &steps);
     if (status == 0)
         status = fwm_set_source_state(&model->omega_source, PyTuple_GET_ITEM(state, 4));
     for (int i = 0; i < 3; i++) {

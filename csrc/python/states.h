@@ -1,9 +1,9 @@
-/* What a generator, a stream or a model holds beyond its arguments, as objects that can be pickled, and back. Include
- * after Python.h and NumPy's arrayobject.h. */
+/* What a generator, a stream or a model holds beyond its arguments, as objects that can be pickled, and back. */
 #ifndef FWM_PYTHON_STATES_H
 #define FWM_PYTHON_STATES_H
 
 #include "api/model.h"
+#include "python/numpy_api.h"
 #include "random/omega_draws.h"
 
 /* (words (624,) uint32, position). */

@@ -1,6 +1,6 @@
 """The kernels of `fwm_py` on PyTorch's CPU tensors, differentiable.
 
-Every function has the name, the arguments and the shapes of the one on NumPy arrays (`fwm_py.kernels`,
+Every function has the name, the arguments and the shapes of the one on NumPy arrays (`fwm_py.rules`,
 `fwm_py.attention`, `fwm_py.convolution`, `fwm_py.feature_maps`, which say what they compute), but for these:
 
 - Tensors are float64, float32, bfloat16 or float16, in any mixture. Numbers are computed in float64 where an input has
@@ -87,7 +87,7 @@ def _memory(
     clamp_first: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     _check_flag("output_final_state", output_final_state)
-    o, state, _ = _operators.memory(
+    o, state, _ = _operators.rule(
         function,
         q,
         k,
@@ -132,7 +132,7 @@ def linear_attention(
     if not normalize and isinstance(initial_state, tuple):
         raise TypeError("initial_state: got a tuple, expected a tensor where normalize is False")
     start, total = initial_state if isinstance(initial_state, tuple) else (initial_state, None)
-    o, state, final_sum = _operators.memory(
+    o, state, final_sum = _operators.rule(
         "linear_attention",
         q,
         k,

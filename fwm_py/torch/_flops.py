@@ -23,10 +23,10 @@ from fwm_py.torch import _operators  # noqa: F401  whose operators are counted h
 
 Shape = tuple[int, ...]
 
-CORRECTS = {row["function"]: bool(row["strength"]) for row in _core.KERNELS}  # a delta rule reads before it writes
+CORRECTS = {row["function"]: bool(row["strength"]) for row in _core.RULES}  # a delta rule reads before it writes
 
 
-def memory(function: str, q: Shape, k: Shape, v: Shape, *args: Any, **kwargs: Any) -> int:
+def rule(function: str, q: Shape, k: Shape, v: Shape, *args: Any, **kwargs: Any) -> int:
     (B, T, HQ, K), (HV, V) = q, v[2:]
     return B * T * 2 * K * V * (HV * (2 if CORRECTS[function] else 1) + max(HQ, HV))
 
@@ -50,8 +50,8 @@ def feature_map(function: str, x: Shape, nu: int | None, omega: Shape | None, **
 
 
 FORMULAS = {
-    "memory": memory,
-    "memory_backward": lambda function, do, dstate, dtotal, *args, **kwargs: 2 * memory(function, *args),
+    "rule": rule,
+    "rule_backward": lambda function, do, dstate, dtotal, *args, **kwargs: 2 * rule(function, *args),
     "softmax_attention": softmax,
     "softmax_attention_backward": softmax_backward,
     "causal_conv1d": convolution,

@@ -1,6 +1,6 @@
 """The custom operators of PyTorch behind `fwm_py.torch`: schemas, kernels, shapes for tracing, gradients.
 
-`fwm_py::memory` is every rule of `fwm_py.kernels`, as `_core.memory_forward` is. Numbers are computed in float64 where
+`fwm_py::rule` is every rule of `fwm_py.rules`, as `_core.rule_forward` is. Numbers are computed in float64 where
 an input has it, else in float32, whatever mixture of half and float32 comes; outputs get the dtype of the queries,
 states that of the computation, gradients those of their inputs. An operator returns tensors always: one without
 numbers stands for a result that was not asked for, or that there is not.
@@ -41,11 +41,21 @@ N_INPUTS = len(NAMES)
 OPTIONS = "float? scale, str? qk_norm, bool normalize, float eps, bool clamp_first, Tensor? cu_seqlens, str method"
 
 
-def run(function: Callable[..., Any], *args: Any) -> Any:
+def options_of(row: Any) -> tuple[str, ...]:
+    """The names of the options that a rule takes, in the order of OPTIONS."""
+    given = {"qk_norm": "has_qk_norm", "normalize": "normalizes", "eps": "normalizes", "clamp_first": "clamps"}
+    return tuple(name for name in OPTION_NAMES if name not in given or row[given[name]])
+
+
+OPTION_NAMES = tuple(option.split()[1] for option in OPTIONS.split(", "))
+TAKES = {row["function"]: options_of(row) for row in _core.RULES}
+
+
+def run(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """The call, on as many threads as PyTorch has."""
     _core.set_threads_here(torch.get_num_threads())
     try:
-        return function(*args)
+        return function(*args, **options)
     finally:
         _core.set_threads_here(0)
 
@@ -96,7 +106,7 @@ def given(gradients: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...]) -> t
     return tuple(None if x is None else gradient for gradient, x in zip(gradients, inputs))
 
 
-# ---- the general memories --------------------------------------------------------------------------------------------
+# ---- rules -----------------------------------------------------------------------------------------------------------
 
 
 def pair(state: Any, total: Any) -> Any:
@@ -104,19 +114,22 @@ def pair(state: Any, total: Any) -> Any:
 
 
 def core_arguments(
+    function: str,
     inputs: tuple[Tensor | None, ...],
     options: tuple[Any, ...],
     dtype: torch.dtype,
     convert: Callable[..., Any] = to_array,
-) -> tuple[Any, ...]:
-    """The common arguments of `_core.memory_forward` and `_core.memory_backward`."""
+) -> dict[str, Any]:
+    """The arguments that `_core.rule_forward` and `_core.rule_backward` have in common."""
     *tokens, state, total = inputs
-    *options, cu_seqlens, method = options
-    initial = pair(to_array(state, dtype), to_array(total, dtype))
-    return *(convert(x, dtype) for x in tokens), initial, *options, to_offsets(cu_seqlens), method
+    named = dict(zip(OPTION_NAMES, options))
+    named["cu_seqlens"] = to_offsets(named["cu_seqlens"])
+    arguments = {name: named[name] for name in TAKES[function]}
+    arguments |= {name: convert(x, dtype) for name, x in zip(NAMES, tokens)}
+    return arguments | {"initial_state": pair(to_array(state, dtype), to_array(total, dtype))}
 
 
-def memory_results(
+def rule_results(
     dtypes: tuple[torch.dtype, torch.dtype], inputs: tuple[Any, ...], options: tuple[Any, ...], output_final_state: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tensors for o, of the first dtype, and the states, of the second."""
@@ -128,23 +141,24 @@ def memory_results(
     return o, state, q.new_empty((n, H, K) if output_final_state and normalize else 0, dtype=dtypes[1])
 
 
-def memory_kernel(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def rule_kernel(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs, options, output_final_state = args[:N_INPUTS], args[N_INPUTS:-1], args[-1]
     dtype = computed_in(NAMES, inputs, options[-2])
-    o, state, total = memory_results((dtype, dtype), inputs, options, output_final_state)
+    o, state, total = rule_results((dtype, dtype), inputs, options, output_final_state)
     out: Any = to_memory(o)
     if output_final_state:
         out = out, pair(to_memory(state), to_memory(total) if options[2] else None)
-    run(_core.memory_forward, function, *core_arguments(inputs, options, dtype, to_tokens), output_final_state, out)
+    arguments = core_arguments(function, inputs, options, dtype, to_tokens)
+    run(_core.rule_forward, function, **arguments, output_final_state=output_final_state, out=out)
     return cast(o, inputs[0].dtype), state, total
 
 
-def memory_shapes(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def rule_shapes(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs, options = args[:N_INPUTS], args[N_INPUTS:-1]
-    return memory_results((inputs[0].dtype, computed_in(NAMES, inputs, options[-2])), inputs, options, args[-1])
+    return rule_results((inputs[0].dtype, computed_in(NAMES, inputs, options[-2])), inputs, options, args[-1])
 
 
-def memory_backward_kernel(
+def rule_backward_kernel(
     function: str, do: Tensor, dstate: Tensor | None, dtotal: Tensor | None, *args: Any
 ) -> tuple[Tensor, ...]:
     inputs, options = args[:N_INPUTS], args[N_INPUTS:]
@@ -153,44 +167,45 @@ def memory_backward_kernel(
     gradients = gradients_like(inputs, dtype)
     *tokens, dstate, dtotal = to_write(gradients, inputs)
     out = *(x for x in tokens if x is not None), pair(dstate, dtotal)
-    run(_core.memory_backward, function, to_array(do, dtype), dfinal, *core_arguments(inputs, options, dtype), out)
+    arguments = core_arguments(function, inputs, options, dtype)
+    run(_core.rule_backward, function, do=to_array(do, dtype), dfinal_state=dfinal, **arguments, out=out)
     return cast_like(gradients, inputs)
 
 
-def memory_backward_shapes(function: str, do: Tensor, dstate: Any, dtotal: Any, *args: Any) -> tuple[Tensor, ...]:
+def rule_backward_shapes(function: str, do: Tensor, dstate: Any, dtotal: Any, *args: Any) -> tuple[Tensor, ...]:
     return gradients_like(args[:N_INPUTS])
 
 
-memory = define(
-    "memory",
+rule = define(
+    "rule",
     f"(str function, {INPUTS}, {OPTIONS}, bool output_final_state) -> (Tensor, Tensor, Tensor)",
-    memory_kernel,
-    memory_shapes,
+    rule_kernel,
+    rule_shapes,
 )
-memory_backward = define(
-    "memory_backward",
+rule_backward = define(
+    "rule_backward",
     f"(str function, Tensor do, Tensor? dfinal_state, Tensor? dfinal_sum, {INPUTS}, {OPTIONS}) -> "
     f"({', '.join(['Tensor'] * N_INPUTS)})",
-    memory_backward_kernel,
-    memory_backward_shapes,
+    rule_backward_kernel,
+    rule_backward_shapes,
 )
 
 
-def save_memory(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def save_rule(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.function, tensors, options = inputs[0], inputs[1 : 1 + N_INPUTS], inputs[1 + N_INPUTS : -1]
     *ctx.options, cu_seqlens, ctx.method = options
     ctx.normalize, ctx.has_state = options[2], inputs[-1]
     ctx.save_for_backward(*tensors, cu_seqlens)
 
 
-def differentiate_memory(ctx: Any, do: Tensor, dstate: Tensor, dtotal: Tensor) -> tuple[Any, ...]:
+def differentiate_rule(ctx: Any, do: Tensor, dstate: Tensor, dtotal: Tensor) -> tuple[Any, ...]:
     *inputs, cu_seqlens = ctx.saved_tensors
     dfinal = (dstate if ctx.has_state else None, dtotal if ctx.has_state and ctx.normalize else None)
-    gradients = memory_backward(ctx.function, do, *dfinal, *inputs, *ctx.options, cu_seqlens, ctx.method)
+    gradients = rule_backward(ctx.function, do, *dfinal, *inputs, *ctx.options, cu_seqlens, ctx.method)
     return None, *given(gradients, inputs), *[None] * 8
 
 
-differentiate("memory", differentiate_memory, save_memory)
+differentiate("rule", differentiate_rule, save_rule)
 
 
 # ---- softmax attention -----------------------------------------------------------------------------------------------
@@ -204,8 +219,8 @@ def attended_in(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
 def softmax_kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
     dtype = attended_in(q, k, v)
     o = q.new_empty((*q.shape[:3], v.shape[3]), dtype=dtype)
-    arrays = [to_array(x, dtype) for x in (q, k, v)]
-    _, lse = run(_core.attention_forward, *arrays, causal, scale, True, to_memory(o))
+    arrays = {"q": to_array(q, dtype), "k": to_array(k, dtype), "v": to_array(v, dtype)}
+    _, lse = run(_core.attention_forward, **arrays, causal=causal, scale=scale, return_lse=True, out=to_memory(o))
     return cast(o, q.dtype), torch.from_numpy(lse).clone()
 
 
@@ -218,9 +233,10 @@ def softmax_backward_kernel(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool, scale: float | None
 ) -> tuple[Tensor, ...]:
     dtype = attended_in(q, k, v)
-    arrays = [to_array(x, dtype) for x in (do, q, k, v, o, lse)]
+    named = {"do": do, "q": q, "k": k, "v": v, "o": o, "lse": lse}
+    arrays = {name: to_array(x, dtype) for name, x in named.items()}
     gradients = gradients_like((q, k, v), dtype)
-    run(_core.attention_backward, *arrays[:4], causal, scale, *arrays[4:], to_write(gradients, (q, k, v)))
+    run(_core.attention_backward, **arrays, causal=causal, scale=scale, out=to_write(gradients, (q, k, v)))
     return cast_like(gradients, (q, k, v))
 
 
@@ -274,15 +290,19 @@ def convolution_results(
     return empty_like(x, dtypes[0]), x.new_empty(state if output_final_state else 0, dtype=dtypes[1])
 
 
+def convolution_arguments(tensors: Sequence[Any], dtype: torch.dtype) -> dict[str, Any]:
+    *inputs, cu_seqlens = tensors
+    arrays = {name: to_array(x, dtype) for name, x in zip(("x", "weight", "bias", "initial_state"), inputs)}
+    return arrays | {"cu_seqlens": to_offsets(cu_seqlens)}
+
+
 def convolution_kernel(*args: Any) -> tuple[Tensor, Tensor]:
     *tensors, activation, output_final_state = args
     dtype = convolved_in(*tensors)
     y, state = convolution_results((dtype, dtype), tensors, output_final_state)
-    x, weight, bias, initial = (to_array(a, dtype) for a in tensors[:4])
+    arrays = convolution_arguments(tensors, dtype)
     out = (to_memory(y), to_memory(state)) if output_final_state else to_memory(y)
-    run(
-        _core.convolution_forward, x, weight, bias, activation, initial, output_final_state, to_offsets(tensors[4]), out
-    )
+    run(_core.convolution_forward, **arrays, activation=activation, output_final_state=output_final_state, out=out)
     return cast(y, tensors[0].dtype), state
 
 
@@ -293,19 +313,14 @@ def convolution_shapes(*args: Any) -> tuple[Tensor, Tensor]:
 def convolution_backward_kernel(dy: Tensor, dfinal_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     *inputs, cu_seqlens, activation = args
     dtype = convolved_in(*inputs, cu_seqlens)
-    x, weight, bias, initial = (to_array(a, dtype) for a in inputs)
     gradients = gradients_like(inputs, dtype)
     run(
         _core.convolution_backward,
-        to_array(dy, dtype),
-        x,
-        weight,
-        bias,
-        activation,
-        initial,
-        to_offsets(cu_seqlens),
-        to_array(dfinal_state, dtype),
-        to_write(gradients, inputs),
+        dy=to_array(dy, dtype),
+        **convolution_arguments((*inputs, cu_seqlens), dtype),
+        activation=activation,
+        dfinal_state=to_array(dfinal_state, dtype),
+        out=to_write(gradients, inputs),
     )
     return cast_like(gradients, inputs)
 
@@ -348,7 +363,8 @@ def norm_kernel(*args: Any) -> Tensor:
     *tensors, activation, eps = args
     dtype = normed_in(*tensors)
     y = empty_like(tensors[0], dtype)
-    run(_core.norm_forward, *(to_array(x, dtype) for x in tensors), activation, eps, to_memory(y))
+    arrays = {name: to_array(x, dtype) for name, x in zip(("x", "weight", "gate"), tensors)}
+    run(_core.norm_forward, **arrays, activation=activation, eps=eps, out=to_memory(y))
     return cast(y, tensors[0].dtype)
 
 
@@ -361,14 +377,8 @@ def norm_backward_kernel(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *tensors, activation, eps = args
     dtype = normed_in(*tensors)
     gradients = gradients_like(tensors, dtype)
-    run(
-        _core.norm_backward,
-        to_array(dy, dtype),
-        *(to_array(x, dtype) for x in tensors),
-        activation,
-        eps,
-        to_write(gradients, tensors),
-    )
+    arrays = {name: to_array(x, dtype) for name, x in zip(("dy", "x", "weight", "gate"), (dy, *tensors))}
+    run(_core.norm_backward, **arrays, activation=activation, eps=eps, out=to_write(gradients, tensors))
     return cast_like(gradients, tensors)
 
 
@@ -400,34 +410,35 @@ differentiate("rms_norm", differentiate_norm, save_norm)
 MOST_FEATURES = 2**31 - 1
 
 
-def map_argument(nu: int | None, omega: Tensor | None, dtype: torch.dtype) -> Any:
-    return nu if omega is None else to_array(omega, dtype)
+def map_arguments(nu: int | None, omega: Tensor | None, dtype: torch.dtype) -> dict[str, Any]:
+    return {"argument": nu, "omega": to_array(omega, dtype)}
 
 
-def n_features(x: Tensor, nu: int | None, omega: Tensor | None) -> int:
+def n_features(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -> int:
     if omega is not None:
         check_axes(("omega", omega, "d m"))
-        return 2 * omega.shape[1]
+    argument = omega.shape[1] if omega is not None else nu or 0
     d = x.shape[-1] if x.dim() else 0
-    return d if nu is None else 2 * nu * d
+    return _core.map_features(function, d, argument) if 0 <= argument <= MOST_FEATURES else 0
 
 
 def map_kernel(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
-    dtype, features = computed_in(("x", "omega"), (x, omega)), n_features(x, nu, omega)
+    dtype, features = computed_in(("x", "omega"), (x, omega)), n_features(function, x, nu, omega)
     room = features if 0 < features <= MOST_FEATURES else 0  # too many or none: the kernel says what does not fit
     y = x.new_empty((*x.shape[:-1], room), dtype=dtype)
-    run(_core.map_forward, function, to_array(x, dtype), map_argument(nu, omega, dtype), to_memory(y))
+    run(_core.map_forward, function, x=to_array(x, dtype), **map_arguments(nu, omega, dtype), out=to_memory(y))
     return cast(y, x.dtype)
 
 
 def map_shapes(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], n_features(x, nu, omega)))
+    return x.new_empty((*x.shape[:-1], n_features(function, x, nu, omega)))
 
 
 def map_backward_kernel(function: str, dy: Tensor, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
     dtype = computed_in(("x", "omega"), (x, omega))
-    argument, dx = map_argument(nu, omega, dtype), empty_like(x, dtype)
-    run(_core.map_backward, function, to_array(dy, dtype), to_array(x, dtype), argument, to_memory(dx))
+    dx = empty_like(x, dtype)
+    arrays = {"dy": to_array(dy, dtype), "x": to_array(x, dtype)}
+    run(_core.map_backward, function, **arrays, **map_arguments(nu, omega, dtype), out=(to_memory(dx),))
     return cast(dx, x.dtype)
 
 

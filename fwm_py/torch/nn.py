@@ -13,14 +13,16 @@ from torch import Tensor, nn
 import fwm_py.torch as fwm
 from fwm_py import _core, feature_maps
 from fwm_py.random import Philox
+from fwm_py.torch import _operators
 from fwm_py.torch._arrays import check_flag, shown
 
 __all__ = ["FastWeightAttention"]
 
 State = Tensor | tuple[Tensor, Tensor]
 
-RULES = {row["function"]: row for row in _core.KERNELS}
-POSITIVE_MAPS = ("elu1", "dpfp", "favor")  # a sum of features is a sum of weights; of others it may be anything
+RULES = {row["function"]: row for row in _core.RULES}
+MAPS = {row["function"]: row for row in _core.MAPS}
+POSITIVE_MAPS = tuple(name for name, row in MAPS.items() if row["positive"])  # a sum of features is a sum of weights
 POSITIVE = f"a positive map: {', '.join(POSITIVE_MAPS)}"
 
 
@@ -60,7 +62,7 @@ class FastWeightAttention(nn.Module):
     features : int, optional
         m of FAVOR+, whose omega is drawn anew from PyTorch's generator: head_dim if not given.
     rule : str
-        A function of `fwm_py.kernels`, or "softmax_attention".
+        A function of `fwm_py.rules`, or "softmax_attention".
     gate : "scalar" or "channel", optional
         One gate a head or one a feature, where the rule leaves it open (gated_linear_attention): "scalar" if not given.
     qk_norm : None, "l2", "sum" or "auto"
@@ -118,7 +120,7 @@ class FastWeightAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(d_model=d_model, heads=heads, head_dim=head_dim, value_dim=value_dim, nu=nu, features=features)
-        check_word("feature_map", feature_map, (None, "tanh", *POSITIVE_MAPS))
+        check_word("feature_map", feature_map, (None, *MAPS))
         check_word("rule", rule, (*RULES, "softmax_attention"))
         check_word("gate", gate, (None, "scalar", "channel"))
         check_word("qk_norm", qk_norm, (None, "l2", "sum", "auto"))
@@ -136,7 +138,8 @@ class FastWeightAttention(nn.Module):
         self.value_dim = d_model // heads if value_dim is None else value_dim
         self.nu = 3 if nu is None else nu
         m = self.head_dim if features is None else features
-        self.features = {"dpfp": 2 * self.nu * self.head_dim, "favor": 2 * m}.get(feature_map or "", self.head_dim)
+        argument = {"": 0, "nu": self.nu, "m": m}[MAPS[feature_map]["argument"] if feature_map else ""]
+        self.features = _core.map_features(feature_map, self.head_dim, argument) if feature_map else self.head_dim
         made = {"device": device, "dtype": dtype}
         self.q_proj = nn.Linear(d_model, heads * self.head_dim, bias=bias, **made)
         self.k_proj = nn.Linear(d_model, heads * self.head_dim, bias=bias, **made)
@@ -202,7 +205,7 @@ class FastWeightAttention(nn.Module):
             return fwm.dpfp(x, self.nu)
         if self.feature_map == "favor":
             return fwm.favor(x * self.head_dim**-0.25, self.omega)
-        return x if self.feature_map is None else getattr(fwm, self.feature_map)(x)
+        return x if self.feature_map is None else _operators.feature_map(self.feature_map, x, None, None)
 
     def _inputs(self, x: Tensor) -> list[Tensor]:
         """What the rule takes: q, k, v, then g, beta, or b and w."""
@@ -238,7 +241,7 @@ class FastWeightAttention(nn.Module):
             What an earlier call returned, of the tokens before: with normalize a pair (S, z), with softmax the keys and
             values.
         cu_seqlens : tensor (n + 1,), optional
-            Packs n sequences into one row, as in `fwm_py.kernels`; not with softmax.
+            Packs n sequences into one row, as in `fwm_py.rules`; not with softmax.
         return_state : bool
 
         Returns

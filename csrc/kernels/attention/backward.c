@@ -11,6 +11,8 @@
  * Five products for a tile. A task is a block of tokens (their rows) against a block of keys, and adds to all three
  * gradients. In a round, key block n is paired with token block n + round, modulo the number of blocks: no two tasks of
  * a round add to the same numbers, and the order of additions is that of the rounds, whatever the number of threads. */
+#include <string.h>
+
 #include "kernels/attention/softmax_attention.h"
 
 #include "kernels/attention/exp2.h"
@@ -295,6 +297,9 @@ size_t attention_backward_scratch(const void *call, int threads)
 void attention_backward(const void *call, int threads, void *scratch)
 {
     const FwmAttentionCall *a = call;
+    memset(a->dq, 0, a->B * a->T * a->HQ * a->K * sizeof(real));
+    memset(a->dk, 0, a->B * a->S * a->H * a->K * sizeof(real));
+    memset(a->dv, 0, a->B * a->S * a->H * a->V * sizeof(real));
     real *lse = scratch, *delta = (real *)((char *)scratch + bytes_of_rows(a));
     AttentionBackward w = {.a = a,
                            .lse = a->o ? a->lse : lse,

@@ -39,7 +39,7 @@ typedef struct {
 
 bool recurrent_serves(const FwmRuleCall *call)
 {
-    return call->recurrent || longest_sequence(call) <= 1;
+    return call->method == FWM_RECURRENT || longest_sequence(call) <= 1;
 }
 
 static RecurrentForwardScratch take_scratch(const RecurrentForward *f, Arena *arena)

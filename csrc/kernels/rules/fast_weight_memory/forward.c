@@ -51,8 +51,9 @@
 NormedChunk take_normed_chunk(const ValueHead *h, Arena *arena)
 {
     const size_t readers = CHUNK * h->R;
-    NormedChunk c = {
-        .ld_k = fwm_padded(h->K), .ld_v = fwm_padded(h->V), .length = h->call->recurrent || h->T == 1 ? 1 : CHUNK};
+    NormedChunk c = {.ld_k = fwm_padded(h->K),
+                     .ld_v = fwm_padded(h->V),
+                     .length = h->call->method == FWM_RECURRENT || h->T == 1 ? 1 : CHUNK};
     c.k = take(arena, CHUNK * c.ld_k);
     c.q = take(arena, readers * c.ld_k);
     c.k_t = take(arena, h->K * CHUNK);

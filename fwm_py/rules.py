@@ -1,4 +1,4 @@
-"""General memories: causal, many heads, an output for every token, states in and out.
+"""Rules: causal memories of many heads, an output for every token, states in and out.
 
 Each head holds a state S (K x V), a memory that keys write values into and queries read. For every token a rule gates
 the state, writes into it, and the query reads it: o_t = scale S_t^T q_t, after the write of token t. Every rule is a
@@ -194,25 +194,19 @@ def linear_attention(
     ----------
     Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236.
     """
-    return _core.memory_forward(
+    return _core.rule_forward(
         "linear_attention",
-        q,
-        k,
-        v,
-        None,
-        None,
-        None,
-        None,
-        initial_state,
-        scale,
-        None,
-        normalize,
-        eps,
-        True,
-        cu_seqlens,
-        method,
-        output_final_state,
-        out,
+        q=q,
+        k=k,
+        v=v,
+        initial_state=initial_state,
+        scale=scale,
+        normalize=normalize,
+        eps=eps,
+        cu_seqlens=cu_seqlens,
+        method=method,
+        output_final_state=output_final_state,
+        out=out,
     )
 
 
@@ -232,28 +226,23 @@ def linear_attention_backward(
     out: tuple[Any, ...] | None = None,
 ) -> LinearAttentionGradients:
     """Gradients of `linear_attention`, which says what normalize and eps are."""
-    dq, dk, dv, _, _, _, _, dinitial_state = _core.memory_backward(
-        "linear_attention",
-        do,
-        dfinal_state,
-        q,
-        k,
-        v,
-        None,
-        None,
-        None,
-        None,
-        initial_state,
-        scale,
-        None,
-        normalize,
-        eps,
-        True,
-        cu_seqlens,
-        method,
-        out,
+    return LinearAttentionGradients(
+        *_core.rule_backward(
+            "linear_attention",
+            do=do,
+            dfinal_state=dfinal_state,
+            q=q,
+            k=k,
+            v=v,
+            initial_state=initial_state,
+            scale=scale,
+            normalize=normalize,
+            eps=eps,
+            cu_seqlens=cu_seqlens,
+            method=method,
+            out=out,
+        )
     )
-    return LinearAttentionGradients(dq, dk, dv, dinitial_state)
 
 
 def gated_linear_attention(
@@ -279,25 +268,18 @@ def gated_linear_attention(
     Sun et al. 2023, Retentive network, arXiv 2307.08621; Dao, Gu 2024, Mamba-2, arXiv 2405.21060; Yang, Wang, Shen,
     Panda, Kim 2023, Gated linear attention, arXiv 2312.06635.
     """
-    return _core.memory_forward(
+    return _core.rule_forward(
         "gated_linear_attention",
-        q,
-        k,
-        v,
-        g,
-        None,
-        None,
-        None,
-        initial_state,
-        scale,
-        None,
-        False,
-        0.0,
-        True,
-        cu_seqlens,
-        method,
-        output_final_state,
-        out,
+        q=q,
+        k=k,
+        v=v,
+        g=g,
+        initial_state=initial_state,
+        scale=scale,
+        cu_seqlens=cu_seqlens,
+        method=method,
+        output_final_state=output_final_state,
+        out=out,
     )
 
 
@@ -316,28 +298,22 @@ def gated_linear_attention_backward(
     out: tuple[Any, ...] | None = None,
 ) -> GatedLinearAttentionGradients:
     """Gradients of `gated_linear_attention`."""
-    dq, dk, dv, dg, _, _, _, dinitial_state = _core.memory_backward(
-        "gated_linear_attention",
-        do,
-        dfinal_state,
-        q,
-        k,
-        v,
-        g,
-        None,
-        None,
-        None,
-        initial_state,
-        scale,
-        None,
-        False,
-        0.0,
-        True,
-        cu_seqlens,
-        method,
-        out,
+    return GatedLinearAttentionGradients(
+        *_core.rule_backward(
+            "gated_linear_attention",
+            do=do,
+            dfinal_state=dfinal_state,
+            q=q,
+            k=k,
+            v=v,
+            g=g,
+            initial_state=initial_state,
+            scale=scale,
+            cu_seqlens=cu_seqlens,
+            method=method,
+            out=out,
+        )
     )
-    return GatedLinearAttentionGradients(dq, dk, dv, dg, dinitial_state)
 
 
 def delta_rule(
@@ -362,25 +338,19 @@ def delta_rule(
     ----------
     Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174; Yang, Wang, Zhang, Shen, Kim 2024, arXiv 2406.06484.
     """
-    return _core.memory_forward(
+    return _core.rule_forward(
         "delta_rule",
-        q,
-        k,
-        v,
-        None,
-        beta,
-        None,
-        None,
-        initial_state,
-        scale,
-        qk_norm,
-        False,
-        0.0,
-        True,
-        cu_seqlens,
-        method,
-        output_final_state,
-        out,
+        q=q,
+        k=k,
+        v=v,
+        beta=beta,
+        initial_state=initial_state,
+        scale=scale,
+        qk_norm=qk_norm,
+        cu_seqlens=cu_seqlens,
+        method=method,
+        output_final_state=output_final_state,
+        out=out,
     )
 
 
@@ -400,28 +370,23 @@ def delta_rule_backward(
     out: tuple[Any, ...] | None = None,
 ) -> DeltaRuleGradients:
     """Gradients of `delta_rule`."""
-    dq, dk, dv, _, dbeta, _, _, dinitial_state = _core.memory_backward(
-        "delta_rule",
-        do,
-        dfinal_state,
-        q,
-        k,
-        v,
-        None,
-        beta,
-        None,
-        None,
-        initial_state,
-        scale,
-        qk_norm,
-        False,
-        0.0,
-        True,
-        cu_seqlens,
-        method,
-        out,
+    return DeltaRuleGradients(
+        *_core.rule_backward(
+            "delta_rule",
+            do=do,
+            dfinal_state=dfinal_state,
+            q=q,
+            k=k,
+            v=v,
+            beta=beta,
+            initial_state=initial_state,
+            scale=scale,
+            qk_norm=qk_norm,
+            cu_seqlens=cu_seqlens,
+            method=method,
+            out=out,
+        )
     )
-    return DeltaRuleGradients(dq, dk, dv, dbeta, dinitial_state)
 
 
 def gated_delta_rule(
@@ -447,25 +412,20 @@ def gated_delta_rule(
     ----------
     Yang, Kautz, Hatamizadeh 2024, arXiv 2412.06464.
     """
-    return _core.memory_forward(
+    return _core.rule_forward(
         "gated_delta_rule",
-        q,
-        k,
-        v,
-        g,
-        beta,
-        None,
-        None,
-        initial_state,
-        scale,
-        qk_norm,
-        False,
-        0.0,
-        True,
-        cu_seqlens,
-        method,
-        output_final_state,
-        out,
+        q=q,
+        k=k,
+        v=v,
+        g=g,
+        beta=beta,
+        initial_state=initial_state,
+        scale=scale,
+        qk_norm=qk_norm,
+        cu_seqlens=cu_seqlens,
+        method=method,
+        output_final_state=output_final_state,
+        out=out,
     )
 
 
@@ -486,28 +446,24 @@ def gated_delta_rule_backward(
     out: tuple[Any, ...] | None = None,
 ) -> GatedDeltaRuleGradients:
     """Gradients of `gated_delta_rule`."""
-    dq, dk, dv, dg, dbeta, _, _, dinitial_state = _core.memory_backward(
-        "gated_delta_rule",
-        do,
-        dfinal_state,
-        q,
-        k,
-        v,
-        g,
-        beta,
-        None,
-        None,
-        initial_state,
-        scale,
-        qk_norm,
-        False,
-        0.0,
-        True,
-        cu_seqlens,
-        method,
-        out,
+    return GatedDeltaRuleGradients(
+        *_core.rule_backward(
+            "gated_delta_rule",
+            do=do,
+            dfinal_state=dfinal_state,
+            q=q,
+            k=k,
+            v=v,
+            g=g,
+            beta=beta,
+            initial_state=initial_state,
+            scale=scale,
+            qk_norm=qk_norm,
+            cu_seqlens=cu_seqlens,
+            method=method,
+            out=out,
+        )
     )
-    return GatedDeltaRuleGradients(dq, dk, dv, dg, dbeta, dinitial_state)
 
 
 def kimi_delta_rule(
@@ -533,25 +489,20 @@ def kimi_delta_rule(
     ----------
     Kimi Team 2025, arXiv 2510.26692.
     """
-    return _core.memory_forward(
+    return _core.rule_forward(
         "kimi_delta_rule",
-        q,
-        k,
-        v,
-        g,
-        beta,
-        None,
-        None,
-        initial_state,
-        scale,
-        qk_norm,
-        False,
-        0.0,
-        True,
-        cu_seqlens,
-        method,
-        output_final_state,
-        out,
+        q=q,
+        k=k,
+        v=v,
+        g=g,
+        beta=beta,
+        initial_state=initial_state,
+        scale=scale,
+        qk_norm=qk_norm,
+        cu_seqlens=cu_seqlens,
+        method=method,
+        output_final_state=output_final_state,
+        out=out,
     )
 
 
@@ -572,28 +523,24 @@ def kimi_delta_rule_backward(
     out: tuple[Any, ...] | None = None,
 ) -> GatedDeltaRuleGradients:
     """Gradients of `kimi_delta_rule`."""
-    dq, dk, dv, dg, dbeta, _, _, dinitial_state = _core.memory_backward(
-        "kimi_delta_rule",
-        do,
-        dfinal_state,
-        q,
-        k,
-        v,
-        g,
-        beta,
-        None,
-        None,
-        initial_state,
-        scale,
-        qk_norm,
-        False,
-        0.0,
-        True,
-        cu_seqlens,
-        method,
-        out,
+    return GatedDeltaRuleGradients(
+        *_core.rule_backward(
+            "kimi_delta_rule",
+            do=do,
+            dfinal_state=dfinal_state,
+            q=q,
+            k=k,
+            v=v,
+            g=g,
+            beta=beta,
+            initial_state=initial_state,
+            scale=scale,
+            qk_norm=qk_norm,
+            cu_seqlens=cu_seqlens,
+            method=method,
+            out=out,
+        )
     )
-    return GatedDeltaRuleGradients(dq, dk, dv, dg, dbeta, dinitial_state)
 
 
 def gated_delta_rule_2(
@@ -628,25 +575,21 @@ def gated_delta_rule_2(
     ----------
     Hatamizadeh, Choi, Kautz 2026, arXiv 2605.22791.
     """
-    return _core.memory_forward(
+    return _core.rule_forward(
         "gated_delta_rule_2",
-        q,
-        k,
-        v,
-        g,
-        None,
-        b,
-        w,
-        initial_state,
-        scale,
-        qk_norm,
-        False,
-        0.0,
-        True,
-        cu_seqlens,
-        method,
-        output_final_state,
-        out,
+        q=q,
+        k=k,
+        v=v,
+        g=g,
+        b=b,
+        w=w,
+        initial_state=initial_state,
+        scale=scale,
+        qk_norm=qk_norm,
+        cu_seqlens=cu_seqlens,
+        method=method,
+        output_final_state=output_final_state,
+        out=out,
     )
 
 
@@ -668,28 +611,25 @@ def gated_delta_rule_2_backward(
     out: tuple[Any, ...] | None = None,
 ) -> GatedDeltaRule2Gradients:
     """Gradients of `gated_delta_rule_2`, which says what b and w are."""
-    dq, dk, dv, dg, _, db, dw, dinitial_state = _core.memory_backward(
-        "gated_delta_rule_2",
-        do,
-        dfinal_state,
-        q,
-        k,
-        v,
-        g,
-        None,
-        b,
-        w,
-        initial_state,
-        scale,
-        qk_norm,
-        False,
-        0.0,
-        True,
-        cu_seqlens,
-        method,
-        out,
+    return GatedDeltaRule2Gradients(
+        *_core.rule_backward(
+            "gated_delta_rule_2",
+            do=do,
+            dfinal_state=dfinal_state,
+            q=q,
+            k=k,
+            v=v,
+            g=g,
+            b=b,
+            w=w,
+            initial_state=initial_state,
+            scale=scale,
+            qk_norm=qk_norm,
+            cu_seqlens=cu_seqlens,
+            method=method,
+            out=out,
+        )
     )
-    return GatedDeltaRule2Gradients(dq, dk, dv, dg, db, dw, dinitial_state)
 
 
 def fast_weight_memory(
@@ -722,25 +662,20 @@ def fast_weight_memory(
     ----------
     Schlag, Munkhdalai, Schmidhuber 2021, arXiv 2011.07831.
     """
-    return _core.memory_forward(
+    return _core.rule_forward(
         "fast_weight_memory",
-        q,
-        k,
-        v,
-        None,
-        beta,
-        None,
-        None,
-        initial_state,
-        scale,
-        qk_norm,
-        False,
-        0.0,
-        clamp_first,
-        cu_seqlens,
-        method,
-        output_final_state,
-        out,
+        q=q,
+        k=k,
+        v=v,
+        beta=beta,
+        initial_state=initial_state,
+        scale=scale,
+        qk_norm=qk_norm,
+        clamp_first=clamp_first,
+        cu_seqlens=cu_seqlens,
+        method=method,
+        output_final_state=output_final_state,
+        out=out,
     )
 
 
@@ -761,25 +696,21 @@ def fast_weight_memory_backward(
     out: tuple[Any, ...] | None = None,
 ) -> DeltaRuleGradients:
     """Gradients of `fast_weight_memory`, which says what clamp_first is."""
-    dq, dk, dv, _, dbeta, _, _, dinitial_state = _core.memory_backward(
-        "fast_weight_memory",
-        do,
-        dfinal_state,
-        q,
-        k,
-        v,
-        None,
-        beta,
-        None,
-        None,
-        initial_state,
-        scale,
-        qk_norm,
-        False,
-        0.0,
-        clamp_first,
-        cu_seqlens,
-        method,
-        out,
+    return DeltaRuleGradients(
+        *_core.rule_backward(
+            "fast_weight_memory",
+            do=do,
+            dfinal_state=dfinal_state,
+            q=q,
+            k=k,
+            v=v,
+            beta=beta,
+            initial_state=initial_state,
+            scale=scale,
+            qk_norm=qk_norm,
+            clamp_first=clamp_first,
+            cu_seqlens=cu_seqlens,
+            method=method,
+            out=out,
+        )
     )
-    return DeltaRuleGradients(dq, dk, dv, dbeta, dinitial_state)

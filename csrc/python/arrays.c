@@ -1,17 +1,7 @@
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#define PY_ARRAY_UNIQUE_SYMBOL fwm_ARRAY_API
-#define NO_IMPORT_ARRAY
-#include <numpy/arrayobject.h>
+#include "python/arrays.h"
 
 #include <math.h>
-#include <string.h>
-
-#include "python/args.h"
-#include "runtime/scratch.h"
-#include "runtime/threads.h"
-#include "api/dispatch.h"
+#include <stdint.h>
 
 static const char *type_name(int type)
 {
@@ -41,7 +31,7 @@ static Py_ssize_t masked_entries(PyObject *given, int depth)
     return found;
 }
 
-int fwm_check_unmasked(PyObject *given, const char *name)
+static int check_unmasked(PyObject *given, const char *name)
 {
     const Py_ssize_t found = masked_entries(given, 0);
     if (found > 0)
@@ -54,7 +44,7 @@ PyArrayObject *fwm_any_array(PyObject *given, const char *name)
 {
     if (PyArray_CheckExact(given))
         return (PyArrayObject *)Py_NewRef(given);
-    if (fwm_check_unmasked(given, name) < 0)
+    if (check_unmasked(given, name) < 0)
         return NULL;
     PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(given);
     if (!any && PyErr_ExceptionMatches(PyExc_ValueError))
@@ -91,13 +81,7 @@ PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const
     return array;
 }
 
-PyArrayObject *fwm_real_input(PyObject *given, const char *name, int type, const char *like, PyArrayObject **came)
-{
-    *came = fwm_any_array(given, name);
-    return *came ? fwm_real_array((PyObject *)*came, name, type, like) : NULL;
-}
-
-PyArrayObject *fwm_real_array_as(PyObject *given, const char *name, int type)
+PyArrayObject *fwm_converted_array(PyObject *given, const char *name, int type)
 {
     PyArrayObject *array = fwm_real_array(given, name, 0, NULL);
     if (!array || PyArray_TYPE(array) == type)
@@ -117,7 +101,7 @@ PyArrayObject *fwm_real_array_as(PyObject *given, const char *name, int type)
     return converted;
 }
 
-int fwm_check_shape(PyArrayObject *array, const char *name, const char *letters, int rank, const npy_intp *shape)
+int fwm_check_shape(PyArrayObject *array, const char *name, const char *text, int rank, const npy_intp *shape)
 {
     int fits = PyArray_NDIM(array) == rank;
     for (int i = 0; fits && i < rank; i++)
@@ -129,7 +113,7 @@ int fwm_check_shape(PyArrayObject *array, const char *name, const char *letters,
     for (int i = 0; expected && i < rank; i++)
         PyTuple_SET_ITEM(expected, i, shape[i] < 0 ? PyUnicode_FromString("any") : PyLong_FromSsize_t(shape[i]));
     if (got && expected)
-        PyErr_Format(PyExc_ValueError, "%s: got shape %S, expected %s, here %S", name, got, letters, expected);
+        PyErr_Format(PyExc_ValueError, "%s: got shape %S, expected %s, here %S", name, got, text, expected);
     Py_XDECREF(got);
     Py_XDECREF(expected);
     return -1;
@@ -157,7 +141,7 @@ static void report_outside(PyArrayObject *array, const char *name, int is_unsign
                  name, (long long)*in, low, high); /* an unsigned number beyond int64 has become negative */
 }
 
-PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *letters, int rank, const npy_intp *shape,
+PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *text, int rank, const npy_intp *shape,
                                long long low, long long high)
 {
     PyArrayObject *any = fwm_any_array(given, name);
@@ -170,7 +154,7 @@ PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *le
         return NULL;
     }
     PyArrayObject *wide = NULL, *out = NULL;
-    if (fwm_check_shape(any, name, letters, rank, shape) == 0)
+    if (fwm_check_shape(any, name, text, rank, shape) == 0)
         wide = (PyArrayObject *)PyArray_FromArray(any, PyArray_DescrFromType(NPY_INT64),
                                                   NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
     if (wide)
@@ -184,138 +168,69 @@ PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *le
     return out;
 }
 
-void *fwm_data(PyArrayObject *array)
+/* ---- to write into ---- */
+
+PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *like, const char *text,
+                                int rank, const npy_intp *shape)
 {
-    return array ? PyArray_DATA(array) : NULL;
+    const char *expected = type == NPY_FLOAT ? "float32" : "float64";
+    if (!PyArray_Check(given))
+        return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected an array", name,
+                                             Py_TYPE(given)->tp_name);
+    PyArrayObject *array = (PyArrayObject *)given;
+    if (check_unmasked(given, name) < 0)
+        return NULL;
+    if (PyArray_TYPE(array) != type || !PyArray_ISNOTSWAPPED(array))
+        return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s in native byte order, as %s has",
+                                             name, (PyObject *)PyArray_DESCR(array), expected, like);
+    if (fwm_check_shape(array, name, text, rank, shape) < 0)
+        return NULL;
+    const char *got = !PyArray_ISWRITEABLE(array)       ? "a read-only array"
+                      : !PyArray_ISALIGNED(array)       ? "an unaligned array"
+                      : !PyArray_IS_C_CONTIGUOUS(array) ? "an array that is not C-contiguous"
+                                                        : NULL;
+    if (got)
+        return (PyArrayObject *)PyErr_Format(
+            PyExc_ValueError, "%s: got %s, expected one to write to, C-contiguous and aligned", name, got);
+    return (PyArrayObject *)Py_NewRef(given);
 }
 
-int fwm_flag(PyObject *given, const char *name, bool *value)
+/* The first byte, and the byte behind the last. */
+static void bounds(PyArrayObject *array, uintptr_t *low, uintptr_t *high)
 {
-    if (!PyBool_Check(given)) {
-        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected True or False", name, Py_TYPE(given)->tp_name);
-        return -1;
+    *low = *high = (uintptr_t)PyArray_DATA(array);
+    for (int i = 0; i < PyArray_NDIM(array); i++) {
+        const npy_intp reach = (PyArray_DIM(array, i) - 1) * PyArray_STRIDE(array, i);
+        if (reach < 0)
+            *low += (uintptr_t)reach;
+        else
+            *high += (uintptr_t)reach;
     }
-    *value = given == Py_True;
-    return 0;
+    *high += (uintptr_t)PyArray_ITEMSIZE(array);
 }
 
-int fwm_finite_number(PyObject *given, const char *name, int type, double *value)
+/* Whether numpy.shares_memory says so; -1 with an exception. */
+static int shares_memory(PyArrayObject *a, PyArrayObject *b)
 {
-    *value = PyFloat_AsDouble(given);
-    if (*value == -1.0 && PyErr_Occurred()) {
-        if (PyErr_ExceptionMatches(PyExc_TypeError))
-            PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected a number", name, Py_TYPE(given)->tp_name);
-        else if (PyErr_ExceptionMatches(PyExc_OverflowError))
-            PyErr_Format(PyExc_ValueError, "%s: got an integer beyond all floats, expected a finite number", name);
-        return -1;
-    }
-    const double held = type == NPY_FLOAT ? (double)(float)*value : *value;
-    if (isfinite(held) && (held != 0 || *value == 0))
+    PyObject *numpy = PyImport_ImportModule("numpy");
+    PyObject *answer = numpy ? PyObject_CallMethod(numpy, "shares_memory", "OO", a, b) : NULL;
+    const int shares = answer ? PyObject_IsTrue(answer) : -1;
+    Py_XDECREF(answer);
+    Py_XDECREF(numpy);
+    return shares;
+}
+
+int fwm_check_apart(PyArrayObject *out, const char *name, PyArrayObject *other, const char *other_name)
+{
+    uintptr_t low, high, other_low, other_high;
+    if (PyArray_SIZE(out) == 0 || PyArray_SIZE(other) == 0)
         return 0;
-    PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected a number that is %s in %s", name, given,
-                 isfinite(held) ? "not 0" : "finite", type_name(type));
-    return -1;
-}
-
-int fwm_word(PyObject *given, const char *name, const char *const *words, const char *expected)
-{
-    if (!PyUnicode_Check(given)) {
-        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", name, Py_TYPE(given)->tp_name, expected);
-        return -1;
-    }
-    for (int i = 0; words[i]; i++)
-        if (PyUnicode_CompareWithASCIIString(given, words[i]) == 0)
-            return i;
-    PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected %s", name, given, expected);
-    return -1;
-}
-
-int fwm_check_pair(PyObject *given, const char *name, const char *expected)
-{
-    if (!PyTuple_Check(given)) {
-        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", name, Py_TYPE(given)->tp_name, expected);
-        return -1;
-    }
-    if (PyTuple_GET_SIZE(given) != 2) {
-        PyErr_Format(PyExc_ValueError, "%s: got a tuple of %zd, expected %s", name, PyTuple_GET_SIZE(given), expected);
-        return -1;
-    }
-    return 0;
-}
-
-int fwm_check_count(const char *function, Py_ssize_t got, Py_ssize_t expected)
-{
-    if (got == expected)
+    bounds(out, &low, &high);
+    bounds(other, &other_low, &other_high);
+    if (high <= other_low || other_high <= low)
         return 0;
-    PyErr_Format(PyExc_TypeError, "%s: got %zd arguments, expected %zd", function, got, expected);
-    return -1;
-}
-
-int fwm_run(const FwmOperation *operation, const FwmPass *pass, const void *call)
-{
-    const int threads = fwm_num_threads();
-    void *scratch = pass->scratch ? fwm_scratch(pass->scratch(call, threads)) : NULL;
-    if (pass->scratch && !scratch) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    const bool flushed = fwm_loops_flush(operation->flushes_subnormals);
-    pass->run(call, threads, scratch);
-    fwm_loops_flush(flushed);
-    Py_END_ALLOW_THREADS
-    fwm_release_scratch(scratch);
-    return 0;
-}
-
-const FwmKernels *fwm_kernels_for(PyArrayObject *array)
-{
-    return PyArray_TYPE(array) == NPY_FLOAT ? fwm_kernels_f32() : fwm_kernels_f64();
-}
-
-static int is_text(PyObject *name, const char *argument, const char **text)
-{
-    *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
-    if (!*text && !PyErr_Occurred())
-        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected a string", argument, Py_TYPE(name)->tp_name);
-    return *text != NULL;
-}
-
-Py_ssize_t fwm_find_map(PyObject *name, const char *argument)
-{
-    const char *text;
-    if (!is_text(name, argument, &text))
-        return -1;
-    const FwmMapInfo *info;
-    for (size_t row = 0; (info = fwm_kernels_f32()->map_info(row)); row++)
-        if (strcmp(info->function, text) == 0 || strcmp(info->name, text) == 0)
-            return (Py_ssize_t)row;
-    PyErr_Format(PyExc_ValueError, "%s: got %R, expected the name of a feature map", argument, name);
-    return -1;
-}
-
-Py_ssize_t fwm_find_readout(PyObject *name, const char *argument)
-{
-    const char *text;
-    if (!is_text(name, argument, &text))
-        return -1;
-    const FwmReadoutInfo *info;
-    for (size_t row = 0; (info = fwm_kernels_f32()->readout_info(row)); row++)
-        if (strcmp(info->function, text) == 0 || strcmp(info->name, text) == 0)
-            return (Py_ssize_t)row;
-    PyErr_Format(PyExc_ValueError, "%s: got %R, expected the name of an update rule", argument, name);
-    return -1;
-}
-
-Py_ssize_t fwm_find_rule(PyObject *name, const char *argument)
-{
-    const char *text;
-    if (!is_text(name, argument, &text))
-        return -1;
-    const FwmRuleInfo *info;
-    for (size_t row = 0; (info = fwm_kernels_f32()->rule_info(row)); row++)
-        if (strcmp(info->function, text) == 0)
-            return (Py_ssize_t)row;
-    PyErr_Format(PyExc_ValueError, "%s: got %R, expected the name of a function of fwm_py.kernels", argument, name);
-    return -1;
+    const int shares = PyArray_ISONESEGMENT(other) ? 1 : shares_memory(out, other);
+    if (shares > 0)
+        PyErr_Format(PyExc_ValueError, "%s: got memory of %s, expected memory of its own", name, other_name);
+    return shares == 0 ? 0 : -1;
 }

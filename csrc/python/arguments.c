@@ -1,0 +1,501 @@
+#include "python/arguments.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "api/dispatch.h"
+#include "python/arrays.h"
+#include "python/tokens.h"
+
+/* ---- rows, read once ---- */
+
+static int letter_number(const FwmSignature *s, const char *letter, size_t length)
+{
+    for (size_t i = 0; i < s->n_sizes; i++)
+        if (strlen(s->sizes[i].letter) == length && strncmp(s->sizes[i].letter, letter, length) == 0)
+            return (int)i;
+    return -1;
+}
+
+/* "(B, W - 1, D)", "(..., D)", "(D,)", up to the closing bracket. */
+int fwm_parse_shape(const FwmSignature *s, const char *text, FwmShape *shape)
+{
+    *shape = (FwmShape){.text = text};
+    for (const char *at = text + 1; *at && *at != ')';) {
+        const size_t length = strcspn(at, " ,)");
+        if (strncmp(at, "...", 3) == 0) {
+            shape->leading = true;
+        } else if (length > 0) {
+            if (shape->rank == FWM_MOST_AXES || (shape->letters[shape->rank] = letter_number(s, at, length)) < 0)
+                return -1;
+            shape->less[shape->rank++] = strncmp(at + length, " - 1", 4) == 0;
+        }
+        at += length + strcspn(at + length, ",)");
+        at += strspn(at, ", ");
+    }
+    return 0;
+}
+
+static int parse_shapes(FwmSignature *s, size_t i)
+{
+    const char *text = s->arguments[i].shape, *other = text ? strstr(text, " or ") : NULL;
+    if (!text)
+        return 0;
+    if (fwm_parse_shape(s, text, &s->shapes[i][0]) < 0 ||
+        (other && fwm_parse_shape(s, other + strlen(" or "), &s->shapes[i][1]) < 0))
+        return -1;
+    return 0;
+}
+
+int fwm_prepare(FwmSignature *s)
+{
+    s->rows = letter_number(s, "rows", 4);
+    s->n = letter_number(s, "n", 1);
+    s->B = letter_number(s, "B", 1);
+    s->T = letter_number(s, "T", 1);
+    for (size_t i = 0; i < s->n_arguments; i++) {
+        const FwmArgument *row = &s->arguments[i];
+        s->from[i] = row->from ? letter_number(s, row->from, strlen(row->from)) : -1;
+        s->below[i] = row->below ? letter_number(s, row->below, strlen(row->below)) : -1;
+        if (!s->names[i])
+            s->names[i] = PyUnicode_InternFromString(row->name);
+        if (!s->names[i])
+            return -1;
+        if (s->n_arguments > FWM_MOST_ARGUMENTS || s->n_sizes > FWM_MOST_LETTERS || parse_shapes(s, i) < 0) {
+            PyErr_Format(PyExc_SystemError, "%s: the row of %s cannot be read", s->name, row->name);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* ---- numbers and words ---- */
+
+int fwm_integer(PyObject *given, const char *name, long long low, long long high, long long *value)
+{
+    PyObject *index = PyNumber_Index(given);
+    if (!index) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected an integer", name, Py_TYPE(given)->tp_name);
+        return -1;
+    }
+    int overflow;
+    *value = PyLong_AsLongLongAndOverflow(index, &overflow);
+    const bool fits = !overflow && *value >= low && *value <= high;
+    if (!fits) {
+        PyObject *digits = PyObject_Repr(index);
+        if (!digits) { /* Python refuses to print integers of thousands of digits */
+            PyErr_Clear();
+            digits = PyUnicode_FromString("an integer of thousands of digits");
+        }
+        if (digits)
+            PyErr_Format(PyExc_ValueError, "%s: got %.60U, expected an integer in %lld..%lld", name, digits, low, high);
+        Py_XDECREF(digits);
+    }
+    Py_DECREF(index);
+    return fits ? 0 : -1;
+}
+
+static int read_flag(PyObject *given, const char *name, bool *value)
+{
+    if (!PyBool_Check(given)) {
+        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected True or False", name, Py_TYPE(given)->tp_name);
+        return -1;
+    }
+    *value = given == Py_True;
+    return 0;
+}
+
+/* A number that `type` holds: finite, and 0 only if it was given as 0. */
+static int read_number(PyObject *given, const FwmArgument *row, int type, double *value)
+{
+    *value = PyFloat_AsDouble(given);
+    if (*value == -1.0 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected a number", row->name, Py_TYPE(given)->tp_name);
+        else if (PyErr_ExceptionMatches(PyExc_OverflowError))
+            PyErr_Format(PyExc_ValueError, "%s: got an integer beyond all floats, expected a finite number", row->name);
+        return -1;
+    }
+    const double held = type == NPY_FLOAT ? (double)(float)*value : *value;
+    const char *expected = !isfinite(held)                   ? "finite"
+                           : held == 0 && *value != 0        ? "not 0"
+                           : row->not_negative && *value < 0 ? "not negative"
+                           : row->positive && *value <= 0    ? "above 0"
+                                                             : NULL;
+    if (!expected)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s: got %.100R, expected a number that is %s in %s", row->name, given, expected,
+                 type == NPY_FLOAT ? "float32" : "float64");
+    return -1;
+}
+
+/* "None, 'l2' or 'sum'", behind "name: got ..". */
+static int refuse_word(const FwmArgument *row, PyObject *exception, PyObject *got)
+{
+    PyObject *expected = PyUnicode_FromString(row->optional ? "None" : "");
+    for (int i = 0; expected && got && row->words[i]; i++) {
+        const char *before = i == 0 && !row->optional ? "" : row->words[i + 1] ? ", " : " or ";
+        PyObject *longer = PyUnicode_FromFormat("%U%s'%s'", expected, before, row->words[i]);
+        Py_SETREF(expected, longer);
+    }
+    if (expected && got)
+        PyErr_Format(exception, "%s: got %.100U, expected %U", row->name, got, expected);
+    Py_XDECREF(expected);
+    Py_XDECREF(got);
+    return -1;
+}
+
+static int read_word(PyObject *given, const FwmArgument *row, int *value)
+{
+    if (!PyUnicode_Check(given))
+        return refuse_word(row, PyExc_TypeError, PyUnicode_FromString(Py_TYPE(given)->tp_name));
+    for (int i = 0; row->words[i]; i++)
+        if (PyUnicode_CompareWithASCIIString(given, row->words[i]) == 0) {
+            *value = row->optional ? i + 1 : i;
+            return 0;
+        }
+    return refuse_word(row, PyExc_ValueError, PyObject_Repr(given));
+}
+
+int fwm_check_pair(PyObject *given, const char *name, const char *expected)
+{
+    if (!PyTuple_Check(given)) {
+        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", name, Py_TYPE(given)->tp_name, expected);
+        return -1;
+    }
+    if (PyTuple_GET_SIZE(given) != 2) {
+        PyErr_Format(PyExc_ValueError, "%s: got a tuple of %zd, expected %s", name, PyTuple_GET_SIZE(given), expected);
+        return -1;
+    }
+    return 0;
+}
+
+/* ---- shapes ---- */
+
+static void *place(const FwmArguments *a, size_t at)
+{
+    return a->call && at ? (char *)a->call + at - 1 : NULL;
+}
+
+static int store_size(const FwmArguments *a, size_t at, size_t size)
+{
+    size_t *to = place(a, at);
+    if (to)
+        *to = size;
+    return 0;
+}
+
+int fwm_bind(FwmArguments *a, int letter, npy_intp size, const char *name)
+{
+    if (letter < 0)
+        return 0;
+    const FwmSize *row = &a->signature->sizes[letter];
+    a->sizes[letter] = size;
+    if (size < row->least && !row->most)
+        PyErr_Format(PyExc_ValueError, "%s: got %s = %zd, expected at least %zd", name, row->letter, size, row->least);
+    else if (size < row->least || (row->most && size > row->most))
+        PyErr_Format(PyExc_ValueError, "%s: got %s = %zd, expected %zd to %zd", name, row->letter, size, row->least,
+                     row->most);
+    else
+        return store_size(a, row->at, (size_t)size);
+    return -1;
+}
+
+int fwm_axes(const FwmArguments *a, const FwmShape *shape, npy_intp axes[NPY_MAXDIMS])
+{
+    const int leading = shape->leading ? a->leading_rank : 0;
+    for (int i = 0; i < leading; i++)
+        axes[i] = a->leading[i];
+    for (int i = 0; i < shape->rank; i++) {
+        const npy_intp size = a->sizes[shape->letters[i]];
+        axes[leading + i] = size < 0 ? -1 : size - shape->less[i];
+    }
+    return leading + shape->rank;
+}
+
+/* The array gives "..." its axes, where it has enough of them. */
+static int bind_leading(FwmArguments *a, const FwmShape *shape, PyArrayObject *array, const char *name)
+{
+    a->leading_rank = PyArray_NDIM(array) - shape->rank;
+    if (a->leading_rank < 0)
+        a->leading_rank = 0;
+    npy_intp rows = 1;
+    for (int i = 0; i < a->leading_rank; i++)
+        rows *= a->leading[i] = PyArray_DIM(array, i);
+    return fwm_bind(a, a->signature->rows, rows, name);
+}
+
+/* Checks the array against the shape of its row, and binds the letters that are new. */
+static int fit_shape(FwmArguments *a, size_t i, PyArrayObject *array, const char *name)
+{
+    const FwmShape *shapes = a->signature->shapes[i];
+    const FwmShape *shape = shapes[1].text && PyArray_NDIM(array) == shapes[1].rank ? &shapes[1] : &shapes[0];
+    npy_intp axes[NPY_MAXDIMS];
+    if (shape->leading && a->leading_rank < 0 && bind_leading(a, shape, array, name) < 0)
+        return -1;
+    const int rank = fwm_axes(a, shape, axes);
+    if (fwm_check_shape(array, name, a->signature->arguments[i].shape, rank, axes) < 0)
+        return -1;
+    for (int k = 0; k < shape->rank; k++) {
+        const int letter = shape->letters[k];
+        const npy_intp size = PyArray_DIM(array, rank - shape->rank + k) + shape->less[k];
+        if (a->sizes[letter] < 0 && fwm_bind(a, letter, size, name) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* ---- arrays ---- */
+
+/* The first array says in which type the call computes. */
+static void choose_type(FwmArguments *a, PyArrayObject *array, const char *name)
+{
+    a->type = PyArray_TYPE(array);
+    a->like = name;
+    a->kernels = a->type == NPY_FLOAT ? fwm_kernels_f32() : fwm_kernels_f64();
+}
+
+static PyArrayObject *convert(const FwmArguments *a, const FwmArgument *row, PyArrayObject *came, const char *name)
+{
+    if (row->stored == FWM_FLOAT32_OR_FLOAT64)
+        return fwm_converted_array((PyObject *)came, name, a->type);
+    if (row->kind == FWM_TOKENS && a->direction == FWM_FORWARD && fwm_can_stay(came, a->type))
+        return (PyArrayObject *)Py_NewRef(came);
+    return fwm_real_array((PyObject *)came, name, a->type, a->like);
+}
+
+static int read_array(FwmArguments *a, size_t i, PyObject *given, const char *name)
+{
+    const FwmArgument *row = &a->signature->arguments[i];
+    a->came[i] = fwm_any_array(given, name);
+    PyArrayObject *array = a->arrays[i] = a->came[i] ? convert(a, row, a->came[i], name) : NULL;
+    if (!array)
+        return -1;
+    if (!a->type)
+        choose_type(a, array, row->name);
+    if (fit_shape(a, i, array, name) < 0)
+        return -1;
+    void *to = place(a, row->at);
+    if (to && row->kind == FWM_TOKENS)
+        *(FwmTokens *)to = fwm_tokens_of(array);
+    else if (to)
+        *(const void **)to = PyArray_DATA(array);
+    return 0;
+}
+
+/* A state: an array, or two where states are pairs. */
+static int read_state(FwmArguments *a, size_t i)
+{
+    const FwmArgument *row = &a->signature->arguments[i];
+    PyObject *given = a->given[i];
+    if (!a->paired)
+        return read_array(a, i, given, row->name);
+    if (fwm_check_pair(given, row->name, row->expected) < 0 ||
+        read_array(a, i, PyTuple_GET_ITEM(given, 0), row->first) < 0)
+        return -1;
+    return read_array(a, i + 1, PyTuple_GET_ITEM(given, 1), row[1].name);
+}
+
+static int read_indices(FwmArguments *a, size_t i)
+{
+    const FwmArgument *row = &a->signature->arguments[i];
+    npy_intp axes[NPY_MAXDIMS];
+    const int rank = fwm_axes(a, &a->signature->shapes[i][0], axes);
+    const int from = a->signature->from[i];
+    const npy_intp low = from < 0 ? 0 : a->sizes[from], below = a->sizes[a->signature->below[i]];
+    a->arrays[i] = fwm_index_array(a->given[i], row->name, row->shape, rank, axes, low, below - 1);
+    if (!a->arrays[i] || fit_shape(a, i, a->arrays[i], row->name) < 0)
+        return -1;
+    *(const void **)place(a, row->at) = PyArray_DATA(a->arrays[i]);
+    return 0;
+}
+
+static int read_sequences(FwmArguments *a, size_t i)
+{
+    const FwmSignature *s = a->signature;
+    PyObject *given = a->given[i] ? a->given[i] : Py_None;
+    if (fwm_read_sequences(&a->sequences, given, a->sizes[s->B], a->sizes[s->T]) < 0)
+        return -1;
+    return fwm_bind(a, s->n, a->sequences.n, s->arguments[i].name);
+}
+
+/* ---- a row at a time ---- */
+
+static int read_scalar(FwmArguments *a, size_t i)
+{
+    const FwmArgument *row = &a->signature->arguments[i];
+    PyObject *given = a->given[i];
+    FwmValue *value = &a->values[i];
+    void *to = place(a, row->at);
+    switch (row->kind) {
+    case FWM_FLAG:
+        value->flag = row->preset != 0;
+        if (given && read_flag(given, row->name, &value->flag) < 0)
+            return -1;
+        return to ? (*(bool *)to = value->flag, 0) : 0;
+    case FWM_NUMBER:
+        value->number = row->preset;
+        if (given && read_number(given, row, a->type, &value->number) < 0)
+            return -1;
+        return to ? (*(double *)to = value->number, 0) : 0;
+    case FWM_WORD:
+        value->word = 0;
+        if (given && read_word(given, row, &value->word) < 0)
+            return -1;
+        return to ? (*(unsigned *)to = (unsigned)value->word, 0) : 0;
+    case FWM_INTEGER:
+        if (fwm_integer(given, row->name, row->low, row->high, &value->integer) < 0)
+            return -1;
+        return store_size(a, row->at, (size_t)value->integer);
+    default:
+        if ((value->integer = row->find(given, row->name)) < 0)
+            return -1;
+        return store_size(a, row->at, (size_t)value->integer);
+    }
+}
+
+static int read_row(FwmArguments *a, size_t i)
+{
+    const FwmArgument *row = &a->signature->arguments[i];
+    switch (row->kind) {
+    case FWM_ARRAY:
+    case FWM_TOKENS: return !a->given[i] ? 0 : row->first ? read_state(a, i) : read_array(a, i, a->given[i], row->name);
+    case FWM_INDICES: return read_indices(a, i);
+    case FWM_SEQUENCES: return read_sequences(a, i);
+    case FWM_OBJECT:
+    case FWM_STEP: return 0;
+    default: return read_scalar(a, i);
+    }
+}
+
+static bool takes(const FwmArguments *a, size_t i)
+{
+    const FwmArgument *row = &a->signature->arguments[i];
+    return (!row->only || (row->only & a->direction)) && !(a->absent >> i & 1);
+}
+
+/* Whether the row can do without a value. */
+static bool has_preset(const FwmArgument *row)
+{
+    const bool is_option = row->kind == FWM_FLAG || row->kind == FWM_NUMBER;
+    return row->optional || row->kind == FWM_SEQUENCES || row->kind == FWM_STEP || (is_option && !row->required);
+}
+
+static int read_rows(FwmArguments *a)
+{
+    const FwmSignature *s = a->signature;
+    for (size_t i = 0; i < s->n_arguments; i++) {
+        const FwmArgument *row = &s->arguments[i];
+        const bool is_second = i > 0 && row[-1].first;
+        if (is_second || (!takes(a, i) && !a->given[i]))
+            continue;
+        if (a->given[i] == Py_None && (row->optional || row->kind == FWM_SEQUENCES || !takes(a, i)))
+            a->given[i] = NULL;
+        if (!takes(a, i) && a->given[i]) {
+            PyErr_Format(PyExc_ValueError, "%s: got %.100s, expected None, because it has no effect here", row->name,
+                         Py_TYPE(a->given[i])->tp_name);
+            return -1;
+        }
+        if (!takes(a, i))
+            continue;
+        if (!a->given[i] && !has_preset(row)) {
+            PyErr_Format(PyExc_TypeError, "%s: got nothing, expected a value, which %s needs", row->name, s->name);
+            return -1;
+        }
+        if (read_row(a, i) < 0 || (row->then && row->then(a) < 0))
+            return -1;
+    }
+    return 0;
+}
+
+/* ---- what is given ---- */
+
+/* The row of a name, looked for from `start` on, where it is if arguments come in the order of the rows. */
+static Py_ssize_t row_of(const FwmSignature *s, PyObject *name, size_t start)
+{
+    for (size_t k = 0; k < s->n_arguments; k++) {
+        const size_t i = (start + k) % s->n_arguments;
+        if (s->names[i] == name)
+            return (Py_ssize_t)i;
+    }
+    for (size_t i = 0; i < s->n_arguments; i++) /* of a name that is not interned */
+        if (PyUnicode_Compare(s->names[i], name) == 0)
+            return (Py_ssize_t)i;
+    return -1;
+}
+
+static int give(FwmArguments *a, PyObject *name, PyObject *value, size_t *next)
+{
+    const FwmSignature *s = a->signature;
+    const Py_ssize_t i = row_of(s, name, *next);
+    if (i < 0 || (s->arguments[i].only && !(s->arguments[i].only & a->direction))) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_TypeError, "%U: got a value, expected no such argument of %s", name, s->name);
+        return -1;
+    }
+    if (a->given[i]) {
+        PyErr_Format(PyExc_TypeError, "%U: got two values, expected one", name);
+        return -1;
+    }
+    a->given[i] = value;
+    *next = (size_t)i + 1;
+    return 0;
+}
+
+static void begin(FwmArguments *a, const FwmSignature *signature)
+{
+    a->signature = signature;
+    a->direction = a->direction ? a->direction : FWM_BOTH;
+    a->leading_rank = -1;
+    for (size_t i = 0; i < signature->n_sizes; i++)
+        a->sizes[i] = -1;
+}
+
+static int give_positional(FwmArguments *a, PyObject *const *args, Py_ssize_t n)
+{
+    if (n > (Py_ssize_t)a->signature->n_positional) {
+        PyErr_Format(PyExc_TypeError, "%s: got %zd arguments without a name, expected at most %zu", a->signature->name,
+                     n, a->signature->n_positional);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < n; i++)
+        a->given[i] = args[i];
+    return 0;
+}
+
+int fwm_read_arguments(FwmArguments *a, const FwmSignature *signature, PyObject *const *args, Py_ssize_t n,
+                       PyObject *names)
+{
+    begin(a, signature);
+    if (give_positional(a, args, n) < 0)
+        return -1;
+    const Py_ssize_t n_names = names ? PyTuple_GET_SIZE(names) : 0;
+    size_t next = (size_t)n;
+    for (Py_ssize_t i = 0; i < n_names; i++)
+        if (give(a, PyTuple_GET_ITEM(names, i), args[n + i], &next) < 0)
+            return -1;
+    return read_rows(a);
+}
+
+int fwm_read_new(FwmArguments *a, const FwmSignature *signature, PyObject *args, PyObject *kwargs)
+{
+    begin(a, signature);
+    if (give_positional(a, PySequence_Fast_ITEMS(args), PyTuple_GET_SIZE(args)) < 0)
+        return -1;
+    size_t next = (size_t)PyTuple_GET_SIZE(args);
+    PyObject *name, *value;
+    for (Py_ssize_t i = 0; kwargs && PyDict_Next(kwargs, &i, &name, &value);)
+        if (give(a, name, value, &next) < 0)
+            return -1;
+    return read_rows(a);
+}
+
+void fwm_release_arguments(FwmArguments *a)
+{
+    for (size_t i = 0; i < a->signature->n_arguments; i++) {
+        Py_XDECREF(a->arrays[i]);
+        Py_XDECREF(a->came[i]);
+    }
+    fwm_release_sequences(&a->sequences);
+}

@@ -1,0 +1,42 @@
+/* Arrays from Python, checked and converted once, and arrays to write into.
+ *
+ * Every function that returns NULL or -1 has set an exception of the form "name: got .., expected ..". Arrays come back
+ * as new references: contiguous, aligned, in native byte order; the given ones are never changed. */
+#ifndef FWM_PYTHON_ARRAYS_H
+#define FWM_PYTHON_ARRAYS_H
+
+#include "python/numpy_api.h"
+
+/* An array of any type, as NumPy makes one of what is given; masked entries are refused. */
+PyArrayObject *fwm_any_array(PyObject *given, const char *name);
+
+/* An array of float32 or float64; type 0 accepts both, else NPY_FLOAT or NPY_DOUBLE is asked for because `like` has it.
+ */
+PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const char *like);
+
+/* The same, but of either precision, converted to `type`, which must hold its numbers. */
+PyArrayObject *fwm_converted_array(PyObject *given, const char *name, int type);
+
+/* Integers of any type in low..high, less low, as int32. They have this shape (rank numbers, -1 for any; `text` says
+ * it). */
+PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *text, int rank, const npy_intp *shape,
+                               long long low, long long high);
+
+/* 0, or -1 with the exception for a shape that does not fit. */
+int fwm_check_shape(PyArrayObject *array, const char *name, const char *text, int rank, const npy_intp *shape);
+
+/* The given array if it can be written as it stands: of this type, which `like` has, and shape, in native byte order,
+ * C-contiguous, aligned. */
+PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *like, const char *text,
+                                int rank, const npy_intp *shape);
+
+/* 0, or -1 with an exception if `out`, which is contiguous, shares memory with `other`. */
+int fwm_check_apart(PyArrayObject *out, const char *name, PyArrayObject *other, const char *other_name);
+
+/* The numbers of an array, which may be NULL. */
+static inline void *fwm_data(PyArrayObject *array)
+{
+    return array ? PyArray_DATA(array) : NULL;
+}
+
+#endif

@@ -1,0 +1,181 @@
+/* fwm_py.rules: rule_forward, rule_backward. The row of the rule says which arguments a call takes. */
+#include <math.h>
+
+#include "api/dispatch.h"
+#include "python/bindings.h"
+#include "python/operation.h"
+#include "python/tables.h"
+
+#define AT(member) FWM_AT(FwmRuleCall, member)
+#define TOKENS(name) FWM_TOKENS, .at = AT(name), .gradient = AT(d##name)
+#define PAIR "a tuple (S, z) where normalize is True"
+
+/* A state, or a token of all heads, of more numbers is beyond all memory; products of sizes stay far from overflow. */
+#define MOST_NUMBERS ((size_t)1 << 40)
+
+enum {
+    FUNCTION,
+    NORMALIZE,
+    Q,
+    K,
+    V,
+    G,
+    BETA,
+    ERASE,
+    WRITE,
+    CU_SEQLENS,
+    INITIAL_STATE,
+    INITIAL_SUM,
+    SCALE,
+    QK_NORM,
+    EPS,
+    CLAMP_FIRST,
+    METHOD,
+    DO,
+    DFINAL_STATE,
+    DFINAL_SUM,
+    OUTPUT_FINAL_STATE,
+    OUT
+};
+
+enum { SIZE_B, SIZE_T, SIZE_HO, SIZE_N };
+
+static const char *const norms[] = {[FWM_L2_NORM - 1] = "l2", [FWM_SUM_NORM - 1] = "sum", NULL};
+static const char *const methods[] = {[FWM_CHUNKED] = "chunked", [FWM_RECURRENT] = "recurrent", NULL};
+
+static void leave_out(FwmArguments *a, int argument, bool takes)
+{
+    if (!takes)
+        a->absent |= (uint32_t)1 << argument;
+}
+
+static int choose_arguments(FwmArguments *a)
+{
+    const FwmRuleInfo *rule = fwm_kernels_f32()->rule_info(((FwmRuleCall *)a->call)->rule);
+    leave_out(a, G, rule->scalar_gate || rule->channel_gate);
+    leave_out(a, BETA, rule->strength == FWM_BETA);
+    leave_out(a, ERASE, rule->strength == FWM_ERASE_AND_WRITE);
+    leave_out(a, WRITE, rule->strength == FWM_ERASE_AND_WRITE);
+    leave_out(a, NORMALIZE, rule->normalizes);
+    leave_out(a, EPS, rule->normalizes);
+    leave_out(a, QK_NORM, rule->has_qk_norm);
+    leave_out(a, CLAMP_FIRST, rule->clamps);
+    return 0;
+}
+
+static int pair_states(FwmArguments *a)
+{
+    a->paired = ((FwmRuleCall *)a->call)->normalize;
+    return 0;
+}
+
+/* q, k and v give all sizes. */
+static int check_heads(FwmArguments *a)
+{
+    const FwmRuleCall *c = a->call;
+    if (c->HV % c->H) {
+        PyErr_Format(PyExc_ValueError, "v: got %zu heads, expected a multiple of the %zu of k", c->HV, c->H);
+        return -1;
+    }
+    if (c->HQ != c->H && c->HQ % c->HV) {
+        PyErr_Format(PyExc_ValueError, "q: got %zu heads, expected the %zu of k, or a multiple of the %zu of v", c->HQ,
+                     c->H, c->HV);
+        return -1;
+    }
+    const size_t heads = c->HQ > c->HV ? c->HQ : c->HV;
+    if (c->K > MOST_NUMBERS / c->V || heads > MOST_NUMBERS / c->K || heads > MOST_NUMBERS / c->V) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return fwm_bind(a, SIZE_HO, (npy_intp)heads, "o");
+}
+
+/* A number or a vector a token and head: its axes say which, but some rules have one of them only. */
+static int check_gate(FwmArguments *a)
+{
+    FwmRuleCall *c = a->call;
+    const FwmRuleInfo *rule = fwm_kernels_f32()->rule_info(c->rule);
+    const bool is_scalar = PyArray_NDIM(a->arrays[G]) == 3;
+    c->gate = is_scalar ? FWM_SCALAR_GATE : FWM_CHANNEL_GATE;
+    if (is_scalar ? rule->scalar_gate : rule->channel_gate)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "g: got %d axes, expected %s", PyArray_NDIM(a->arrays[G]),
+                 is_scalar ? "(B, T, HV, K)" : "(B, T, HV)");
+    return -1;
+}
+
+static const FwmArgument arguments[] = {
+    [FUNCTION] = {"function", FWM_ROW, .find = fwm_find_rule, .at = AT(rule), .then = choose_arguments},
+    [NORMALIZE] = {"normalize", FWM_FLAG, .at = AT(normalize), .then = pair_states},
+    [Q] = {"q", TOKENS(q), .shape = "(B, T, HQ, K)"},
+    [K] = {"k", TOKENS(k), .shape = "(B, T, H, K)"},
+    [V] = {"v", TOKENS(v), .shape = "(B, T, HV, V)", .then = check_heads},
+    [G] = {"g", TOKENS(g), .shape = "(B, T, HV) or (B, T, HV, K)", .then = check_gate},
+    [BETA] = {"beta", TOKENS(beta), .shape = "(B, T, HV)"},
+    [ERASE] = {"b", TOKENS(b), .shape = "(B, T, HV, K)"},
+    [WRITE] = {"w", TOKENS(w), .shape = "(B, T, HV, V)"},
+    [CU_SEQLENS] = {"cu_seqlens", FWM_SEQUENCES},
+    [INITIAL_STATE] = {"initial_state", FWM_ARRAY, "(n, HV, K, V)", .optional = true, .at = AT(initial_state),
+                       .gradient = AT(dinitial_state), .first = "initial_state[0]", .expected = PAIR},
+    [INITIAL_SUM] = {"initial_state[1]", FWM_ARRAY, "(n, H, K)", .at = AT(initial_sum), .gradient = AT(dinitial_sum)},
+    [SCALE] = {"scale", FWM_NUMBER, .optional = true, .at = AT(scale)},
+    [QK_NORM] = {"qk_norm", FWM_WORD, .optional = true, .words = norms, .at = AT(qk_norm)},
+    [EPS] = {"eps", FWM_NUMBER, .at = AT(eps), .required = true},
+    [CLAMP_FIRST] = {"clamp_first", FWM_FLAG, .at = AT(clamp_first), .required = true},
+    [METHOD] = {"method", FWM_WORD, .words = methods, .at = AT(method)},
+    [DO] = {"do", FWM_TOKENS, "(B, T, HO, V)", .at = AT(dout), .only = FWM_BACKWARD},
+    [DFINAL_STATE] = {"dfinal_state", FWM_ARRAY, "(n, HV, K, V)", .optional = true, .at = AT(dfinal_state),
+                      .only = FWM_BACKWARD, .first = "dfinal_state[0]", .expected = PAIR},
+    [DFINAL_SUM] = {"dfinal_state[1]", FWM_ARRAY, "(n, H, K)", .at = AT(dfinal_sum), .only = FWM_BACKWARD},
+    [OUTPUT_FINAL_STATE] = {"output_final_state", FWM_FLAG, .only = FWM_FORWARD},
+    [OUT] = {"out", FWM_OBJECT, .optional = true},
+};
+
+static const FwmSize sizes[] = {
+    [SIZE_B] = {"B"},  [SIZE_T] = {"T"}, [SIZE_HO] = {"HO"}, [SIZE_N] = {"n", AT(n_sequences)},
+    {"HQ", AT(HQ), 1}, {"H", AT(H), 1},  {"HV", AT(HV), 1},  {"K", AT(K), 1},
+    {"V", AT(V), 1}};
+
+static bool has_out_state(const FwmArguments *a)
+{
+    return a->given[OUT] && a->direction == FWM_FORWARD && PyTuple_Check(a->given[OUT]);
+}
+
+/* Without tokens there is work for the states only, and without sequences none. */
+static bool is_empty(const FwmArguments *a)
+{
+    const bool has_states = a->given[INITIAL_STATE] || a->given[DFINAL_STATE] || has_out_state(a) ||
+                            (a->direction == FWM_FORWARD && a->values[OUTPUT_FINAL_STATE].flag);
+    return a->sizes[SIZE_N] == 0 || (a->sizes[SIZE_T] == 0 && !has_states);
+}
+
+static int finish(FwmArguments *a)
+{
+    FwmRuleCall *c = a->call;
+    if (!a->given[SCALE])
+        c->scale = c->normalize ? 1 : 1 / sqrt((double)c->K);
+    if (is_empty(a))
+        return 0;
+    if (fwm_make_offsets(&a->sequences, a->sizes[SIZE_T]) < 0)
+        return -1;
+    c->offsets = a->sequences.offsets;
+    return 0;
+}
+
+static FwmBinding rule = {
+    .signature = {"rule", arguments, FWM_LENGTH(arguments), 1, sizes, FWM_LENGTH(sizes)},
+    .operation = offsetof(FwmKernels, rule),
+    .outputs = {{"(B, T, HO, V)", AT(o)},
+                {"(n, HV, K, V)", AT(final_state), .asked_by = "output_final_state", .may_be = "initial_state"},
+                {"(n, H, K)", AT(final_sum), .asked_by = "output_final_state", .may_be = "initial_state[1]",
+                 .second = true}},
+    .n_outputs = 3,
+    .tuple = "an array o, or a tuple (o, state)",
+    .finish = finish,
+    .is_empty = is_empty,
+};
+
+int fwm_add_rules(PyObject *module)
+{
+    return fwm_add_operation(module, &rule);
+}

@@ -1,0 +1,332 @@
+#include "python/operation.h"
+
+#include <string.h>
+
+#include "python/arrays.h"
+#include "runtime/scratch.h"
+#include "runtime/threads.h"
+
+enum { NAME = 24 };
+
+/* A call on its way: what it reads, and what it writes. */
+typedef struct {
+    FwmArguments a;
+    const FwmBinding *binding;
+    PyArrayObject *outputs[FWM_MOST_OUTPUTS];     /* of a forward */
+    PyArrayObject *gradients[FWM_MOST_ARGUMENTS]; /* of a backward, by argument */
+    union {
+        FwmMapCall map;
+        FwmRuleCall rule;
+        FwmReadoutCall readout;
+        FwmAttentionCall attention;
+        FwmConvolutionCall convolution;
+        FwmNormCall norm;
+    } call;
+} FwmCall;
+
+int fwm_run(const FwmOperation *operation, const FwmPass *pass, const void *call)
+{
+    const int threads = fwm_num_threads();
+    void *scratch = pass->scratch ? fwm_scratch(pass->scratch(call, threads)) : NULL;
+    if (pass->scratch && !scratch) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    const bool flushed = fwm_loops_flush(operation->flushes_subnormals);
+    pass->run(call, threads, scratch);
+    fwm_loops_flush(flushed);
+    Py_END_ALLOW_THREADS
+    fwm_release_scratch(scratch);
+    return 0;
+}
+
+static void set_pointer(FwmCall *c, size_t at, PyArrayObject *array)
+{
+    *(void **)((char *)&c->call + at - 1) = PyArray_DATA(array);
+}
+
+/* ---- arrays to write ---- */
+
+/* Apart from all that is read; only `itself` it may be, if it is all of it. */
+static int check_apart_from_inputs(const FwmCall *c, PyArrayObject *out, const char *name, int itself)
+{
+    const FwmArguments *a = &c->a;
+    for (size_t i = 0; i < a->signature->n_arguments; i++) {
+        const bool is_it = (int)i == itself && a->arrays[i] && PyArray_DATA(out) == PyArray_DATA(a->arrays[i]);
+        if (a->came[i] && !is_it && fwm_check_apart(out, name, a->came[i], a->signature->arguments[i].name) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int give_output(FwmCall *c, size_t i, PyObject *given, const char *name)
+{
+    const FwmOutput *output = &c->binding->outputs[i];
+    npy_intp axes[NPY_MAXDIMS];
+    const int rank = fwm_axes(&c->a, &c->binding->output_shapes[i], axes);
+    PyArrayObject *array = c->outputs[i] =
+        fwm_output_array(given, name, c->a.type, c->a.like, output->shape, rank, axes);
+    if (!array || check_apart_from_inputs(c, array, name, c->binding->may_be[i]) < 0)
+        return -1;
+    for (size_t k = 0; k < i; k++)
+        if (c->outputs[k] && fwm_check_apart(array, name, c->outputs[k], "out") < 0)
+            return -1;
+    return 0;
+}
+
+/* out of a forward: an output, or a tuple of it and a state. */
+static int give_outputs(FwmCall *c, PyObject *out)
+{
+    if (!c->binding->tuple || !PyTuple_Check(out))
+        return give_output(c, 0, out, "out");
+    if (fwm_check_pair(out, "out", c->binding->tuple) < 0 || give_output(c, 0, PyTuple_GET_ITEM(out, 0), "out[0]") < 0)
+        return -1;
+    PyObject *state = PyTuple_GET_ITEM(out, 1);
+    if (!c->a.paired)
+        return give_output(c, 1, state, "out[1]");
+    if (fwm_check_pair(state, "out[1]", "a tuple (S, z) where normalize is True") < 0 ||
+        give_output(c, 1, PyTuple_GET_ITEM(state, 0), "out[1][0]") < 0)
+        return -1;
+    return give_output(c, 2, PyTuple_GET_ITEM(state, 1), "out[1][1]");
+}
+
+static bool is_wanted(const FwmCall *c, size_t i)
+{
+    const FwmOutput *output = &c->binding->outputs[i];
+    const int flag = c->binding->asked_by[i];
+    return (flag < 0 || c->a.values[flag].flag) && (!output->second || c->a.paired);
+}
+
+static int make_outputs(FwmCall *c, PyObject *out)
+{
+    if (out && give_outputs(c, out) < 0)
+        return -1;
+    for (size_t i = 0; i < c->binding->n_outputs; i++) {
+        npy_intp axes[NPY_MAXDIMS];
+        if (!c->outputs[i] && is_wanted(c, i)) {
+            const int rank = fwm_axes(&c->a, &c->binding->output_shapes[i], axes);
+            c->outputs[i] = (PyArrayObject *)PyArray_SimpleNew(rank, axes, c->a.type);
+            if (!c->outputs[i])
+                return -1;
+        }
+        if (c->outputs[i])
+            set_pointer(c, c->binding->outputs[i].at, c->outputs[i]);
+    }
+    return 0;
+}
+
+/* ---- gradients ---- */
+
+/* Whether the result has a place for the gradient of this argument; the second part of a state shares that of the
+ * first. */
+static bool has_place(const FwmCall *c, size_t i)
+{
+    const FwmArgument *row = &c->a.signature->arguments[i];
+    const bool is_second = i > 0 && row[-1].first;
+    return row->gradient && !is_second && !(c->a.absent >> i & 1);
+}
+
+static Py_ssize_t count_places(const FwmCall *c)
+{
+    Py_ssize_t n = 0;
+    for (size_t i = 0; i < c->a.signature->n_arguments; i++)
+        n += has_place(c, i);
+    return n;
+}
+
+static int check_gradients(PyObject *out, Py_ssize_t n)
+{
+    if (PyTuple_Check(out) && PyTuple_GET_SIZE(out) == n)
+        return 0;
+    if (PyTuple_Check(out))
+        PyErr_Format(PyExc_ValueError, "out: got a tuple of %zd, expected one of the %zd gradients",
+                     PyTuple_GET_SIZE(out), n);
+    else
+        PyErr_Format(PyExc_TypeError, "out: got %.100s, expected a tuple of the %zd gradients", Py_TYPE(out)->tp_name,
+                     n);
+    return -1;
+}
+
+/* The gradient of argument i: `given`, apart from what is read and from the gradients before it, or new. */
+static int make_gradient(FwmCall *c, size_t i, PyObject *given, const char *name)
+{
+    PyArrayObject *input = c->a.arrays[i], *array;
+    if (!given)
+        array = (PyArrayObject *)PyArray_SimpleNew(PyArray_NDIM(input), PyArray_DIMS(input), c->a.type);
+    else
+        array = fwm_output_array(given, name, c->a.type, c->a.like, "as its input", PyArray_NDIM(input),
+                                 PyArray_DIMS(input));
+    c->gradients[i] = array;
+    if (!array || (given && check_apart_from_inputs(c, array, name, -1) < 0))
+        return -1;
+    for (size_t k = 0; given && k < i; k++)
+        if (c->gradients[k] && fwm_check_apart(array, name, c->gradients[k], "out") < 0)
+            return -1;
+    set_pointer(c, c->a.signature->arguments[i].gradient, array);
+    return 0;
+}
+
+/* One place of the result: a gradient, or those of a state that is a pair; `given` is what out has there, or NULL. */
+static int fill_place(FwmCall *c, size_t i, PyObject *given, Py_ssize_t at)
+{
+    const FwmArgument *row = &c->a.signature->arguments[i];
+    const bool is_pair = row->first && c->a.paired;
+    char name[NAME], parts[2][NAME];
+    if (!given)
+        return make_gradient(c, i, NULL, "") < 0 || (is_pair && make_gradient(c, i + 1, NULL, "") < 0) ? -1 : 0;
+    PyOS_snprintf(name, NAME, "out[%zd]", at);
+    if (!is_pair)
+        return make_gradient(c, i, given, name);
+    PyOS_snprintf(parts[0], NAME, "out[%zd][0]", at);
+    PyOS_snprintf(parts[1], NAME, "out[%zd][1]", at);
+    if (fwm_check_pair(given, name, row->expected) < 0 || make_gradient(c, i, PyTuple_GET_ITEM(given, 0), parts[0]) < 0)
+        return -1;
+    return make_gradient(c, i + 1, PyTuple_GET_ITEM(given, 1), parts[1]);
+}
+
+static int make_gradients(FwmCall *c, PyObject *out)
+{
+    const FwmSignature *s = c->a.signature;
+    Py_ssize_t at = 0;
+    if (out && check_gradients(out, count_places(c)) < 0)
+        return -1;
+    for (size_t i = 0; i < s->n_arguments; i++) {
+        if (!has_place(c, i))
+            continue;
+        PyObject *given = out ? PyTuple_GET_ITEM(out, at) : NULL;
+        if (!c->a.arrays[i] && given && given != Py_None) {
+            PyErr_Format(PyExc_ValueError, "out[%zd]: got %.100s, expected None, because there is no %s", at,
+                         Py_TYPE(given)->tp_name, s->arguments[i].name);
+            return -1;
+        }
+        if (c->a.arrays[i] && fill_place(c, i, given, at) < 0)
+            return -1;
+        at++;
+    }
+    return 0;
+}
+
+/* ---- results ---- */
+
+static PyObject *or_none(PyArrayObject *array)
+{
+    return Py_NewRef(array ? (PyObject *)array : Py_None);
+}
+
+/* An array, a pair of it and its second part, or None. */
+static PyObject *part(PyArrayObject *first, PyArrayObject *second)
+{
+    return second ? PyTuple_Pack(2, first, second) : or_none(first);
+}
+
+static PyObject *forward_result(const FwmCall *c)
+{
+    const FwmBinding *b = c->binding;
+    if (b->n_outputs == 1 || (b->outputs[1].never_given && !c->outputs[1]))
+        return or_none(c->outputs[0]);
+    PyObject *state = part(c->outputs[1], c->outputs[2]);
+    PyObject *result = state ? PyTuple_Pack(2, c->outputs[0], state) : NULL;
+    Py_XDECREF(state);
+    return result;
+}
+
+static PyObject *backward_result(const FwmCall *c)
+{
+    PyObject *result = PyTuple_New(count_places(c));
+    Py_ssize_t at = 0;
+    for (size_t i = 0; result && i < c->a.signature->n_arguments; i++) {
+        if (!has_place(c, i))
+            continue;
+        const bool is_pair = c->a.signature->arguments[i].first && c->a.paired;
+        PyObject *gradient = part(c->gradients[i], is_pair ? c->gradients[i + 1] : NULL);
+        if (gradient)
+            PyTuple_SET_ITEM(result, at++, gradient);
+        else
+            Py_CLEAR(result);
+    }
+    return result;
+}
+
+/* ---- the two functions ---- */
+
+static int run(FwmCall *c)
+{
+    const FwmBinding *b = c->binding;
+    const FwmOperation *operation = (const void *)((const char *)c->a.kernels + b->operation);
+    if (!b->is_empty || !b->is_empty(&c->a))
+        return fwm_run(operation, c->a.direction == FWM_FORWARD ? &operation->forward : &operation->backward, &c->call);
+    for (size_t i = 0; i < c->a.signature->n_arguments; i++)
+        if (c->gradients[i])
+            memset(PyArray_DATA(c->gradients[i]), 0, (size_t)PyArray_NBYTES(c->gradients[i]));
+    return 0;
+}
+
+static int make_results(FwmCall *c)
+{
+    PyObject *out = c->a.given[c->a.signature->n_arguments - 1]; /* the last argument, where there is one */
+    return c->a.direction == FWM_FORWARD ? make_outputs(c, out) : make_gradients(c, out);
+}
+
+static void release(FwmCall *c)
+{
+    fwm_release_arguments(&c->a);
+    for (size_t i = 0; i < FWM_MOST_OUTPUTS; i++)
+        Py_XDECREF(c->outputs[i]);
+    for (size_t i = 0; c->a.direction == FWM_BACKWARD && i < c->a.signature->n_arguments; i++)
+        Py_XDECREF(c->gradients[i]);
+}
+
+static PyObject *call(PyObject *binding, FwmDirection direction, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    FwmCall c = {.a = {.direction = direction}, .binding = PyCapsule_GetPointer(binding, NULL)};
+    PyObject *result = NULL;
+    c.a.call = &c.call;
+    const FwmBinding *b = c.binding;
+    if (fwm_read_arguments(&c.a, &b->signature, args, n, names) == 0 && (!b->finish || b->finish(&c.a) == 0) &&
+        make_results(&c) == 0 && run(&c) == 0)
+        result = direction == FWM_FORWARD ? forward_result(&c) : backward_result(&c);
+    release(&c);
+    return result;
+}
+
+static PyObject *call_forward(PyObject *binding, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    return call(binding, FWM_FORWARD, args, n, names);
+}
+
+static PyObject *call_backward(PyObject *binding, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    return call(binding, FWM_BACKWARD, args, n, names);
+}
+
+static int argument_number(const FwmSignature *s, const char *name)
+{
+    for (size_t i = 0; name && i < s->n_arguments; i++)
+        if (strcmp(s->arguments[i].name, name) == 0)
+            return (int)i;
+    return -1;
+}
+
+int fwm_add_operation(PyObject *module, FwmBinding *b)
+{
+    PyObject *(*const functions[])(PyObject *, PyObject *const *, Py_ssize_t, PyObject *) = {call_forward, call_backward};
+    static const char *const passes[] = {"forward", "backward"};
+    int status = fwm_prepare(&b->signature);
+    for (size_t i = 0; status == 0 && i < b->n_outputs; i++) {
+        status = fwm_parse_shape(&b->signature, b->outputs[i].shape, &b->output_shapes[i]);
+        b->asked_by[i] = argument_number(&b->signature, b->outputs[i].asked_by);
+        b->may_be[i] = argument_number(&b->signature, b->outputs[i].may_be);
+    }
+    PyObject *self = status == 0 ? PyCapsule_New(b, NULL, NULL) : NULL;
+    for (int i = 0; self && status == 0 && i < 2; i++) {
+        PyOS_snprintf(b->names[i], sizeof b->names[i], "%s_%s", b->signature.name, passes[i]);
+        b->methods[i] =
+            (PyMethodDef){b->names[i], (PyCFunction)(void (*)(void))functions[i], METH_FASTCALL | METH_KEYWORDS, NULL};
+        PyObject *function = PyCFunction_New(&b->methods[i], self);
+        status = function ? PyModule_AddObjectRef(module, b->names[i], function) : -1;
+        Py_XDECREF(function);
+    }
+    Py_XDECREF(self);
+    return self ? status : -1;
+}

@@ -1,0 +1,45 @@
+/* The way of an operation into _core: declared arguments and outputs, and from them the functions name_forward and
+ * name_backward.
+ *
+ * A forward returns its first output, or a tuple of all where there may be more. A backward returns a tuple of the
+ * gradients of the arguments that have one, with None for those that were not given. `out`, the last argument of both,
+ * has arrays to write into: of a forward the first output, or a tuple like the result; of a backward a tuple like the
+ * result. */
+#ifndef FWM_PYTHON_OPERATION_H
+#define FWM_PYTHON_OPERATION_H
+
+#include "python/arguments.h"
+
+typedef struct {
+    const char *shape;
+    size_t at;
+    const char *asked_by; /* a flag: without it, and if out does not have it, this output is left out */
+    const char *may_be;   /* an argument: the output may be that very array */
+    bool second;          /* of a pair with the output before, where states are pairs */
+    bool never_given;     /* out cannot have it */
+} FwmOutput;
+
+enum { FWM_MOST_OUTPUTS = 3 };
+
+typedef struct {
+    FwmSignature signature; /* of both directions; its name is the operation's */
+    size_t operation;       /* offset in FwmKernels */
+    FwmOutput outputs[FWM_MOST_OUTPUTS];
+    size_t n_outputs;
+    const char *tuple;                      /* "an array y, or a tuple (y, state)": what out may be where that is so */
+    int (*finish)(FwmArguments *);          /* fills in what no row can say; 0 or -1 with an exception */
+    bool (*is_empty)(const FwmArguments *); /* a call without work, after which gradients are zeros */
+    /* read from the rows */
+    FwmShape output_shapes[FWM_MOST_OUTPUTS];
+    int asked_by[FWM_MOST_OUTPUTS], may_be[FWM_MOST_OUTPUTS]; /* numbers of arguments, or -1 */
+    PyMethodDef methods[2];
+    char names[2][24];
+} FwmBinding;
+
+/* Reads the rows, and adds the two functions to the module. */
+int fwm_add_operation(PyObject *module, FwmBinding *binding);
+
+/* Runs a pass on scratch of its own, without the GIL; 0, or -1 with a MemoryError. */
+int fwm_run(const FwmOperation *operation, const FwmPass *pass, const void *call);
+
+#endif
