@@ -446,6 +446,7 @@ static int give(FwmArguments *a, PyObject *name, PyObject *value, size_t *next)
 static void begin(FwmArguments *a, const FwmSignature *signature)
 {
     a->signature = signature;
+    a->type = a->type ? a->type : signature->type;
     a->direction = a->direction ? a->direction : FWM_BOTH;
     a->leading_rank = -1;
     for (size_t i = 0; i < signature->n_sizes; i++)
@@ -498,4 +499,37 @@ void fwm_release_arguments(FwmArguments *a)
         Py_XDECREF(a->came[i]);
     }
     fwm_release_sequences(&a->sequences);
+}
+
+/* ---- functions and methods ---- */
+
+PyObject *fwm_call(PyObject *self, const FwmSignature *signature, FwmFunction function, PyObject *const *args,
+                   Py_ssize_t n, PyObject *names)
+{
+    FwmArguments a = {0};
+    PyObject *result = fwm_read_arguments(&a, signature, args, n, names) < 0 ? NULL : function(self, &a);
+    fwm_release_arguments(&a);
+    return result;
+}
+
+static PyObject *call_module_function(PyObject *capsule, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    const FwmModuleFunction *function = PyCapsule_GetPointer(capsule, NULL);
+    return fwm_call(NULL, &function->signature, function->call, args, n, names);
+}
+
+int fwm_add_c_function(PyObject *module, PyMethodDef *method, void *self)
+{
+    PyObject *capsule = PyCapsule_New(self, NULL, NULL);
+    PyObject *function = capsule ? PyCFunction_New(method, capsule) : NULL;
+    const int status = function ? PyModule_AddObjectRef(module, method->ml_name, function) : -1;
+    Py_XDECREF(function);
+    Py_XDECREF(capsule);
+    return status;
+}
+
+int fwm_add_function(PyObject *module, FwmModuleFunction *f)
+{
+    f->method = (PyMethodDef)FWM_METHOD_ROW(f->signature.name, call_module_function, NULL);
+    return fwm_prepare(&f->signature) < 0 ? -1 : fwm_add_c_function(module, &f->method, f);
 }

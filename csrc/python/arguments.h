@@ -88,6 +88,7 @@ typedef struct {
     size_t n_arguments, n_positional;
     const FwmSize *sizes;
     size_t n_sizes;
+    int type; /* in which numbers are read where no array says it; 0: float64 */
     /* read from the rows */
     PyObject *names[FWM_MOST_ARGUMENTS];
     FwmShape shapes[FWM_MOST_ARGUMENTS][2];                  /* text NULL: there is none */
@@ -131,6 +132,34 @@ int fwm_read_arguments(FwmArguments *a, const FwmSignature *signature, PyObject 
                        PyObject *names);
 int fwm_read_new(FwmArguments *a, const FwmSignature *signature, PyObject *args, PyObject *kwargs);
 void fwm_release_arguments(FwmArguments *a);
+
+/* What a function or a method does, with its arguments read. */
+typedef PyObject *(*FwmFunction)(PyObject *self, FwmArguments *a);
+
+/* Reads the arguments, calls, releases them. */
+PyObject *fwm_call(PyObject *self, const FwmSignature *signature, FwmFunction function, PyObject *const *args,
+                   Py_ssize_t n, PyObject *names);
+
+/* A row of a type's methods: `function` by its signature. FWM_METHOD defines the C function in between. */
+#define FWM_METHOD(name, signature, function)                                                                          \
+    static PyObject *name(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)                        \
+    {                                                                                                                  \
+        return fwm_call(self, signature, function, args, n, names);                                                    \
+    }
+#define FWM_METHOD_ROW(name, c_function, doc)                                                                          \
+    {name, (PyCFunction)(void (*)(void))c_function, METH_FASTCALL | METH_KEYWORDS, doc}
+
+/* Reads the rows of a signature and adds the function of its name to the module; self is not used. */
+typedef struct {
+    FwmSignature signature;
+    FwmFunction call;
+    PyMethodDef method; /* filled in here */
+} FwmModuleFunction;
+
+int fwm_add_function(PyObject *module, FwmModuleFunction *function);
+
+/* Adds a function whose `self` is a capsule of this pointer. */
+int fwm_add_c_function(PyObject *module, PyMethodDef *method, void *self);
 
 /* The axes of a shape, as far as they are bound (else -1); returns how many. */
 int fwm_axes(const FwmArguments *a, const FwmShape *shape, npy_intp axes[NPY_MAXDIMS]);

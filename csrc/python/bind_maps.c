@@ -71,27 +71,18 @@ static const FwmArgument features_rows[] = {
     [OF_ARGUMENT] = {"argument", FWM_INTEGER, .low = 0, .high = LARGEST_FEATURES},
 };
 
-static FwmSignature of_features = {"map_features", features_rows, FWM_LENGTH(features_rows), FWM_LENGTH(features_rows)};
-
 /* How many features a map makes of d numbers. */
-static PyObject *map_features(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *count(PyObject *Py_UNUSED(self), FwmArguments *a)
 {
-    FwmArguments a = {0};
-    if (fwm_read_arguments(&a, &of_features, args, n, names) < 0)
-        return NULL;
-    return PyLong_FromSize_t(fwm_kernels_f32()->map_features((size_t)a.values[OF_FUNCTION].integer,
-                                                             (size_t)a.values[OF_D].integer,
-                                                             (size_t)a.values[OF_ARGUMENT].integer));
+    const size_t row = (size_t)a->values[OF_FUNCTION].integer, d = (size_t)a->values[OF_D].integer,
+                 argument = (size_t)a->values[OF_ARGUMENT].integer;
+    return PyLong_FromSize_t(fwm_kernels_f32()->map_features(row, d, argument));
 }
 
-static PyMethodDef functions[] = {
-    {"map_features", (PyCFunction)(void (*)(void))map_features, METH_FASTCALL | METH_KEYWORDS, NULL},
-    {NULL, NULL, 0, NULL},
-};
+static FwmModuleFunction map_features = {
+    .signature = {"map_features", features_rows, FWM_LENGTH(features_rows), FWM_LENGTH(features_rows)}, .call = count};
 
 int fwm_add_maps(PyObject *module)
 {
-    if (fwm_prepare(&of_features) < 0 || PyModule_AddFunctions(module, functions) < 0)
-        return -1;
-    return fwm_add_operation(module, &map);
+    return fwm_add_function(module, &map_features) < 0 ? -1 : fwm_add_operation(module, &map);
 }

@@ -13,30 +13,10 @@
 /* A state, or a token of all heads, of more numbers is beyond all memory; products of sizes stay far from overflow. */
 #define MOST_NUMBERS ((size_t)1 << 40)
 
-enum {
-    FUNCTION,
-    NORMALIZE,
-    Q,
-    K,
-    V,
-    G,
-    BETA,
-    ERASE,
-    WRITE,
-    CU_SEQLENS,
-    INITIAL_STATE,
-    INITIAL_SUM,
-    SCALE,
-    QK_NORM,
-    EPS,
-    CLAMP_FIRST,
-    METHOD,
-    DO,
-    DFINAL_STATE,
-    DFINAL_SUM,
-    OUTPUT_FINAL_STATE,
-    OUT
-};
+/* clang-format off */
+enum { FUNCTION, NORMALIZE, Q, K, V, G, BETA, ERASE, WRITE, CU_SEQLENS, INITIAL_STATE, INITIAL_SUM, SCALE, QK_NORM, EPS,
+       CLAMP_FIRST, METHOD, DO, DFINAL_STATE, DFINAL_SUM, OUTPUT_FINAL_STATE, OUT };
+/* clang-format on */
 
 enum { SIZE_B, SIZE_T, SIZE_HO, SIZE_N };
 

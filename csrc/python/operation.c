@@ -310,23 +310,17 @@ static int argument_number(const FwmSignature *s, const char *name)
 
 int fwm_add_operation(PyObject *module, FwmBinding *b)
 {
-    PyObject *(*const functions[])(PyObject *, PyObject *const *, Py_ssize_t, PyObject *) = {call_forward, call_backward};
-    static const char *const passes[] = {"forward", "backward"};
     int status = fwm_prepare(&b->signature);
     for (size_t i = 0; status == 0 && i < b->n_outputs; i++) {
         status = fwm_parse_shape(&b->signature, b->outputs[i].shape, &b->output_shapes[i]);
         b->asked_by[i] = argument_number(&b->signature, b->outputs[i].asked_by);
         b->may_be[i] = argument_number(&b->signature, b->outputs[i].may_be);
     }
-    PyObject *self = status == 0 ? PyCapsule_New(b, NULL, NULL) : NULL;
-    for (int i = 0; self && status == 0 && i < 2; i++) {
-        PyOS_snprintf(b->names[i], sizeof b->names[i], "%s_%s", b->signature.name, passes[i]);
-        b->methods[i] =
-            (PyMethodDef){b->names[i], (PyCFunction)(void (*)(void))functions[i], METH_FASTCALL | METH_KEYWORDS, NULL};
-        PyObject *function = PyCFunction_New(&b->methods[i], self);
-        status = function ? PyModule_AddObjectRef(module, b->names[i], function) : -1;
-        Py_XDECREF(function);
-    }
-    Py_XDECREF(self);
-    return self ? status : -1;
+    PyOS_snprintf(b->names[0], sizeof b->names[0], "%s_forward", b->signature.name);
+    PyOS_snprintf(b->names[1], sizeof b->names[1], "%s_backward", b->signature.name);
+    b->methods[0] = (PyMethodDef)FWM_METHOD_ROW(b->names[0], call_forward, NULL);
+    b->methods[1] = (PyMethodDef)FWM_METHOD_ROW(b->names[1], call_backward, NULL);
+    for (int i = 0; status == 0 && i < 2; i++)
+        status = fwm_add_c_function(module, &b->methods[i], b);
+    return status;
 }
