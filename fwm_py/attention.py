@@ -136,5 +136,5 @@ def softmax_attention_backward(
     SoftmaxGradients
     """
     return SoftmaxGradients(
-        *_core.attention_backward(do=do, q=q, k=k, v=v, causal=causal, scale=scale, o=o, lse=lse, out=out)
+        *_core.attention_backward(q=q, k=k, v=v, causal=causal, scale=scale, do=do, o=o, lse=lse, out=out)
     )

@@ -94,9 +94,9 @@ def causal_conv1d(
         weight=weight,
         bias=bias,
         activation=activation,
+        cu_seqlens=cu_seqlens,
         initial_state=initial_state,
         output_final_state=output_final_state,
-        cu_seqlens=cu_seqlens,
         out=out,
     )
 
@@ -132,13 +132,13 @@ def causal_conv1d_backward(
     """
     return CausalConv1dGradients(
         *_core.convolution_backward(
-            dy=dy,
             x=x,
             weight=weight,
             bias=bias,
             activation=activation,
-            initial_state=initial_state,
             cu_seqlens=cu_seqlens,
+            initial_state=initial_state,
+            dy=dy,
             dfinal_state=dfinal_state,
             out=out,
         )

@@ -62,7 +62,7 @@ def elu1_backward(dy: npt.ArrayLike, x: npt.ArrayLike) -> Real:
     -------
     dx : array (..., d)
     """
-    return _core.map_backward("elu1", dy=dy, x=x)[0]
+    return _core.map_backward("elu1", x=x, dy=dy)[0]
 
 
 def tanh(x: npt.ArrayLike) -> Real:
@@ -94,7 +94,7 @@ def tanh_backward(dy: npt.ArrayLike, x: npt.ArrayLike) -> Real:
     -------
     dx : array (..., d)
     """
-    return _core.map_backward("tanh", dy=dy, x=x)[0]
+    return _core.map_backward("tanh", x=x, dy=dy)[0]
 
 
 def dpfp(x: npt.ArrayLike, nu: int = 1) -> Real:
@@ -133,7 +133,7 @@ def dpfp_backward(dy: npt.ArrayLike, x: npt.ArrayLike, nu: int = 1) -> Real:
     -------
     dx : array (..., d)
     """
-    return _core.map_backward("dpfp", dy=dy, x=x, argument=nu)[0]
+    return _core.map_backward("dpfp", x=x, argument=nu, dy=dy)[0]
 
 
 def favor(x: npt.ArrayLike, omega: npt.ArrayLike) -> Real:
@@ -176,7 +176,7 @@ def favor_backward(dy: npt.ArrayLike, x: npt.ArrayLike, omega: npt.ArrayLike) ->
     -------
     dx : array (..., d)
     """
-    return _core.map_backward("favor", dy=dy, x=x, omega=omega)[0]
+    return _core.map_backward("favor", x=x, omega=omega, dy=dy)[0]
 
 
 def draw_omega(d: int, m: int, generator: _core.Philox | _core.MT19937) -> npt.NDArray[np.float32]:

@@ -105,5 +105,5 @@ def rms_norm_backward(
     RmsNormGradients
     """
     return RmsNormGradients(
-        *_core.norm_backward(dy=dy, x=x, weight=weight, gate=gate, activation=activation, eps=eps, out=out)
+        *_core.norm_backward(x=x, weight=weight, gate=gate, activation=activation, eps=eps, dy=dy, out=out)
     )

@@ -78,7 +78,7 @@ def sum_rule(keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, n
     ----------
     Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236.
     """
-    return _core.readout_forward("sum_rule", keys=keys, values=values, query=query, n_values=n_values)
+    return _core.readout_forward("sum_rule", n_values=n_values, keys=keys, values=values, query=query)
 
 
 def sum_rule_backward(
@@ -86,7 +86,7 @@ def sum_rule_backward(
 ) -> Gradients:
     """Gradients of `sum_rule`."""
     return Gradients(
-        *_core.readout_backward("sum_rule", dy=dy, keys=keys, values=values, query=query, n_values=n_values)
+        *_core.readout_backward("sum_rule", n_values=n_values, keys=keys, values=values, query=query, dy=dy)
     )
 
 
@@ -106,7 +106,7 @@ def delta_rule(
     ----------
     Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174; Widrow, Hoff 1960, Adaptive switching circuits.
     """
-    return _core.readout_forward("delta_rule", keys=keys, values=values, beta=beta, query=query, n_values=n_values)
+    return _core.readout_forward("delta_rule", n_values=n_values, keys=keys, values=values, beta=beta, query=query)
 
 
 def delta_rule_backward(
@@ -120,7 +120,7 @@ def delta_rule_backward(
     """Gradients of `delta_rule`."""
     return GatedGradients(
         *_core.readout_backward(
-            "delta_rule", dy=dy, keys=keys, values=values, beta=beta, query=query, n_values=n_values
+            "delta_rule", n_values=n_values, keys=keys, values=values, beta=beta, query=query, dy=dy
         )
     )
 
@@ -142,7 +142,7 @@ def fwm_rule(
     ----------
     Schlag, Munkhdalai, Schmidhuber 2021, arXiv 2011.07831.
     """
-    return _core.readout_forward("fwm_rule", keys=keys, values=values, beta=beta, query=query, n_values=n_values)
+    return _core.readout_forward("fwm_rule", n_values=n_values, keys=keys, values=values, beta=beta, query=query)
 
 
 def fwm_rule_backward(
@@ -155,7 +155,7 @@ def fwm_rule_backward(
 ) -> GatedGradients:
     """Gradients of `fwm_rule`."""
     return GatedGradients(
-        *_core.readout_backward("fwm_rule", dy=dy, keys=keys, values=values, beta=beta, query=query, n_values=n_values)
+        *_core.readout_backward("fwm_rule", n_values=n_values, keys=keys, values=values, beta=beta, query=query, dy=dy)
     )
 
 
@@ -172,7 +172,7 @@ def softmax_rule(keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLik
     ----------
     Vaswani et al. 2017, arXiv 1706.03762.
     """
-    return _core.readout_forward("softmax_rule", keys=keys, values=values, query=query, n_values=n_values)
+    return _core.readout_forward("softmax_rule", n_values=n_values, keys=keys, values=values, query=query)
 
 
 def softmax_rule_backward(
@@ -180,5 +180,5 @@ def softmax_rule_backward(
 ) -> Gradients:
     """Gradients of `softmax_rule`."""
     return Gradients(
-        *_core.readout_backward("softmax_rule", dy=dy, keys=keys, values=values, query=query, n_values=n_values)
+        *_core.readout_backward("softmax_rule", n_values=n_values, keys=keys, values=values, query=query, dy=dy)
     )

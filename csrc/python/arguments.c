@@ -47,6 +47,25 @@ static int parse_shapes(FwmSignature *s, size_t i)
     return 0;
 }
 
+static void set_bit(uint32_t *bits, size_t i, bool value)
+{
+    *bits |= (uint32_t)value << i;
+}
+
+static void prepare_bits(FwmSignature *s, size_t i)
+{
+    const FwmArgument *row = &s->arguments[i];
+    const bool is_option = row->kind == FWM_FLAG || row->kind == FWM_NUMBER, is_second = i > 0 && row[-1].first;
+    set_bit(&s->all, i, !is_second);
+    set_bit(&s->is_array, i, row->kind <= FWM_INDICES);
+    set_bit(&s->has_step, i, row->then != NULL);
+    set_bit(&s->none_is_nothing, i, row->optional || row->kind == FWM_SEQUENCES);
+    set_bit(&s->has_preset, i, row->optional || row->kind == FWM_SEQUENCES || row->kind == FWM_STEP);
+    set_bit(&s->has_preset, i, is_option && !row->required);
+    set_bit(&s->of_other_direction[FWM_FORWARD - 1], i, is_second || row->only == FWM_BACKWARD);
+    set_bit(&s->of_other_direction[FWM_BACKWARD - 1], i, is_second || row->only == FWM_FORWARD);
+}
+
 int fwm_prepare(FwmSignature *s)
 {
     s->rows = letter_number(s, "rows", 4);
@@ -61,6 +80,7 @@ int fwm_prepare(FwmSignature *s)
             s->names[i] = PyUnicode_InternFromString(row->name);
         if (!s->names[i])
             return -1;
+        prepare_bits(s, i);
         if (s->n_arguments > FWM_MOST_ARGUMENTS || s->n_sizes > FWM_MOST_LETTERS || parse_shapes(s, i) < 0) {
             PyErr_Format(PyExc_SystemError, "%s: the row of %s cannot be read", s->name, row->name);
             return -1;
@@ -226,21 +246,39 @@ static int bind_leading(FwmArguments *a, const FwmShape *shape, PyArrayObject *a
     return fwm_bind(a, a->signature->rows, rows, name);
 }
 
+static int refuse_shape(const FwmArguments *a, size_t i, const FwmShape *shape, PyArrayObject *array, const char *name)
+{
+    npy_intp axes[NPY_MAXDIMS];
+    const int rank = fwm_axes(a, shape, axes);
+    return fwm_check_shape(array, name, a->signature->arguments[i].shape, rank, axes);
+}
+
+static bool has_leading(const FwmArguments *a, PyArrayObject *array)
+{
+    for (int i = 0; i < a->leading_rank; i++)
+        if (PyArray_DIM(array, i) != a->leading[i])
+            return false;
+    return true;
+}
+
 /* Checks the array against the shape of its row, and binds the letters that are new. */
 static int fit_shape(FwmArguments *a, size_t i, PyArrayObject *array, const char *name)
 {
     const FwmShape *shapes = a->signature->shapes[i];
     const FwmShape *shape = shapes[1].text && PyArray_NDIM(array) == shapes[1].rank ? &shapes[1] : &shapes[0];
-    npy_intp axes[NPY_MAXDIMS];
     if (shape->leading && a->leading_rank < 0 && bind_leading(a, shape, array, name) < 0)
         return -1;
-    const int rank = fwm_axes(a, shape, axes);
-    if (fwm_check_shape(array, name, a->signature->arguments[i].shape, rank, axes) < 0)
-        return -1;
+    const int leading = shape->leading ? a->leading_rank : 0;
+    bool fits = PyArray_NDIM(array) == leading + shape->rank && (!leading || has_leading(a, array));
+    for (int k = 0; fits && k < shape->rank; k++) {
+        const npy_intp bound = a->sizes[shape->letters[k]];
+        fits = bound < 0 || PyArray_DIM(array, leading + k) == bound - shape->less[k];
+    }
+    if (!fits)
+        return refuse_shape(a, i, shape, array, name);
     for (int k = 0; k < shape->rank; k++) {
-        const int letter = shape->letters[k];
-        const npy_intp size = PyArray_DIM(array, rank - shape->rank + k) + shape->less[k];
-        if (a->sizes[letter] < 0 && fwm_bind(a, letter, size, name) < 0)
+        const npy_intp size = PyArray_DIM(array, leading + k) + shape->less[k];
+        if (a->sizes[shape->letters[k]] < 0 && fwm_bind(a, shape->letters[k], size, name) < 0)
             return -1;
     }
     return 0;
@@ -256,6 +294,7 @@ static void choose_type(FwmArguments *a, PyArrayObject *array, const char *name)
     a->kernels = a->type == NPY_FLOAT ? fwm_kernels_f32() : fwm_kernels_f64();
 }
 
+/* The array as the kernel reads it, where it is not the one that came. */
 static PyArrayObject *convert(const FwmArguments *a, const FwmArgument *row, PyArrayObject *came, const char *name)
 {
     if (row->stored == FWM_FLOAT32_OR_FLOAT64)
@@ -265,11 +304,28 @@ static PyArrayObject *convert(const FwmArguments *a, const FwmArgument *row, PyA
     return fwm_real_array((PyObject *)came, name, a->type, a->like);
 }
 
+static PyArrayObject *take_array(FwmArguments *a, size_t i, PyObject *given, const char *name)
+{
+    const FwmArgument *row = &a->signature->arguments[i];
+    PyArrayObject *array = NULL, *came = NULL;
+    if (row->stored == FWM_AS_COMPUTED && fwm_is_real_array(given, a->type)) {
+        array = (PyArrayObject *)Py_NewRef(given);
+    } else {
+        came = fwm_any_array(given, name);
+        array = came ? convert(a, row, came, name) : NULL;
+        if (array == came)
+            Py_CLEAR(came);
+    }
+    a->arrays[i] = array;
+    a->came[i] = came;
+    a->held |= (uint32_t)1 << i;
+    return array;
+}
+
 static int read_array(FwmArguments *a, size_t i, PyObject *given, const char *name)
 {
     const FwmArgument *row = &a->signature->arguments[i];
-    a->came[i] = fwm_any_array(given, name);
-    PyArrayObject *array = a->arrays[i] = a->came[i] ? convert(a, row, a->came[i], name) : NULL;
+    PyArrayObject *array = take_array(a, i, given, name);
     if (!array)
         return -1;
     if (!a->type)
@@ -305,6 +361,8 @@ static int read_indices(FwmArguments *a, size_t i)
     const int from = a->signature->from[i];
     const npy_intp low = from < 0 ? 0 : a->sizes[from], below = a->sizes[a->signature->below[i]];
     a->arrays[i] = fwm_index_array(a->given[i], row->name, row->shape, rank, axes, low, below - 1);
+    a->came[i] = NULL;
+    a->held |= (uint32_t)1 << i;
     if (!a->arrays[i] || fit_shape(a, i, a->arrays[i], row->name) < 0)
         return -1;
     *(const void **)place(a, row->at) = PyArray_DATA(a->arrays[i]);
@@ -369,41 +427,35 @@ static int read_row(FwmArguments *a, size_t i)
     }
 }
 
-static bool takes(const FwmArguments *a, size_t i)
+static int refuse_row(const FwmArguments *a, size_t i)
 {
     const FwmArgument *row = &a->signature->arguments[i];
-    return (!row->only || (row->only & a->direction)) && !(a->absent >> i & 1);
-}
-
-/* Whether the row can do without a value. */
-static bool has_preset(const FwmArgument *row)
-{
-    const bool is_option = row->kind == FWM_FLAG || row->kind == FWM_NUMBER;
-    return row->optional || row->kind == FWM_SEQUENCES || row->kind == FWM_STEP || (is_option && !row->required);
+    if (a->given[i])
+        PyErr_Format(PyExc_ValueError, "%s: got %.100s, expected None, because it has no effect here", row->name,
+                     Py_TYPE(a->given[i])->tp_name);
+    else
+        PyErr_Format(PyExc_TypeError, "%s: got nothing, expected a value, which %s needs", row->name,
+                     a->signature->name);
+    return -1;
 }
 
 static int read_rows(FwmArguments *a)
 {
     const FwmSignature *s = a->signature;
-    for (size_t i = 0; i < s->n_arguments; i++) {
-        const FwmArgument *row = &s->arguments[i];
-        const bool is_second = i > 0 && row[-1].first;
-        if (is_second || (!takes(a, i) && !a->given[i]))
-            continue;
-        if (a->given[i] == Py_None && (row->optional || row->kind == FWM_SEQUENCES || !takes(a, i)))
+    const uint32_t optional_arrays = s->is_array & s->has_preset & ~s->has_step;
+    for (uint32_t left = s->all & ~a->absent; left; left &= left - 1) {
+        const int i = __builtin_ctz(left);
+        const uint32_t bit = (uint32_t)1 << i;
+        if ((a->is_given & bit) && a->given[i] == Py_None && ((a->absent | s->none_is_nothing) & bit))
+            a->is_given &= ~bit;
+        const bool is_given = a->is_given & bit;
+        if (!is_given)
             a->given[i] = NULL;
-        if (!takes(a, i) && a->given[i]) {
-            PyErr_Format(PyExc_ValueError, "%s: got %.100s, expected None, because it has no effect here", row->name,
-                         Py_TYPE(a->given[i])->tp_name);
-            return -1;
-        }
-        if (!takes(a, i))
+        if (!is_given && ((a->absent | optional_arrays) & bit))
             continue;
-        if (!a->given[i] && !has_preset(row)) {
-            PyErr_Format(PyExc_TypeError, "%s: got nothing, expected a value, which %s needs", row->name, s->name);
-            return -1;
-        }
-        if (read_row(a, i) < 0 || (row->then && row->then(a) < 0))
+        if (is_given ? a->absent & bit : ~s->has_preset & bit)
+            return refuse_row(a, (size_t)i);
+        if (read_row(a, (size_t)i) < 0 || ((s->has_step & bit) && s->arguments[i].then(a) < 0))
             return -1;
     }
     return 0;
@@ -414,13 +466,14 @@ static int read_rows(FwmArguments *a)
 /* The row of a name, looked for from `start` on, where it is if arguments come in the order of the rows. */
 static Py_ssize_t row_of(const FwmSignature *s, PyObject *name, size_t start)
 {
-    for (size_t k = 0; k < s->n_arguments; k++) {
-        const size_t i = (start + k) % s->n_arguments;
+    for (size_t i = start; i < s->n_arguments; i++)
         if (s->names[i] == name)
             return (Py_ssize_t)i;
-    }
-    for (size_t i = 0; i < s->n_arguments; i++) /* of a name that is not interned */
-        if (PyUnicode_Compare(s->names[i], name) == 0)
+    for (size_t i = 0; i < start; i++)
+        if (s->names[i] == name)
+            return (Py_ssize_t)i;
+    for (size_t i = 0; i < s->n_arguments; i++)
+        if (PyUnicode_Compare(s->names[i], name) == 0) /* it need not be interned */
             return (Py_ssize_t)i;
     return -1;
 }
@@ -429,16 +482,17 @@ static int give(FwmArguments *a, PyObject *name, PyObject *value, size_t *next)
 {
     const FwmSignature *s = a->signature;
     const Py_ssize_t i = row_of(s, name, *next);
-    if (i < 0 || (s->arguments[i].only && !(s->arguments[i].only & a->direction))) {
+    if (i < 0 || (a->absent >> i & 1)) {
         if (!PyErr_Occurred())
             PyErr_Format(PyExc_TypeError, "%U: got a value, expected no such argument of %s", name, s->name);
         return -1;
     }
-    if (a->given[i]) {
+    if (a->is_given >> i & 1) {
         PyErr_Format(PyExc_TypeError, "%U: got two values, expected one", name);
         return -1;
     }
     a->given[i] = value;
+    a->is_given |= (uint32_t)1 << i;
     *next = (size_t)i + 1;
     return 0;
 }
@@ -446,11 +500,15 @@ static int give(FwmArguments *a, PyObject *name, PyObject *value, size_t *next)
 static void begin(FwmArguments *a, const FwmSignature *signature)
 {
     a->signature = signature;
-    a->type = a->type ? a->type : signature->type;
     a->direction = a->direction ? a->direction : FWM_BOTH;
+    a->absent |= a->direction == FWM_BOTH ? 0 : signature->of_other_direction[a->direction - 1];
+    a->type = a->type ? a->type : signature->type;
     a->leading_rank = -1;
     for (size_t i = 0; i < signature->n_sizes; i++)
         a->sizes[i] = -1;
+    a->is_given = a->held = 0;
+    a->sequences.n = 0;
+    a->sequences.offsets = NULL;
 }
 
 static int give_positional(FwmArguments *a, PyObject *const *args, Py_ssize_t n)
@@ -462,6 +520,7 @@ static int give_positional(FwmArguments *a, PyObject *const *args, Py_ssize_t n)
     }
     for (Py_ssize_t i = 0; i < n; i++)
         a->given[i] = args[i];
+    a->is_given = ((uint32_t)1 << n) - 1;
     return 0;
 }
 
@@ -473,9 +532,17 @@ int fwm_read_arguments(FwmArguments *a, const FwmSignature *signature, PyObject 
         return -1;
     const Py_ssize_t n_names = names ? PyTuple_GET_SIZE(names) : 0;
     size_t next = (size_t)n;
-    for (Py_ssize_t i = 0; i < n_names; i++)
-        if (give(a, PyTuple_GET_ITEM(names, i), args[n + i], &next) < 0)
-            return -1;
+    for (Py_ssize_t i = 0; i < n_names; i++) {
+        PyObject *name = PyTuple_GET_ITEM(names, i);
+        const bool is_next = next < signature->n_arguments && signature->names[next] == name;
+        if (!is_next || a->is_given >> next & 1) {
+            if (give(a, name, args[n + i], &next) < 0)
+                return -1;
+            continue;
+        }
+        a->given[next] = args[n + i];
+        a->is_given |= (uint32_t)1 << next++;
+    }
     return read_rows(a);
 }
 
@@ -494,7 +561,8 @@ int fwm_read_new(FwmArguments *a, const FwmSignature *signature, PyObject *args,
 
 void fwm_release_arguments(FwmArguments *a)
 {
-    for (size_t i = 0; i < a->signature->n_arguments; i++) {
+    for (uint32_t held = a->held; held; held &= held - 1) {
+        const int i = __builtin_ctz(held);
         Py_XDECREF(a->arrays[i]);
         Py_XDECREF(a->came[i]);
     }

@@ -93,7 +93,11 @@ typedef struct {
     PyObject *names[FWM_MOST_ARGUMENTS];
     FwmShape shapes[FWM_MOST_ARGUMENTS][2];                  /* text NULL: there is none */
     int from[FWM_MOST_ARGUMENTS], below[FWM_MOST_ARGUMENTS]; /* of indices: the rows of the letters, or -1 */
-    int rows, n, B, T;                                       /* rows of these letters, or -1 */
+    uint32_t is_array, has_step;          /* bits of the arguments that are arrays, and that have `then` */
+    uint32_t none_is_nothing, has_preset; /* bits of the arguments that may be None, or be left out */
+    uint32_t of_other_direction[3];       /* and of those that a direction does not take, or that are second parts */
+    uint32_t all;                         /* but second parts */
+    int rows, n, B, T;                    /* rows of these letters, or -1 */
 } FwmSignature;
 
 typedef union {
@@ -103,12 +107,13 @@ typedef union {
     int word;
 } FwmValue;
 
-/* The arguments of a call. */
+/* The arguments of a call. What stands before `like` is 0 before they are read, but for what the caller says; the rest
+ * needs no value: calls of a few numbers spend their time on such things. */
 struct FwmArguments {
     const FwmSignature *signature;
     FwmDirection direction;
     void *call;       /* the struct of the kernels, or NULL */
-    uint32_t absent;  /* bits of the arguments that this call does not take; set by hooks */
+    uint32_t absent;  /* bits of the arguments that this call does not take; hooks add to them */
     bool paired;      /* states are pairs; set by hooks */
     int type;         /* NPY_FLOAT or NPY_DOUBLE, in which the call computes: that of the first array */
     const char *like; /* its name */
@@ -116,22 +121,30 @@ struct FwmArguments {
     npy_intp sizes[FWM_MOST_LETTERS]; /* -1: not bound yet */
     int leading_rank;                 /* of "..."; -1: not bound yet */
     npy_intp leading[NPY_MAXDIMS];
-    PyObject *given[FWM_MOST_ARGUMENTS]; /* borrowed; NULL for None where that is allowed, and for what is left out */
+    uint32_t is_given; /* bits of what is given, and not None where None stands for nothing: fwm_has */
+    PyObject *given[FWM_MOST_ARGUMENTS]; /* borrowed; NULL for nothing, of what this direction has */
     FwmValue values[FWM_MOST_ARGUMENTS];
-    PyArrayObject *arrays[FWM_MOST_ARGUMENTS]; /* as the kernel reads them; NULL where there is none */
-    PyArrayObject *came[FWM_MOST_ARGUMENTS];   /* as they came: what an out must not overlap */
+    uint32_t held;                             /* bits of the arrays that there are; the others have no value */
+    PyArrayObject *arrays[FWM_MOST_ARGUMENTS]; /* as the kernel reads them */
+    PyArrayObject *came[FWM_MOST_ARGUMENTS]; /* where that is another one: as it came, for an out must not overlap it */
     FwmSequences sequences;
 };
 
 /* Reads the rows of a signature. */
 int fwm_prepare(FwmSignature *signature);
 
-/* All zeros before; released after, whatever this returns. As a function of METH_FASTCALL | METH_KEYWORDS gets them,
- * and as tp_new does. */
+/* The arguments are to be released after, whatever this returns. As a function of METH_FASTCALL | METH_KEYWORDS gets
+ * them, and as tp_new does. */
 int fwm_read_arguments(FwmArguments *a, const FwmSignature *signature, PyObject *const *args, Py_ssize_t n,
                        PyObject *names);
 int fwm_read_new(FwmArguments *a, const FwmSignature *signature, PyObject *args, PyObject *kwargs);
 void fwm_release_arguments(FwmArguments *a);
+
+/* Whether an argument was given, and not None where None stands for nothing. */
+static inline bool fwm_has(const FwmArguments *a, int argument)
+{
+    return a->is_given >> argument & 1;
+}
 
 /* What a function or a method does, with its arguments read. */
 typedef PyObject *(*FwmFunction)(PyObject *self, FwmArguments *a);

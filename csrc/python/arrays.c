@@ -55,12 +55,8 @@ PyArrayObject *fwm_any_array(PyObject *given, const char *name)
 
 PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const char *like)
 {
-    if (PyArray_CheckExact(given) &&
-        PyArray_ISCARRAY_RO((PyArrayObject *)given)) { /* as a rule there is nothing to do */
-        const int as_is = PyArray_TYPE((PyArrayObject *)given);
-        if (type ? as_is == type : as_is == NPY_FLOAT || as_is == NPY_DOUBLE)
-            return (PyArrayObject *)Py_NewRef(given);
-    }
+    if (fwm_is_real_array(given, type))
+        return (PyArrayObject *)Py_NewRef(given);
     PyArrayObject *any = fwm_any_array(given, name);
     if (!any)
         return NULL;

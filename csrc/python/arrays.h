@@ -5,6 +5,8 @@
 #ifndef FWM_PYTHON_ARRAYS_H
 #define FWM_PYTHON_ARRAYS_H
 
+#include <stdbool.h>
+
 #include "python/numpy_api.h"
 
 /* An array of any type, as NumPy makes one of what is given; masked entries are refused. */
@@ -16,6 +18,15 @@ PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const
 
 /* The same, but of either precision, converted to `type`, which must hold its numbers. */
 PyArrayObject *fwm_converted_array(PyObject *given, const char *name, int type);
+
+/* Whether fwm_real_array would give back what is given: as a rule it is so. */
+static inline bool fwm_is_real_array(PyObject *given, int type)
+{
+    if (!PyArray_CheckExact(given) || !PyArray_ISCARRAY_RO((PyArrayObject *)given))
+        return false;
+    const int got = PyArray_TYPE((PyArrayObject *)given);
+    return type ? got == type : got == NPY_FLOAT || got == NPY_DOUBLE;
+}
 
 /* Integers of any type in low..high, less low, as int32. They have this shape (rank numbers, -1 for any; `text` says
  * it). */

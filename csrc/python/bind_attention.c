@@ -49,12 +49,12 @@ static const FwmSize sizes[] = {{"B", AT(B)},    {"T", AT(T)},    {"S", AT(S)}, 
 static int finish(FwmArguments *a)
 {
     FwmAttentionCall *c = a->call;
-    if (!a->given[SCALE])
+    if (!fwm_has(a, SCALE))
         c->scale = 1 / sqrt((double)c->K);
-    if (!a->arrays[O] == !a->arrays[LSE])
+    if (fwm_has(a, O) == fwm_has(a, LSE))
         return 0;
-    PyErr_Format(PyExc_ValueError, "%s: got None, expected an array, because %s is given", a->arrays[O] ? "lse" : "o",
-                 a->arrays[O] ? "o" : "lse");
+    PyErr_Format(PyExc_ValueError, "%s: got None, expected an array, because %s is given", fwm_has(a, O) ? "lse" : "o",
+                 fwm_has(a, O) ? "o" : "lse");
     return -1;
 }
 
@@ -67,6 +67,7 @@ static bool is_empty(const FwmArguments *a)
 static FwmBinding attention = {
     .signature = {"attention", arguments, FWM_LENGTH(arguments), 0, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, attention),
+    .call_size = sizeof(FwmAttentionCall),
     .outputs = {{"(B, T, HQ, V)", AT(o)}, {"(B, T, HQ)", AT(lse), .asked_by = "return_lse", .never_given = true}},
     .n_outputs = 2,
     .finish = finish,

@@ -33,8 +33,10 @@ static int finish(FwmArguments *a)
 {
     FwmConvolutionCall *c = a->call;
     c->silu = a->values[ACTIVATION].word != 0;
-    const bool has_states = a->given[INITIAL_STATE] || a->given[DFINAL_STATE] || a->values[OUTPUT_FINAL_STATE].flag ||
-                            (a->given[OUT] && PyTuple_Check(a->given[OUT]));
+    const bool forward = a->direction == FWM_FORWARD;
+    const bool has_states = fwm_has(a, INITIAL_STATE) || fwm_has(a, DFINAL_STATE) ||
+                            (forward && a->values[OUTPUT_FINAL_STATE].flag) ||
+                            (forward && fwm_has(a, OUT) && PyTuple_Check(a->given[OUT]));
     if (a->sizes[T] == 0 && !has_states)
         a->sequences.n = 0;
     if (fwm_make_offsets(&a->sequences, a->sizes[T]) < 0)
@@ -47,6 +49,7 @@ static int finish(FwmArguments *a)
 static FwmBinding convolution = {
     .signature = {"convolution", arguments, FWM_LENGTH(arguments), 0, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, convolution),
+    .call_size = sizeof(FwmConvolutionCall),
     .outputs = {{"(B, T, D)", AT(y)},
                 {"(n, W - 1, D)", AT(final_state), .asked_by = "output_final_state", .may_be = "initial_state"}},
     .n_outputs = 2,

@@ -59,6 +59,7 @@ static const FwmSize sizes[] = {
 static FwmBinding map = {
     .signature = {"map", arguments, FWM_LENGTH(arguments), 1, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, map),
+    .call_size = sizeof(FwmMapCall),
     .outputs = {{"(..., p)", AT(phi)}},
     .n_outputs = 1,
 };

@@ -30,6 +30,7 @@ static int finish(FwmArguments *a)
 static FwmBinding norm = {
     .signature = {"norm", arguments, FWM_LENGTH(arguments), 0, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, norm),
+    .call_size = sizeof(FwmNormCall),
     .outputs = {{"(..., D)", AT(y)}},
     .n_outputs = 1,
     .finish = finish,

@@ -38,6 +38,7 @@ static const FwmSize sizes[] = {[SIZE_N] = {"n_values", AT(n_values)}, {"B", AT(
 static FwmBinding readout = {
     .signature = {"readout", arguments, FWM_LENGTH(arguments), 1, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, readout),
+    .call_size = sizeof(FwmReadoutCall),
     .outputs = {{"(B, n_values)", AT(y)}},
     .n_outputs = 1,
 };

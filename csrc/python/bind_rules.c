@@ -118,13 +118,13 @@ static const FwmSize sizes[] = {
 
 static bool has_out_state(const FwmArguments *a)
 {
-    return a->given[OUT] && a->direction == FWM_FORWARD && PyTuple_Check(a->given[OUT]);
+    return fwm_has(a, OUT) && a->direction == FWM_FORWARD && PyTuple_Check(a->given[OUT]);
 }
 
 /* Without tokens there is work for the states only, and without sequences none. */
 static bool is_empty(const FwmArguments *a)
 {
-    const bool has_states = a->given[INITIAL_STATE] || a->given[DFINAL_STATE] || has_out_state(a) ||
+    const bool has_states = fwm_has(a, INITIAL_STATE) || fwm_has(a, DFINAL_STATE) || has_out_state(a) ||
                             (a->direction == FWM_FORWARD && a->values[OUTPUT_FINAL_STATE].flag);
     return a->sizes[SIZE_N] == 0 || (a->sizes[SIZE_T] == 0 && !has_states);
 }
@@ -132,7 +132,7 @@ static bool is_empty(const FwmArguments *a)
 static int finish(FwmArguments *a)
 {
     FwmRuleCall *c = a->call;
-    if (!a->given[SCALE])
+    if (!fwm_has(a, SCALE))
         c->scale = c->normalize ? 1 : 1 / sqrt((double)c->K);
     if (is_empty(a))
         return 0;
@@ -145,6 +145,7 @@ static int finish(FwmArguments *a)
 static FwmBinding rule = {
     .signature = {"rule", arguments, FWM_LENGTH(arguments), 1, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, rule),
+    .call_size = sizeof(FwmRuleCall),
     .outputs = {{"(B, T, HO, V)", AT(o)},
                 {"(n, HV, K, V)", AT(final_state), .asked_by = "output_final_state", .may_be = "initial_state"},
                 {"(n, H, K)", AT(final_sum), .asked_by = "output_final_state", .may_be = "initial_state[1]",

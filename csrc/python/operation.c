@@ -6,7 +6,7 @@
 #include "runtime/scratch.h"
 #include "runtime/threads.h"
 
-enum { NAME = 24 };
+enum { NAME = 24, LEAST_WITHOUT_GIL = 500 };
 
 /* A call on its way: what it reads, and what it writes. */
 typedef struct {
@@ -24,7 +24,7 @@ typedef struct {
     } call;
 } FwmCall;
 
-int fwm_run(const FwmOperation *operation, const FwmPass *pass, const void *call)
+static int run_pass(const FwmOperation *operation, const FwmPass *pass, const void *call, bool keep_gil)
 {
     const int threads = fwm_num_threads();
     void *scratch = pass->scratch ? fwm_scratch(pass->scratch(call, threads)) : NULL;
@@ -32,11 +32,12 @@ int fwm_run(const FwmOperation *operation, const FwmPass *pass, const void *call
         PyErr_NoMemory();
         return -1;
     }
-    Py_BEGIN_ALLOW_THREADS
+    PyThreadState *state = keep_gil ? NULL : PyEval_SaveThread();
     const bool flushed = fwm_loops_flush(operation->flushes_subnormals);
     pass->run(call, threads, scratch);
     fwm_loops_flush(flushed);
-    Py_END_ALLOW_THREADS
+    if (state)
+        PyEval_RestoreThread(state);
     fwm_release_scratch(scratch);
     return 0;
 }
@@ -52,9 +53,11 @@ static void set_pointer(FwmCall *c, size_t at, PyArrayObject *array)
 static int check_apart_from_inputs(const FwmCall *c, PyArrayObject *out, const char *name, int itself)
 {
     const FwmArguments *a = &c->a;
-    for (size_t i = 0; i < a->signature->n_arguments; i++) {
-        const bool is_it = (int)i == itself && a->arrays[i] && PyArray_DATA(out) == PyArray_DATA(a->arrays[i]);
-        if (a->came[i] && !is_it && fwm_check_apart(out, name, a->came[i], a->signature->arguments[i].name) < 0)
+    for (uint32_t held = a->held; held; held &= held - 1) {
+        const int i = __builtin_ctz(held);
+        PyArrayObject *came = a->came[i] ? a->came[i] : a->arrays[i];
+        const bool is_it = i == itself && PyArray_DATA(out) == PyArray_DATA(a->arrays[i]);
+        if (!is_it && fwm_check_apart(out, name, came, a->signature->arguments[i].name) < 0)
             return -1;
     }
     return 0;
@@ -122,9 +125,7 @@ static int make_outputs(FwmCall *c, PyObject *out)
  * first. */
 static bool has_place(const FwmCall *c, size_t i)
 {
-    const FwmArgument *row = &c->a.signature->arguments[i];
-    const bool is_second = i > 0 && row[-1].first;
-    return row->gradient && !is_second && !(c->a.absent >> i & 1);
+    return c->a.signature->arguments[i].gradient && !(c->a.absent >> i & 1);
 }
 
 static Py_ssize_t count_places(const FwmCall *c)
@@ -195,12 +196,13 @@ static int make_gradients(FwmCall *c, PyObject *out)
         if (!has_place(c, i))
             continue;
         PyObject *given = out ? PyTuple_GET_ITEM(out, at) : NULL;
-        if (!c->a.arrays[i] && given && given != Py_None) {
+        const bool has_input = c->a.held >> i & 1;
+        if (!has_input && given && given != Py_None) {
             PyErr_Format(PyExc_ValueError, "out[%zd]: got %.100s, expected None, because there is no %s", at,
                          Py_TYPE(given)->tp_name, s->arguments[i].name);
             return -1;
         }
-        if (c->a.arrays[i] && fill_place(c, i, given, at) < 0)
+        if (has_input && fill_place(c, i, given, at) < 0)
             return -1;
         at++;
     }
@@ -250,13 +252,34 @@ static PyObject *backward_result(const FwmCall *c)
 
 /* ---- the two functions ---- */
 
+static npy_intp count_numbers(PyArrayObject *array)
+{
+    npy_intp numbers = 1;
+    for (int i = 0; i < PyArray_NDIM(array); i++)
+        numbers *= PyArray_DIM(array, i);
+    return numbers;
+}
+
+/* Whether a call is so small that to give the GIL away and to take it again costs more than what others could do
+ * meanwhile: of fewer numbers than NumPy gives it away for. */
+static bool is_small(const FwmCall *c)
+{
+    npy_intp numbers = 0;
+    for (uint32_t held = c->a.held; held && numbers < LEAST_WITHOUT_GIL; held &= held - 1)
+        numbers += count_numbers(c->a.arrays[__builtin_ctz(held)]);
+    for (size_t i = 0; i < c->binding->n_outputs && numbers < LEAST_WITHOUT_GIL; i++)
+        numbers += c->outputs[i] ? count_numbers(c->outputs[i]) : 0;
+    return numbers < LEAST_WITHOUT_GIL;
+}
+
 static int run(FwmCall *c)
 {
     const FwmBinding *b = c->binding;
     const FwmOperation *operation = (const void *)((const char *)c->a.kernels + b->operation);
+    const FwmPass *pass = c->a.direction == FWM_FORWARD ? &operation->forward : &operation->backward;
     if (!b->is_empty || !b->is_empty(&c->a))
-        return fwm_run(operation, c->a.direction == FWM_FORWARD ? &operation->forward : &operation->backward, &c->call);
-    for (size_t i = 0; i < c->a.signature->n_arguments; i++)
+        return run_pass(operation, pass, &c->call, is_small(c));
+    for (size_t i = 0; c->a.direction == FWM_BACKWARD && i < c->a.signature->n_arguments; i++)
         if (c->gradients[i])
             memset(PyArray_DATA(c->gradients[i]), 0, (size_t)PyArray_NBYTES(c->gradients[i]));
     return 0;
@@ -264,7 +287,7 @@ static int run(FwmCall *c)
 
 static int make_results(FwmCall *c)
 {
-    PyObject *out = c->a.given[c->a.signature->n_arguments - 1]; /* the last argument, where there is one */
+    PyObject *out = c->a.given[c->a.signature->n_arguments - 1]; /* the last argument */
     return c->a.direction == FWM_FORWARD ? make_outputs(c, out) : make_gradients(c, out);
 }
 
@@ -277,12 +300,27 @@ static void release(FwmCall *c)
         Py_XDECREF(c->gradients[i]);
 }
 
-static PyObject *call(PyObject *binding, FwmDirection direction, PyObject *const *args, Py_ssize_t n, PyObject *names)
+/* Zeros where they are needed, which is not everywhere: a call of a few numbers takes a third of a microsecond. */
+static void begin(FwmCall *c, const FwmBinding *binding, FwmDirection direction)
 {
-    FwmCall c = {.a = {.direction = direction}, .binding = PyCapsule_GetPointer(binding, NULL)};
+    c->a.direction = direction;
+    c->a.call = &c->call;
+    c->a.absent = 0;
+    c->a.paired = false;
+    c->a.type = 0;
+    c->binding = binding;
+    memset(&c->call, 0, binding->call_size);
+    memset(c->outputs, 0, sizeof c->outputs);
+    if (direction == FWM_BACKWARD)
+        memset(c->gradients, 0, binding->signature.n_arguments * sizeof c->gradients[0]);
+}
+
+static PyObject *call(PyObject *capsule, FwmDirection direction, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    FwmCall c;
     PyObject *result = NULL;
-    c.a.call = &c.call;
-    const FwmBinding *b = c.binding;
+    const FwmBinding *b = PyCapsule_GetPointer(capsule, NULL);
+    begin(&c, b, direction);
     if (fwm_read_arguments(&c.a, &b->signature, args, n, names) == 0 && (!b->finish || b->finish(&c.a) == 0) &&
         make_results(&c) == 0 && run(&c) == 0)
         result = direction == FWM_FORWARD ? forward_result(&c) : backward_result(&c);
@@ -290,14 +328,14 @@ static PyObject *call(PyObject *binding, FwmDirection direction, PyObject *const
     return result;
 }
 
-static PyObject *call_forward(PyObject *binding, PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *call_forward(PyObject *capsule, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    return call(binding, FWM_FORWARD, args, n, names);
+    return call(capsule, FWM_FORWARD, args, n, names);
 }
 
-static PyObject *call_backward(PyObject *binding, PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *call_backward(PyObject *capsule, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    return call(binding, FWM_BACKWARD, args, n, names);
+    return call(capsule, FWM_BACKWARD, args, n, names);
 }
 
 static int argument_number(const FwmSignature *s, const char *name)

@@ -24,6 +24,7 @@ enum { FWM_MOST_OUTPUTS = 3 };
 typedef struct {
     FwmSignature signature; /* of both directions; its name is the operation's */
     size_t operation;       /* offset in FwmKernels */
+    size_t call_size;       /* of the struct that its kernels take */
     FwmOutput outputs[FWM_MOST_OUTPUTS];
     size_t n_outputs;
     const char *tuple;                      /* "an array y, or a tuple (y, state)": what out may be where that is so */
@@ -38,8 +39,5 @@ typedef struct {
 
 /* Reads the rows, and adds the two functions to the module. */
 int fwm_add_operation(PyObject *module, FwmBinding *binding);
-
-/* Runs a pass on scratch of its own, without the GIL; 0, or -1 with a MemoryError. */
-int fwm_run(const FwmOperation *operation, const FwmPass *pass, const void *call);
 
 #endif

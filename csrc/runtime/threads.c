@@ -16,9 +16,16 @@
 
 #include "runtime/subnormals.h"
 
+/* Read at a fixed distance from the thread's pointer, not by a call of the linker's function. */
+#ifdef __linux__
+#define THREAD_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
+#else
+#define THREAD_LOCAL _Thread_local
+#endif
+
 static atomic_int num_threads = 1;
-static _Thread_local int threads_here; /* for calls from this thread; 0: num_threads */
-static _Thread_local bool loops_flush;
+static THREAD_LOCAL int threads_here; /* for calls from this thread; 0: num_threads */
+static THREAD_LOCAL bool loops_flush;
 
 #ifdef _OPENMP
 /* libgomp hangs in a child that was forked after a parallel region, because fork does not copy the threads of its pool.

@@ -41,14 +41,21 @@ N_INPUTS = len(NAMES)
 OPTIONS = "float? scale, str? qk_norm, bool normalize, float eps, bool clamp_first, Tensor? cu_seqlens, str method"
 
 
-def options_of(row: Any) -> tuple[str, ...]:
-    """The names of the options that a rule takes, in the order of OPTIONS."""
-    given = {"qk_norm": "has_qk_norm", "normalize": "normalizes", "eps": "normalizes", "clamp_first": "clamps"}
-    return tuple(name for name in OPTION_NAMES if name not in given or row[given[name]])
-
-
 OPTION_NAMES = tuple(option.split()[1] for option in OPTIONS.split(", "))
-TAKES = {row["function"]: options_of(row) for row in _core.RULES}
+
+
+def places_of(row: Any) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """The arrays and the options that a rule takes: their names, and where they are in INPUTS and OPTIONS."""
+    takes = {"q", "k", "v", "scale", "method", *row["strength"].split(", ")}
+    takes |= {"g"} if row["scalar_gate"] or row["channel_gate"] else set()
+    takes |= {"qk_norm"} if row["has_qk_norm"] else set()
+    takes |= {"normalize", "eps"} if row["normalizes"] else set()
+    takes |= {"clamp_first"} if row["clamps"] else set()
+    arrays = [(name, i) for i, name in enumerate(NAMES) if name in takes]
+    return arrays, [(name, i) for i, name in enumerate(OPTION_NAMES) if name in takes]
+
+
+PLACES = {row["function"]: places_of(row) for row in _core.RULES}
 
 
 def run(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -121,12 +128,14 @@ def core_arguments(
     convert: Callable[..., Any] = to_array,
 ) -> dict[str, Any]:
     """The arguments that `_core.rule_forward` and `_core.rule_backward` have in common."""
-    *tokens, state, total = inputs
-    named = dict(zip(OPTION_NAMES, options))
-    named["cu_seqlens"] = to_offsets(named["cu_seqlens"])
-    arguments = {name: named[name] for name in TAKES[function]}
-    arguments |= {name: convert(x, dtype) for name, x in zip(NAMES, tokens)}
-    return arguments | {"initial_state": pair(to_array(state, dtype), to_array(total, dtype))}
+    arrays, named = PLACES[function]
+    arguments = {name: convert(inputs[i], dtype) for name, i in arrays}
+    arguments["cu_seqlens"] = to_offsets(options[-2])
+    if inputs[-2] is not None:
+        arguments["initial_state"] = pair(to_array(inputs[-2], dtype), to_array(inputs[-1], dtype))
+    for name, i in named:
+        arguments[name] = options[i]
+    return arguments
 
 
 def rule_results(
