@@ -1,4 +1,4 @@
-"""The general kernels and what else computes the same on a CPU, behind one interface, for bench_kernels.py.
+"""The rules and what else computes the same on a CPU, behind one interface, for bench_kernels.py.
 
 A side is made from a piece of work and its inputs (arrays as fwm_py takes them), and converts them to its own layout
 when it is made. Calling it does the work, and nothing else is timed; `arrays` then gives the results by name, in our

@@ -1,4 +1,4 @@
-"""The general kernels against what else computes the same on a CPU, pair by pair in one run. Prints Markdown tables.
+"""The rules against what else computes the same on a CPU, pair by pair in one run. Prints Markdown tables.
 
     python benchmarks/bench_kernels.py [alternatives pairs tokens heads sizes] [--only WORD ...] [--threads 2]
                                        [--repeats 7] [--json FILE] [--quick]

@@ -1,4 +1,4 @@
-"""Good calls of the general memories: all functions of all rows of `_core.RULES`, all kinds of gate and state."""
+"""Good calls of the rules: all functions of all rows of `_core.RULES`, all kinds of gate and state."""
 
 import inspect
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What the tests and benchmarks of the general kernels iterate over: every row of `fwm_py._core.RULES`.
+"""What the tests and benchmarks of the rules iterate over: every row of `fwm_py._core.RULES`.
 
 A new row is a new case of every test. A row without an oracle (a rule in oracle_kernels.py) stops the collection of the
 tests. Arrays go by name: q, k, v, and as they apply g, beta, b, w, initial_state, initial_sum; do, dfinal_state,

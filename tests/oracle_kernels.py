@@ -1,4 +1,4 @@
-"""The general kernels in plain NumPy, token by token: what the C code is tested against.
+"""The rules in plain NumPy, token by token: what the C code is tested against.
 
 All rules are one family. S (K x V) is the memory of a value head; at each token
 

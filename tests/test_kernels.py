@@ -1,4 +1,4 @@
-"""The general kernels against the recurrence of oracle_kernels.py, and their gradients against differences."""
+"""The rules against the recurrence of oracle_kernels.py, and their gradients against differences."""
 
 import cases
 import kernel_cases

@@ -1,4 +1,4 @@
-"""Signatures and documentation of the general memories; good but unusual arguments: out, makes of arrays, nothing."""
+"""Signatures and documentation of the rules; good but unusual arguments: out, makes of arrays, nothing."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""Bad arguments of the general memories: each raises an exception that begins with the argument's name.
+"""Bad arguments of the rules: each raises an exception that begins with the argument's name.
 
 Everything follows from the rows of `_core.RULES` and the signatures of fwm_py.rules: a new row is tested here as it
 comes. Every other argument of a call is good.

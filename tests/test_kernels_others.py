@@ -1,4 +1,4 @@
-"""The general kernels against programs that others wrote: fla-core, onnx, onnxruntime; and against our own read-outs.
+"""The rules against programs that others wrote: fla-core, onnx, onnxruntime; and against our own read-outs.
 
 fla-core's `naive.py` files are loaded by their paths, because the package itself needs a GPU compiler to be imported.
 They and the others compute in float32, so tolerances are float32's.

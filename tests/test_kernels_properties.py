@@ -1,4 +1,4 @@
-"""What must hold of the general kernels whatever the numbers: no reference is needed for it."""
+"""What must hold of the rules whatever the numbers: no reference is needed for it."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The general kernels on several threads: the same bits, calls side by side, forks, memory that does not grow."""
+"""The rules on several threads: the same bits, calls side by side, forks, memory that does not grow."""
 
 import os
 import threading

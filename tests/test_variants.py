@@ -43,7 +43,7 @@ def first_losses():
 
 
 def kernel_results():
-    """Results and gradients of the general kernels, in both methods and precisions, by a name for each."""
+    """Results and gradients of the rules, in both methods and precisions, by a name for each."""
     from kernel_cases import KERNEL_CASES, METHODS, SIZES
 
     results = {}
