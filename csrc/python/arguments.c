@@ -81,6 +81,9 @@ int fwm_prepare(FwmSignature *s)
         if (!s->names[i])
             return -1;
         prepare_bits(s, i);
+        for (int k = 0; row->words && row->words[k] && k < FWM_MOST_WORDS; k++)
+            if (!(s->words[i][k] = PyUnicode_InternFromString(row->words[k])))
+                return -1;
         if (s->n_arguments > FWM_MOST_ARGUMENTS || s->n_sizes > FWM_MOST_LETTERS || parse_shapes(s, i) < 0) {
             PyErr_Format(PyExc_SystemError, "%s: the row of %s cannot be read", s->name, row->name);
             return -1;
@@ -129,7 +132,7 @@ static int read_flag(PyObject *given, const char *name, bool *value)
 /* A number that `type` holds: finite, and 0 only if it was given as 0. */
 static int read_number(PyObject *given, const FwmArgument *row, int type, double *value)
 {
-    *value = PyFloat_AsDouble(given);
+    *value = PyFloat_CheckExact(given) ? PyFloat_AS_DOUBLE(given) : PyFloat_AsDouble(given);
     if (*value == -1.0 && PyErr_Occurred()) {
         if (PyErr_ExceptionMatches(PyExc_TypeError))
             PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected a number", row->name, Py_TYPE(given)->tp_name);
@@ -166,13 +169,21 @@ static int refuse_word(const FwmArgument *row, PyObject *exception, PyObject *go
     return -1;
 }
 
-static int read_word(PyObject *given, const FwmArgument *row, int *value)
+static int read_word(FwmArguments *a, size_t i)
 {
+    const FwmArgument *row = &a->signature->arguments[i];
+    PyObject *given = a->given[i], *const *words = a->signature->words[i];
+    int *value = &a->values[i].word;
+    for (int k = 0; k < FWM_MOST_WORDS && words[k]; k++)
+        if (words[k] == given) { /* the very object, as a rule */
+            *value = row->optional ? k + 1 : k;
+            return 0;
+        }
     if (!PyUnicode_Check(given))
         return refuse_word(row, PyExc_TypeError, PyUnicode_FromString(Py_TYPE(given)->tp_name));
-    for (int i = 0; row->words[i]; i++)
-        if (PyUnicode_CompareWithASCIIString(given, row->words[i]) == 0) {
-            *value = row->optional ? i + 1 : i;
+    for (int k = 0; row->words[k]; k++)
+        if (PyUnicode_CompareWithASCIIString(given, row->words[k]) == 0) {
+            *value = row->optional ? k + 1 : k;
             return 0;
         }
     return refuse_word(row, PyExc_ValueError, PyObject_Repr(given));
@@ -399,7 +410,7 @@ static int read_scalar(FwmArguments *a, size_t i)
         return to ? (*(double *)to = value->number, 0) : 0;
     case FWM_WORD:
         value->word = 0;
-        if (given && read_word(given, row, &value->word) < 0)
+        if (given && read_word(a, i) < 0)
             return -1;
         return to ? (*(unsigned *)to = (unsigned)value->word, 0) : 0;
     case FWM_INTEGER:
@@ -580,19 +591,26 @@ PyObject *fwm_call(PyObject *self, const FwmSignature *signature, FwmFunction fu
     return result;
 }
 
-static PyObject *call_module_function(PyObject *capsule, PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *call_module_function(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    const FwmModuleFunction *function = PyCapsule_GetPointer(capsule, NULL);
+    const FwmModuleFunction *function = fwm_pointer_of(self);
     return fwm_call(NULL, &function->signature, function->call, args, n, names);
 }
 
-int fwm_add_c_function(PyObject *module, PyMethodDef *method, void *self)
+void *fwm_pointer_of(PyObject *self)
 {
-    PyObject *capsule = PyCapsule_New(self, NULL, NULL);
-    PyObject *function = capsule ? PyCFunction_New(method, capsule) : NULL;
+    void *pointer;
+    memcpy(&pointer, PyBytes_AS_STRING(self), sizeof pointer);
+    return pointer;
+}
+
+int fwm_add_c_function(PyObject *module, PyMethodDef *method, void *pointer)
+{
+    PyObject *self = PyBytes_FromStringAndSize((const char *)&pointer, sizeof pointer);
+    PyObject *function = self ? PyCFunction_New(method, self) : NULL;
     const int status = function ? PyModule_AddObjectRef(module, method->ml_name, function) : -1;
     Py_XDECREF(function);
-    Py_XDECREF(capsule);
+    Py_XDECREF(self);
     return status;
 }
 

@@ -13,7 +13,7 @@
 #include "python/numpy_api.h"
 #include "python/sequences.h"
 
-enum { FWM_MOST_ARGUMENTS = 24, FWM_MOST_LETTERS = 12, FWM_MOST_AXES = 5 };
+enum { FWM_MOST_ARGUMENTS = 24, FWM_MOST_LETTERS = 12, FWM_MOST_AXES = 5, FWM_MOST_WORDS = 4 };
 
 #define FWM_LENGTH(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -90,7 +90,7 @@ typedef struct {
     size_t n_sizes;
     int type; /* in which numbers are read where no array says it; 0: float64 */
     /* read from the rows */
-    PyObject *names[FWM_MOST_ARGUMENTS];
+    PyObject *names[FWM_MOST_ARGUMENTS], *words[FWM_MOST_ARGUMENTS][FWM_MOST_WORDS];
     FwmShape shapes[FWM_MOST_ARGUMENTS][2];                  /* text NULL: there is none */
     int from[FWM_MOST_ARGUMENTS], below[FWM_MOST_ARGUMENTS]; /* of indices: the rows of the letters, or -1 */
     uint32_t is_array, has_step;          /* bits of the arguments that are arrays, and that have `then` */
@@ -171,8 +171,9 @@ typedef struct {
 
 int fwm_add_function(PyObject *module, FwmModuleFunction *function);
 
-/* Adds a function whose `self` is a capsule of this pointer. */
-int fwm_add_c_function(PyObject *module, PyMethodDef *method, void *self);
+/* Adds a function whose `self` holds this pointer: in bytes, since to open a capsule takes longer. */
+int fwm_add_c_function(PyObject *module, PyMethodDef *method, void *pointer);
+void *fwm_pointer_of(PyObject *self);
 
 /* The axes of a shape, as far as they are bound (else -1); returns how many. */
 int fwm_axes(const FwmArguments *a, const FwmShape *shape, npy_intp axes[NPY_MAXDIMS]);

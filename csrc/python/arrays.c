@@ -191,18 +191,18 @@ PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, con
     return (PyArrayObject *)Py_NewRef(given);
 }
 
-/* The first byte, and the byte behind the last. */
-static void bounds(PyArrayObject *array, uintptr_t *low, uintptr_t *high)
+/* From the first byte to the one behind the last; nothing of an array without numbers. */
+static inline FwmBounds bounds_of(PyArrayObject *array)
 {
-    *low = *high = (uintptr_t)PyArray_DATA(array);
+    const uintptr_t data = (uintptr_t)PyArray_DATA(array);
+    FwmBounds bounds = {data, data + (uintptr_t)PyArray_ITEMSIZE(array)};
     for (int i = 0; i < PyArray_NDIM(array); i++) {
         const npy_intp reach = (PyArray_DIM(array, i) - 1) * PyArray_STRIDE(array, i);
-        if (reach < 0)
-            *low += (uintptr_t)reach;
-        else
-            *high += (uintptr_t)reach;
+        if (PyArray_DIM(array, i) == 0)
+            return (FwmBounds){data, data};
+        *(reach < 0 ? &bounds.low : &bounds.high) += (uintptr_t)reach;
     }
-    *high += (uintptr_t)PyArray_ITEMSIZE(array);
+    return bounds;
 }
 
 /* Whether numpy.shares_memory says so; -1 with an exception. */
@@ -216,14 +216,16 @@ static int shares_memory(PyArrayObject *a, PyArrayObject *b)
     return shares;
 }
 
-int fwm_check_apart(PyArrayObject *out, const char *name, PyArrayObject *other, const char *other_name)
+FwmBounds fwm_bounds(PyArrayObject *array)
 {
-    uintptr_t low, high, other_low, other_high;
-    if (PyArray_SIZE(out) == 0 || PyArray_SIZE(other) == 0)
-        return 0;
-    bounds(out, &low, &high);
-    bounds(other, &other_low, &other_high);
-    if (high <= other_low || other_high <= low)
+    return bounds_of(array);
+}
+
+int fwm_check_apart(PyArrayObject *out, FwmBounds of_out, const char *name, PyArrayObject *other,
+                    const char *other_name)
+{
+    const FwmBounds of_other = bounds_of(other);
+    if (of_out.high <= of_other.low || of_other.high <= of_out.low || of_other.low == of_other.high)
         return 0;
     const int shares = PyArray_ISONESEGMENT(other) ? 1 : shares_memory(out, other);
     if (shares > 0)

@@ -6,6 +6,7 @@
 #define FWM_PYTHON_ARRAYS_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "python/numpy_api.h"
 
@@ -41,8 +42,16 @@ int fwm_check_shape(PyArrayObject *array, const char *name, const char *text, in
 PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *like, const char *text,
                                 int rank, const npy_intp *shape);
 
-/* 0, or -1 with an exception if `out`, which is contiguous, shares memory with `other`. */
-int fwm_check_apart(PyArrayObject *out, const char *name, PyArrayObject *other, const char *other_name);
+/* Where the bytes of an array lie: from low to before high. */
+typedef struct {
+    uintptr_t low, high;
+} FwmBounds;
+
+FwmBounds fwm_bounds(PyArrayObject *array);
+
+/* 0, or -1 with an exception if `out`, which is contiguous and has these bounds, shares memory with `other`. */
+int fwm_check_apart(PyArrayObject *out, FwmBounds of_out, const char *name, PyArrayObject *other,
+                    const char *other_name);
 
 /* The numbers of an array, which may be NULL. */
 static inline void *fwm_data(PyArrayObject *array)

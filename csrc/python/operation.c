@@ -49,18 +49,30 @@ static void set_pointer(FwmCall *c, size_t at, PyArrayObject *array)
 
 /* ---- arrays to write ---- */
 
-/* Apart from all that is read; only `itself` it may be, if it is all of it. */
-static int check_apart_from_inputs(const FwmCall *c, PyArrayObject *out, const char *name, int itself)
+/* Apart from all that is read, of which only `itself` it may be, if it is all of it, and from the n arrays to write. */
+static int check_apart(const FwmCall *c, PyArrayObject *out, const char *name, int itself,
+                       PyArrayObject *const *written, size_t n)
 {
     const FwmArguments *a = &c->a;
+    const FwmBounds bounds = fwm_bounds(out);
     for (uint32_t held = a->held; held; held &= held - 1) {
         const int i = __builtin_ctz(held);
         PyArrayObject *came = a->came[i] ? a->came[i] : a->arrays[i];
         const bool is_it = i == itself && PyArray_DATA(out) == PyArray_DATA(a->arrays[i]);
-        if (!is_it && fwm_check_apart(out, name, came, a->signature->arguments[i].name) < 0)
+        if (!is_it && fwm_check_apart(out, bounds, name, came, a->signature->arguments[i].name) < 0)
             return -1;
     }
+    for (size_t k = 0; k < n; k++)
+        if (written[k] && fwm_check_apart(out, bounds, name, written[k], "out") < 0)
+            return -1;
     return 0;
+}
+
+/* A new array of the type in which the call computes. */
+static PyArrayObject *new_array(const FwmCall *c, int rank, const npy_intp *axes)
+{
+    PyArray_Descr *type = PyArray_DescrFromType(c->a.type);
+    return (PyArrayObject *)PyArray_NewFromDescr(&PyArray_Type, type, rank, axes, NULL, NULL, 0, NULL);
 }
 
 static int give_output(FwmCall *c, size_t i, PyObject *given, const char *name)
@@ -70,12 +82,7 @@ static int give_output(FwmCall *c, size_t i, PyObject *given, const char *name)
     const int rank = fwm_axes(&c->a, &c->binding->output_shapes[i], axes);
     PyArrayObject *array = c->outputs[i] =
         fwm_output_array(given, name, c->a.type, c->a.like, output->shape, rank, axes);
-    if (!array || check_apart_from_inputs(c, array, name, c->binding->may_be[i]) < 0)
-        return -1;
-    for (size_t k = 0; k < i; k++)
-        if (c->outputs[k] && fwm_check_apart(array, name, c->outputs[k], "out") < 0)
-            return -1;
-    return 0;
+    return array ? check_apart(c, array, name, c->binding->may_be[i], c->outputs, i) : -1;
 }
 
 /* out of a forward: an output, or a tuple of it and a state. */
@@ -109,7 +116,7 @@ static int make_outputs(FwmCall *c, PyObject *out)
         npy_intp axes[NPY_MAXDIMS];
         if (!c->outputs[i] && is_wanted(c, i)) {
             const int rank = fwm_axes(&c->a, &c->binding->output_shapes[i], axes);
-            c->outputs[i] = (PyArrayObject *)PyArray_SimpleNew(rank, axes, c->a.type);
+            c->outputs[i] = new_array(c, rank, axes);
             if (!c->outputs[i])
                 return -1;
         }
@@ -154,16 +161,13 @@ static int make_gradient(FwmCall *c, size_t i, PyObject *given, const char *name
 {
     PyArrayObject *input = c->a.arrays[i], *array;
     if (!given)
-        array = (PyArrayObject *)PyArray_SimpleNew(PyArray_NDIM(input), PyArray_DIMS(input), c->a.type);
+        array = new_array(c, PyArray_NDIM(input), PyArray_DIMS(input));
     else
         array = fwm_output_array(given, name, c->a.type, c->a.like, "as its input", PyArray_NDIM(input),
                                  PyArray_DIMS(input));
     c->gradients[i] = array;
-    if (!array || (given && check_apart_from_inputs(c, array, name, -1) < 0))
+    if (!array || (given && check_apart(c, array, name, -1, c->gradients, i) < 0))
         return -1;
-    for (size_t k = 0; given && k < i; k++)
-        if (c->gradients[k] && fwm_check_apart(array, name, c->gradients[k], "out") < 0)
-            return -1;
     set_pointer(c, c->a.signature->arguments[i].gradient, array);
     return 0;
 }
@@ -315,11 +319,11 @@ static void begin(FwmCall *c, const FwmBinding *binding, FwmDirection direction)
         memset(c->gradients, 0, binding->signature.n_arguments * sizeof c->gradients[0]);
 }
 
-static PyObject *call(PyObject *capsule, FwmDirection direction, PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *call(PyObject *self, FwmDirection direction, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
     FwmCall c;
     PyObject *result = NULL;
-    const FwmBinding *b = PyCapsule_GetPointer(capsule, NULL);
+    const FwmBinding *b = fwm_pointer_of(self);
     begin(&c, b, direction);
     if (fwm_read_arguments(&c.a, &b->signature, args, n, names) == 0 && (!b->finish || b->finish(&c.a) == 0) &&
         make_results(&c) == 0 && run(&c) == 0)
@@ -328,14 +332,14 @@ static PyObject *call(PyObject *capsule, FwmDirection direction, PyObject *const
     return result;
 }
 
-static PyObject *call_forward(PyObject *capsule, PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *call_forward(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    return call(capsule, FWM_FORWARD, args, n, names);
+    return call(self, FWM_FORWARD, args, n, names);
 }
 
-static PyObject *call_backward(PyObject *capsule, PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *call_backward(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    return call(capsule, FWM_BACKWARD, args, n, names);
+    return call(self, FWM_BACKWARD, args, n, names);
 }
 
 static int argument_number(const FwmSignature *s, const char *name)
