@@ -1,13 +1,10 @@
 /* Model: the experiment's model as an object that owns its memory and hands out views of its parameters. One thread at
  * a time may use a model; a second one gets a RuntimeError. While it is trained, a callback may read it, and the run
  * goes on as if it had not. */
-#include "python/model_object.h"
 
 #include "api/dispatch.h"
-#include "python/arguments.h"
-#include "python/bind_stream.h"
 #include "python/bindings.h"
-#include "python/claim.h"
+#include "python/objects.h"
 #include "python/states.h"
 #include "python/tables.h"
 #include "retrieval/initial.h"
@@ -117,15 +114,13 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 
 static void model_dealloc(PyObject *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
     fwm_model_free(&((FwmModelObject *)self)->model);
-    type->tp_free(self);
-    Py_DECREF(type);
+    fwm_free_object(self);
 }
 
-bool fwm_is_model(PyObject *object)
+FwmModelObject *fwm_model_of(PyObject *object)
 {
-    return Py_TYPE(object)->tp_dealloc == model_dealloc; /* no class can be derived from Model */
+    return fwm_check_type(object, model_dealloc, "model", "a Model") ? (FwmModelObject *)object : NULL;
 }
 
 void fwm_model_release(FwmModelObject *self)
@@ -135,7 +130,7 @@ void fwm_model_release(FwmModelObject *self)
         self->nested = false;
         self->in_callback = true;
     } else {
-        atomic_store(&self->busy, false);
+        atomic_store(&self->base.busy, false);
     }
 }
 
@@ -143,8 +138,8 @@ void fwm_model_release(FwmModelObject *self)
 static int claim_nested(FwmModelObject *self, FwmModelUse use)
 {
     const char *reason =
-        self->thread != PyThread_get_thread_ident() ? "is in use by another thread"
-        : !self->in_callback                        ? "is in use by a call that has not ended"
+        self->base.thread != PyThread_get_thread_ident() ? "is in use by another thread"
+        : !self->in_callback                             ? "is in use by a call that has not ended"
         : use == FWM_CHANGES
             ? "is being trained: on_evaluation and on_progress may read it, but neither step nor train it"
             : NULL;
@@ -161,9 +156,9 @@ static int claim_nested(FwmModelObject *self, FwmModelUse use)
 
 int fwm_model_claim(FwmModelObject *self, FwmModelUse use)
 {
-    if (atomic_exchange(&self->busy, true))
+    if (atomic_exchange(&self->base.busy, true))
         return claim_nested(self, use);
-    self->thread = PyThread_get_thread_ident();
+    self->base.thread = PyThread_get_thread_ident();
     if (fwm_model_reserve(&self->model) < 0) {
         fwm_model_release(self);
         PyErr_NoMemory();
@@ -174,8 +169,8 @@ int fwm_model_claim(FwmModelObject *self, FwmModelUse use)
 
 /* ---- parameters and gradients ---- */
 
-/* A view into `numbers`, kept alive by owner. */
-static PyObject *view_of(const FwmModelObject *self, const FwmParameter *p, void *numbers, PyObject *owner)
+/* A view into `numbers`, kept alive by the model. */
+static PyObject *view_of(const FwmModelObject *self, const FwmParameter *p, void *numbers)
 {
     const npy_intp size = (npy_intp)self->model.kernels->real_size;
     npy_intp shape[] = {(npy_intp)p->rows, (npy_intp)p->columns};
@@ -183,79 +178,32 @@ static PyObject *view_of(const FwmModelObject *self, const FwmParameter *p, void
     PyObject *view =
         PyArray_New(&PyArray_Type, p->columns ? 2 : 1, shape, self->type, strides,
                     (char *)numbers + (npy_intp)p->offset * size, 0, NPY_ARRAY_WRITEABLE | NPY_ARRAY_ALIGNED, NULL);
-    if (view && PyArray_SetBaseObject((PyArrayObject *)view, Py_NewRef(owner)) < 0)
+    if (view && PyArray_SetBaseObject((PyArrayObject *)view, Py_NewRef((PyObject *)self)) < 0)
         Py_CLEAR(view);
     return view;
 }
 
-/* Copies of the parameters, which no other thread is training meanwhile. */
-static PyObject *model_snapshot(PyObject *object, PyObject *Py_UNUSED(args))
+static PyObject *parameter_of(const FwmModelObject *self, const FwmParameter *p)
 {
-    FwmModelObject *self = (FwmModelObject *)object;
-    PyObject *dict = PyDict_New();
-    if (!dict || fwm_model_claim(self, FWM_READS) < 0) {
-        Py_XDECREF(dict);
-        return NULL;
-    }
-    for (size_t i = 0; dict && i < self->model.n_parameters; i++) {
-        PyObject *view = view_of(self, &self->model.parameters[i], self->model.numbers, object);
-        PyObject *copy = view ? PyArray_NewCopy((PyArrayObject *)view, NPY_CORDER) : NULL;
-        if (!copy || PyDict_SetItemString(dict, self->model.parameters[i].name, copy) < 0)
-            Py_CLEAR(dict);
-        Py_XDECREF(copy);
-        Py_XDECREF(view);
-    }
-    fwm_model_release(self);
-    return dict;
+    return view_of(self, p, self->model.numbers);
 }
 
-static PyObject *model_parameters(PyObject *object, void *Py_UNUSED(closure))
+static PyObject *copy_of(const FwmModelObject *self, const FwmParameter *p)
 {
-    FwmModelObject *self = (FwmModelObject *)object;
-    PyObject *dict = PyDict_New();
-    for (size_t i = 0; dict && i < self->model.n_parameters; i++) {
-        PyObject *view = view_of(self, &self->model.parameters[i], self->model.numbers, object);
-        if (!view || PyDict_SetItemString(dict, self->model.parameters[i].name, view) < 0)
-            Py_CLEAR(dict);
-        Py_XDECREF(view);
-    }
-    return dict;
-}
-
-static PyObject *model_get_state(PyObject *object, PyObject *Py_UNUSED(args))
-{
-    FwmModelObject *self = (FwmModelObject *)object;
-    if (fwm_model_claim(self, FWM_READS) < 0)
-        return NULL;
-    PyObject *state = fwm_model_state(&self->model, self->type);
-    fwm_model_release(self);
-    return state;
-}
-
-static PyObject *model_set_state(PyObject *object, PyObject *state)
-{
-    FwmModelObject *self = (FwmModelObject *)object;
-    if (fwm_model_claim(self, FWM_CHANGES) < 0)
-        return NULL;
-    const int status = fwm_set_model_state(&self->model, self->type, state);
-    fwm_model_release(self);
-    return status < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-static PyObject *model_steps(PyObject *object, void *Py_UNUSED(closure))
-{
-    return PyLong_FromUnsignedLongLong(((FwmModelObject *)object)->model.steps);
+    PyObject *view = parameter_of(self, p), *copy = view ? PyArray_NewCopy((PyArrayObject *)view, NPY_CORDER) : NULL;
+    Py_XDECREF(view);
+    return copy;
 }
 
 /* A copy of one gradient in the published shape. Rows that are not trained (embeddingK's values) are zero. */
-static PyObject *gradient_of(FwmModelObject *self, const FwmParameter *p)
+static PyObject *gradient_of(const FwmModelObject *self, const FwmParameter *p)
 {
     npy_intp shape[] = {(npy_intp)p->rows, (npy_intp)p->columns};
     PyObject *out = PyArray_ZEROS(p->columns ? 2 : 1, shape, self->type, 0);
     FwmParameter trained = *p;
     if (p->offset == self->model.embedding)
         trained.rows = self->model.sizes.n_keys;
-    PyObject *from = out ? view_of(self, &trained, self->model.gradients, (PyObject *)self) : NULL;
+    PyObject *from = out ? view_of(self, &trained, self->model.gradients) : NULL;
     PyObject *rows = from ? PySequence_GetSlice(out, 0, (Py_ssize_t)trained.rows) : NULL;
     if (!rows || PyArray_CopyInto((PyArrayObject *)rows, (PyArrayObject *)from) < 0)
         Py_CLEAR(out);
@@ -264,19 +212,26 @@ static PyObject *gradient_of(FwmModelObject *self, const FwmParameter *p)
     return out;
 }
 
-static PyObject *gradients(FwmModelObject *self)
+/* The arrays of the parameters by their names, or only of those that are trained. */
+static PyObject *arrays_by_name(const FwmModelObject *self, bool trained,
+                                PyObject *(*array_of)(const FwmModelObject *, const FwmParameter *))
 {
     PyObject *dict = PyDict_New();
     for (size_t i = 0; dict && i < self->model.n_parameters; i++) {
         const FwmParameter *p = &self->model.parameters[i];
-        if (!p->trained)
+        if (trained && !p->trained)
             continue;
-        PyObject *gradient = gradient_of(self, p);
-        if (!gradient || PyDict_SetItemString(dict, p->name, gradient) < 0)
+        PyObject *array = array_of(self, p);
+        if (!array || PyDict_SetItemString(dict, p->name, array) < 0)
             Py_CLEAR(dict);
-        Py_XDECREF(gradient);
+        Py_XDECREF(array);
     }
     return dict;
+}
+
+static PyObject *model_parameters(PyObject *self, void *Py_UNUSED(closure))
+{
+    return arrays_by_name((FwmModelObject *)self, false, parameter_of);
 }
 
 /* ---- batches ---- */
@@ -289,7 +244,7 @@ typedef struct {
 
 #define AT(member) FWM_AT(BatchCall, batch.member)
 
-enum { SIZES, KEYS, VALUES, QUERY, ANSWER, OMEGA, LR };
+enum { SIZES, KEYS, VALUES, QUERY, OMEGA, ANSWER, LR }; /* read_out takes those before ANSWER, step all */
 enum { SIZE_B, SIZE_L, SIZE_N, SIZE_2N, SIZE_D, SIZE_M };
 
 /* All letters but B are the model's. */
@@ -321,87 +276,57 @@ static const FwmArgument batch_rows[] = {
     [KEYS] = {"keys", FWM_INDICES, "(B, L)", .below = "N", .at = AT(keys), .then = check_batch},
     [VALUES] = {"values", FWM_INDICES, "(B, L)", .from = "N", .below = "2N", .at = AT(values)},
     [QUERY] = {"query", FWM_INDICES, "(B,)", .below = "N", .at = AT(query)},
-    [ANSWER] = {"answer", FWM_INDICES, "(B,)", .from = "N", .below = "2N", .at = AT(answer)},
     [OMEGA] = {"omega", FWM_ARRAY, "(d, m)", .optional = true, .at = AT(omega), .stored = FWM_FLOAT32_OR_FLOAT64},
+    [ANSWER] = {"answer", FWM_INDICES, "(B,)", .from = "N", .below = "2N", .at = AT(answer)},
     [LR] = {"lr", FWM_NUMBER, .required = true, .positive = true},
 };
 
 static const FwmSize batch_sizes[] = {[SIZE_B] = {"B", AT(n)}, [SIZE_L] = {"L"}, [SIZE_N] = {"N"},
                                       [SIZE_2N] = {"2N"},      [SIZE_D] = {"d"}, [SIZE_M] = {"m"}};
 
-#define OF_BATCH(name, n) {name, batch_rows, n, 0, batch_sizes, FWM_LENGTH(batch_sizes)}
+/* ---- methods, each with the model claimed ---- */
 
-static FwmSignature of_loss = OF_BATCH("loss", LR), of_gradients = OF_BATCH("loss_and_gradients", LR),
-                    of_step = OF_BATCH("step", LR + 1), of_read_out = OF_BATCH("read_out", LR);
-
-/* ---- methods ---- */
-
-typedef enum { LOSS, GRADIENTS, STEP } Purpose;
-
-static double compute(FwmModel *model, const FwmBatch *batch, Purpose purpose, double lr)
+static const FwmBatch *batch_of(const FwmArguments *a)
 {
-    switch (purpose) {
-    case LOSS: return model->kernels->model.loss(model, batch);
-    case GRADIENTS: return model->kernels->model.gradients(model, batch);
-    default: return model->kernels->model.step(model, batch, lr);
-    }
+    return &((const BatchCall *)a->call)->batch;
 }
 
-static PyObject *run_batch(PyObject *object, const FwmSignature *signature, Purpose purpose, PyObject *const *args,
-                           Py_ssize_t n, PyObject *names)
+static PyObject *loss(FwmModelObject *self, FwmArguments *a)
 {
-    FwmModelObject *self = (FwmModelObject *)object;
-    BatchCall call = {.self = self};
-    FwmArguments a = {.call = &call, .type = self->type};
-    PyObject *out = NULL;
-    double loss = 0;
-    if (fwm_read_arguments(&a, signature, args, n, names) == 0 &&
-        fwm_model_claim(self, purpose == STEP ? FWM_CHANGES : FWM_READS) == 0) {
-        const double lr = purpose == STEP ? a.values[LR].number : 0;
-        Py_BEGIN_ALLOW_THREADS
-        loss = compute(&self->model, &call.batch, purpose, lr);
-        Py_END_ALLOW_THREADS
-        out = purpose == GRADIENTS ? gradients(self) : PyFloat_FromDouble(loss);
-        fwm_model_release(self);
-    }
-    fwm_release_arguments(&a);
-    return out && purpose == GRADIENTS ? Py_BuildValue("(dN)", loss, out) : out;
+    double mean;
+    Py_BEGIN_ALLOW_THREADS
+    mean = self->model.kernels->model.loss(&self->model, batch_of(a));
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble(mean);
 }
 
-static PyObject *model_loss(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *loss_and_gradients(FwmModelObject *self, FwmArguments *a)
 {
-    return run_batch(self, &of_loss, LOSS, args, n, names);
+    double mean;
+    Py_BEGIN_ALLOW_THREADS
+    mean = self->model.kernels->model.gradients(&self->model, batch_of(a));
+    Py_END_ALLOW_THREADS
+    return Py_BuildValue("(dN)", mean, arrays_by_name(self, true, gradient_of));
 }
 
-static PyObject *model_loss_and_gradients(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *step(FwmModelObject *self, FwmArguments *a)
 {
-    return run_batch(self, &of_gradients, GRADIENTS, args, n, names);
+    double mean;
+    Py_BEGIN_ALLOW_THREADS
+    mean = self->model.kernels->model.step(&self->model, batch_of(a), a->values[LR].number);
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble(mean);
 }
 
-static PyObject *model_step(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *read_out(FwmModelObject *self, FwmArguments *a)
 {
-    return run_batch(self, &of_step, STEP, args, n, names);
-}
-
-static PyObject *model_read_out(PyObject *object, PyObject *const *args, Py_ssize_t n, PyObject *names)
-{
-    FwmModelObject *self = (FwmModelObject *)object;
-    BatchCall call = {.self = self};
-    FwmArguments a = {.call = &call, .type = self->type, .absent = 1u << ANSWER};
-    PyObject *y = NULL;
-    if (fwm_read_arguments(&a, &of_read_out, args, n, names) == 0) {
-        const npy_intp shape[] = {(npy_intp)call.batch.n, (npy_intp)self->model.sizes.n_keys};
-        y = PyArray_SimpleNew(2, shape, self->type);
-        if (y && fwm_model_claim(self, FWM_READS) == 0) {
-            Py_BEGIN_ALLOW_THREADS
-            self->model.kernels->model.read_out(&self->model, &call.batch, PyArray_DATA((PyArrayObject *)y));
-            Py_END_ALLOW_THREADS
-            fwm_model_release(self);
-        } else {
-            Py_CLEAR(y);
-        }
-    }
-    fwm_release_arguments(&a);
+    const npy_intp shape[] = {(npy_intp)batch_of(a)->n, (npy_intp)self->model.sizes.n_keys};
+    PyObject *y = PyArray_SimpleNew(2, shape, self->type);
+    if (!y)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    self->model.kernels->model.read_out(&self->model, batch_of(a), PyArray_DATA((PyArrayObject *)y));
+    Py_END_ALLOW_THREADS
     return y;
 }
 
@@ -419,44 +344,94 @@ FwmStream *fwm_model_claim_stream(const FwmModelObject *self, PyObject *given)
     return fwm_claim(given) < 0 ? NULL : stream;
 }
 
-static PyObject *model_evaluate(PyObject *object, PyObject *given)
+static PyObject *evaluate(FwmModelObject *self, FwmArguments *a)
 {
-    FwmModelObject *self = (FwmModelObject *)object;
-    FwmStream *stream = fwm_model_claim_stream(self, given);
+    FwmStream *stream = fwm_model_claim_stream(self, a->given[0]);
     if (!stream)
         return NULL;
     float loss = 0;
-    int status = -1;
-    if (fwm_model_claim(self, FWM_READS) == 0) {
-        Py_BEGIN_ALLOW_THREADS
-        status = fwm_evaluate(&self->model, stream, &loss);
-        Py_END_ALLOW_THREADS
-        fwm_model_release(self);
-        if (status < 0)
-            PyErr_NoMemory();
-    }
-    fwm_release(given);
-    return status < 0 ? NULL : PyFloat_FromDouble(loss);
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = fwm_evaluate(&self->model, stream, &loss);
+    Py_END_ALLOW_THREADS
+    fwm_release(a->given[0]);
+    return status < 0 ? PyErr_NoMemory() : PyFloat_FromDouble(loss);
 }
 
-#define METHOD(name) {#name, (PyCFunction)(void (*)(void))model_##name, METH_FASTCALL | METH_KEYWORDS, NULL}
+/* Copies of the parameters, which no other thread is training meanwhile. */
+static PyObject *snapshot(FwmModelObject *self, FwmArguments *Py_UNUSED(a))
+{
+    return arrays_by_name(self, false, copy_of);
+}
+
+static PyObject *get_state(FwmModelObject *self, FwmArguments *Py_UNUSED(a))
+{
+    return fwm_model_state(&self->model, self->type);
+}
+
+static PyObject *set_state(FwmModelObject *self, FwmArguments *a)
+{
+    return fwm_set_model_state(&self->model, self->type, a->given[0]) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+typedef PyObject *(*Function)(FwmModelObject *, FwmArguments *);
+
+static PyObject *call(PyObject *object, const FwmSignature *signature, Function function, FwmModelUse use,
+                      PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    FwmModelObject *self = (FwmModelObject *)object;
+    BatchCall batch = {.self = self};
+    FwmArguments a = {.call = &batch, .type = self->type};
+    PyObject *result = NULL;
+    if (fwm_read_arguments(&a, signature, args, n, names) == 0 && fwm_model_claim(self, use) == 0) {
+        result = function(self, &a);
+        fwm_model_release(self);
+    }
+    fwm_release_arguments(&a);
+    return result;
+}
+
+/* The signature of a method, and its C function. */
+#define METHOD(name, use, ...)                                                                                         \
+    static FwmSignature of_##name = {#name, __VA_ARGS__};                                                              \
+    static PyObject *model_##name(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)                \
+    {                                                                                                                  \
+        return call(self, &of_##name, name, use, args, n, names);                                                      \
+    }
+
+#define BATCH_ROWS(n) batch_rows, n, 0, batch_sizes, FWM_LENGTH(batch_sizes)
+
+static const FwmArgument stream_rows[] = {{"stream", FWM_OBJECT}}, state_rows[] = {{"state", FWM_OBJECT}};
+
+METHOD(loss, FWM_READS, BATCH_ROWS(LR))
+METHOD(loss_and_gradients, FWM_READS, BATCH_ROWS(LR))
+METHOD(step, FWM_CHANGES, BATCH_ROWS(LR + 1))
+METHOD(read_out, FWM_READS, BATCH_ROWS(ANSWER))
+METHOD(evaluate, FWM_READS, stream_rows, 1, 1)
+METHOD(snapshot, FWM_READS, NULL)
+METHOD(get_state, FWM_READS, NULL)
+METHOD(set_state, FWM_CHANGES, state_rows, 1, 1)
 
 static PyMethodDef methods[] = {
-    METHOD(loss),
-    METHOD(loss_and_gradients),
-    METHOD(step),
-    METHOD(read_out),
-    {"evaluate", model_evaluate, METH_O, NULL},
-    {"snapshot", model_snapshot, METH_NOARGS, NULL},
-    {"get_state", model_get_state, METH_NOARGS, NULL},
-    {"set_state", model_set_state, METH_O, NULL},
+    FWM_METHOD_ROW("loss", model_loss, NULL),
+    FWM_METHOD_ROW("loss_and_gradients", model_loss_and_gradients, NULL),
+    FWM_METHOD_ROW("step", model_step, NULL),
+    FWM_METHOD_ROW("read_out", model_read_out, NULL),
+    FWM_METHOD_ROW("evaluate", model_evaluate, NULL),
+    FWM_METHOD_ROW("snapshot", model_snapshot, NULL),
+    FWM_METHOD_ROW("get_state", model_get_state, NULL),
+    FWM_METHOD_ROW("set_state", model_set_state, NULL),
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef properties[] = {
     {"parameters", model_parameters, NULL, NULL, NULL},
-    {"steps", model_steps, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef members[] = {
+    {"steps", T_ULONGLONG, offsetof(FwmModelObject, model.steps), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot slots[] = {
@@ -464,16 +439,15 @@ static PyType_Slot slots[] = {
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_methods, methods},
     {Py_tp_getset, properties},
+    {Py_tp_members, members},
     {Py_tp_doc, "The model of a run; see fwm_py.retrieval.Model."},
     {0, NULL},
 };
 
 int fwm_add_model_type(PyObject *module)
 {
-    FwmSignature *const all[] = {&of_new, &of_loss, &of_gradients, &of_step, &of_read_out};
-    for (size_t i = 0; i < FWM_LENGTH(all); i++)
-        if (fwm_prepare(all[i]) < 0)
-            return -1;
-    PyType_Spec spec = {"fwm_py._core.Model", sizeof(FwmModelObject), 0, FWM_TYPE_FLAGS, slots};
-    return fwm_add_type(module, &spec);
+    FwmSignature *const signatures[] = {&of_new,      &of_loss,     &of_loss_and_gradients, &of_step,     &of_read_out,
+                                        &of_evaluate, &of_snapshot, &of_get_state,          &of_set_state};
+    return fwm_add_type(module, "fwm_py._core.Model", sizeof(FwmModelObject), slots, signatures,
+                        FWM_LENGTH(signatures));
 }

@@ -1,10 +1,8 @@
 /* fwm_py.feature_maps.draw_omega: omega (d x m), float32: ceil(m / d) blocks of d x d normals from the generator, made
  * orthogonal. */
 #include "api/dispatch.h"
-#include "python/arguments.h"
-#include "python/bind_random.h"
 #include "python/bindings.h"
-#include "python/claim.h"
+#include "python/objects.h"
 #include "runtime/scratch.h"
 
 enum { D, M, GENERATOR };
@@ -15,18 +13,13 @@ static const FwmArgument arguments[] = {
     [GENERATOR] = {"generator", FWM_OBJECT},
 };
 
-static FwmSignature signature = {"draw_omega", arguments, FWM_LENGTH(arguments), FWM_LENGTH(arguments)};
-
-static PyObject *draw_omega(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *draw_omega(PyObject *Py_UNUSED(self), FwmArguments *a)
 {
-    FwmArguments a = {0};
-    if (fwm_read_arguments(&a, &signature, args, n, names) < 0)
-        return NULL;
-    FwmBlockSource *source = fwm_block_source_of(a.given[GENERATOR]);
-    if (!source || fwm_claim(a.given[GENERATOR]) < 0)
+    FwmBlockSource *source = fwm_block_source_of(a->given[GENERATOR]);
+    if (!source || fwm_claim(a->given[GENERATOR]) < 0)
         return NULL;
     const FwmKernels *kernels = fwm_kernels_f32();
-    const size_t d = (size_t)a.values[D].integer, m = (size_t)a.values[M].integer, blocks = fwm_tiles(m, d);
+    const size_t d = (size_t)a->values[D].integer, m = (size_t)a->values[M].integer, blocks = fwm_tiles(m, d);
     const npy_intp shape[] = {(npy_intp)d, (npy_intp)m};
     PyObject *omega = PyArray_SimpleNew(2, shape, NPY_FLOAT);
     float *normals = omega ? fwm_scratch(blocks * d * d * sizeof(float)) : NULL;
@@ -43,16 +36,14 @@ static PyObject *draw_omega(PyObject *Py_UNUSED(module), PyObject *const *args, 
     }
     fwm_release_scratch(normals);
     fwm_release_scratch(scratch);
-    fwm_release(a.given[GENERATOR]);
+    fwm_release(a->given[GENERATOR]);
     return omega;
 }
 
-static PyMethodDef functions[] = {
-    {"draw_omega", (PyCFunction)(void (*)(void))draw_omega, METH_FASTCALL | METH_KEYWORDS, NULL},
-    {NULL, NULL, 0, NULL},
-};
+static FwmModuleFunction function = {
+    .signature = {"draw_omega", arguments, FWM_LENGTH(arguments), FWM_LENGTH(arguments)}, .call = draw_omega};
 
 int fwm_add_draw_omega(PyObject *module)
 {
-    return fwm_prepare(&signature) < 0 ? -1 : PyModule_AddFunctions(module, functions);
+    return fwm_add_function(module, &function);
 }

@@ -1,10 +1,7 @@
 /* Stream: an extension type around the data of csrc/retrieval/stream. A draw that fails for want of memory leaves the
  * stream as it was. */
-#include "python/bind_stream.h"
-
-#include "python/arguments.h"
 #include "python/bindings.h"
-#include "python/claim.h"
+#include "python/objects.h"
 #include "python/states.h"
 
 #define HIGHEST_SEED 4294967295LL
@@ -16,6 +13,11 @@ typedef struct {
     FwmStream stream;
     uint32_t seed;
 } StreamObject;
+
+static FwmStream *stream_in(PyObject *self)
+{
+    return &((StreamObject *)self)->stream;
+}
 
 enum { SEED, N_KEYS, BATCH_SIZE, REPLACE };
 
@@ -39,7 +41,7 @@ static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (batch_size > most)
         return PyErr_Format(PyExc_ValueError, "batch_size: got %lld, expected an integer in 1..%lld", batch_size, most);
     StreamObject *self = (StreamObject *)type->tp_alloc(type, 0);
-    if (self == NULL)
+    if (!self)
         return NULL;
     self->seed = (uint32_t)seed;
     if (fwm_stream_init(&self->stream, (uint32_t)seed, (size_t)n_keys, (size_t)batch_size, replace) < 0) {
@@ -51,17 +53,15 @@ static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 
 static void stream_dealloc(PyObject *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
-    fwm_stream_free(&((StreamObject *)self)->stream);
-    type->tp_free(self);
-    Py_DECREF(type);
+    fwm_stream_free(stream_in(self));
+    fwm_free_object(self);
 }
 
 /* drawn -> an array of int64 of that shape, with `offset` added. */
 static PyObject *tokens(const int32_t *drawn, int rank, const npy_intp *shape, size_t offset)
 {
     PyObject *out = PyArray_SimpleNew(rank, shape, NPY_INT64);
-    if (out == NULL)
+    if (!out)
         return NULL;
     int64_t *wide = PyArray_DATA((PyArrayObject *)out);
     for (npy_intp i = 0; i < PyArray_SIZE((PyArrayObject *)out); i++)
@@ -69,117 +69,79 @@ static PyObject *tokens(const int32_t *drawn, int rank, const npy_intp *shape, s
     return out;
 }
 
-/* keys, values (shape); queries, answers (n_queries) -> a tuple of the four as the published program's
+/* A batch, or a sequence of an evaluation: a tuple of keys, values, queries and answers as the published program's
  * tokens, in which a value is N above its number. */
-static PyObject *token_tuple(const FwmStream *stream, const int32_t *keys, const int32_t *values,
-                             const int32_t *queries, const int32_t *answers, int rank, const npy_intp *shape,
-                             npy_intp n_queries)
+static PyObject *draw_tokens(FwmStream *stream, bool evaluates)
 {
-    PyObject *tuple = PyTuple_New(4);
-    if (tuple == NULL)
-        return NULL;
-    PyTuple_SET_ITEM(tuple, 0, tokens(keys, rank, shape, 0));
-    PyTuple_SET_ITEM(tuple, 1, tokens(values, rank, shape, stream->n_keys));
-    PyTuple_SET_ITEM(tuple, 2, tokens(queries, 1, &n_queries, 0));
-    PyTuple_SET_ITEM(tuple, 3, tokens(answers, 1, &n_queries, stream->n_keys));
-    for (int i = 0; i < 4; i++) {
-        if (PyTuple_GET_ITEM(tuple, i) == NULL) {
-            Py_DECREF(tuple);
-            return NULL;
-        }
-    }
+    const size_t N = stream->n_keys, B = stream->batch_size, L = stream->seq_len, n = evaluates ? N : B * L,
+                 most_queries = evaluates ? N : B;
+    int32_t *keys = PyMem_Malloc(2 * (n + most_queries) * sizeof *keys);
+    if (!keys)
+        return PyErr_NoMemory();
+    int32_t *values = keys + n, *queries = values + n, *answers = queries + most_queries;
+    npy_intp n_queries = (npy_intp)B;
+    if (evaluates)
+        n_queries = (npy_intp)fwm_stream_evaluation_sequence(stream, keys, values, queries, answers);
+    else
+        fwm_stream_batch(stream, keys, values, queries, answers);
+    const npy_intp of_sequence[] = {(npy_intp)N}, of_batch[] = {(npy_intp)B, (npy_intp)L};
+    const npy_intp *shape = evaluates ? of_sequence : of_batch;
+    const int rank = evaluates ? 1 : 2;
+    PyObject *tuple = Py_BuildValue("(NNNN)", tokens(keys, rank, shape, 0), tokens(values, rank, shape, N),
+                                    tokens(queries, 1, &n_queries, 0), tokens(answers, 1, &n_queries, N));
+    PyMem_Free(keys);
     return tuple;
 }
 
-static PyObject *batch_of(FwmStream *stream)
+static PyObject *draw_batch(PyObject *self, FwmArguments *Py_UNUSED(a))
 {
-    size_t B = stream->batch_size, L = stream->seq_len;
-    int32_t *keys = PyMem_Malloc((2 * B * L + 2 * B) * sizeof *keys);
-    if (keys == NULL)
-        return PyErr_NoMemory();
-    int32_t *values = keys + B * L, *query = values + B * L, *answer = query + B;
-    fwm_stream_batch(stream, keys, values, query, answer);
-    npy_intp shape[2] = {(npy_intp)B, (npy_intp)L};
-    PyObject *batch = token_tuple(stream, keys, values, query, answer, 2, shape, shape[0]);
-    PyMem_Free(keys);
+    FwmStream *stream = stream_in(self);
+    const FwmMT19937 before = stream->bits;
+    PyObject *batch = draw_tokens(stream, false);
+    if (!batch)
+        stream->bits = before;
     return batch;
 }
 
-static PyObject *evaluation_sequence(FwmStream *stream)
+static PyObject *draw_evaluation(PyObject *self, FwmArguments *Py_UNUSED(a))
 {
-    size_t N = stream->n_keys;
-    int32_t *keys = PyMem_Malloc(4 * N * sizeof *keys);
-    if (keys == NULL)
-        return PyErr_NoMemory();
-    int32_t *values = keys + N, *queries = values + N, *answers = queries + N;
-    size_t n_queries = fwm_stream_evaluation_sequence(stream, keys, values, queries, answers);
-    npy_intp shape = (npy_intp)N;
-    PyObject *sequence = token_tuple(stream, keys, values, queries, answers, 1, &shape, (npy_intp)n_queries);
-    PyMem_Free(keys);
-    return sequence;
-}
-
-static PyObject *evaluation_of(FwmStream *stream)
-{
+    FwmStream *stream = stream_in(self);
+    const FwmMT19937 before = stream->bits;
     PyObject *sequences = PyList_New(FWM_EVALUATION_SEQUENCES);
-    for (int i = 0; sequences != NULL && i < FWM_EVALUATION_SEQUENCES; i++) {
-        PyObject *sequence = evaluation_sequence(stream);
-        if (sequence == NULL)
+    for (int i = 0; sequences && i < FWM_EVALUATION_SEQUENCES; i++) {
+        PyObject *sequence = draw_tokens(stream, true);
+        if (!sequence)
             Py_CLEAR(sequences);
         else
             PyList_SET_ITEM(sequences, i, sequence);
     }
+    if (!sequences)
+        stream->bits = before;
     return sequences;
 }
 
-static PyObject *draw_from_stream(PyObject *self, PyObject *(*draw)(FwmStream *))
-{
-    if (fwm_claim(self) < 0)
-        return NULL;
-    FwmStream *stream = &((StreamObject *)self)->stream;
-    FwmMT19937 before = stream->bits;
-    PyObject *drawn = draw(stream);
-    if (drawn == NULL)
-        stream->bits = before;
-    fwm_release(self);
-    return drawn;
-}
-
-static PyObject *stream_batch(PyObject *self, PyObject *Py_UNUSED(args))
-{
-    return draw_from_stream(self, batch_of);
-}
-
-static PyObject *stream_evaluation(PyObject *self, PyObject *Py_UNUSED(args))
-{
-    return draw_from_stream(self, evaluation_of);
-}
-
 /* Pickling and copying: how to make it anew, and its state. */
-static PyObject *stream_reduce(PyObject *self, PyObject *Py_UNUSED(args))
+static PyObject *reduce(PyObject *self, FwmArguments *Py_UNUSED(a))
 {
-    const FwmStream *stream = &((StreamObject *)self)->stream;
-    if (fwm_claim(self) < 0)
-        return NULL;
-    PyObject *state = fwm_words_state(&stream->bits);
-    fwm_release(self);
+    const FwmStream *stream = stream_in(self);
     return Py_BuildValue("O(knnO)N", (PyObject *)Py_TYPE(self), (unsigned long)((StreamObject *)self)->seed,
                          (Py_ssize_t)stream->n_keys, (Py_ssize_t)stream->batch_size,
-                         stream->replace ? Py_True : Py_False, state);
+                         stream->replace ? Py_True : Py_False, fwm_words_state(&stream->bits));
 }
 
-static PyObject *stream_setstate(PyObject *self, PyObject *state)
+static PyObject *set_state(PyObject *self, FwmArguments *a)
 {
-    if (fwm_claim(self) < 0)
-        return NULL;
-    const int status = fwm_set_words_state(&((StreamObject *)self)->stream.bits, state);
-    fwm_release(self);
-    return status < 0 ? NULL : Py_NewRef(Py_None);
+    return fwm_set_words_state(&stream_in(self)->bits, a->given[0]) < 0 ? NULL : Py_NewRef(Py_None);
 }
+
+FWM_CLAIMED_METHOD(stream_batch, "batch", draw_batch)
+FWM_CLAIMED_METHOD(stream_evaluation, "evaluation", draw_evaluation)
+FWM_CLAIMED_METHOD(stream_reduce, "__reduce__", reduce)
+FWM_CLAIMED_METHOD(stream_set_state, "__setstate__", set_state, {"state", FWM_OBJECT})
 
 static PyObject *stream_repr(PyObject *self)
 {
-    const FwmStream *stream = &((StreamObject *)self)->stream;
+    const FwmStream *stream = stream_in(self);
     return PyUnicode_FromFormat("<Stream of seed %lu, %zu keys, %zu sequences a batch, %s>",
                                 (unsigned long)((StreamObject *)self)->seed, stream->n_keys, stream->batch_size,
                                 stream->replace ? "with replacement" : "without replacement");
@@ -191,22 +153,19 @@ PyDoc_STRVAR(stream_doc,
              "Keys are the tokens 0..n_keys-1, values n_keys..2*n_keys-1. An evaluation consumes the stream, and the\n"
              "next batch goes on from there.");
 
-PyDoc_STRVAR(
-    stream_batch_doc,
-    "batch($self, /)\n--\n\n"
-    "Draw (keys (B, L), values (B, L), query (B,), answer (B,)) as int64; L is n_keys, with replacement twice\n"
-    "that.");
-
-PyDoc_STRVAR(stream_evaluation_doc,
-             "evaluation($self, /)\n--\n\n"
-             "Draw 20 sequences (keys (N,), values (N,), queries (n,), answers (n,)) as int64; the queries are the\n"
-             "distinct keys, ascending, at most 200.");
-
 static PyMethodDef stream_methods[] = {
-    {"batch", stream_batch, METH_NOARGS, stream_batch_doc},
-    {"evaluation", stream_evaluation, METH_NOARGS, stream_evaluation_doc},
-    {"__reduce__", stream_reduce, METH_NOARGS, NULL},
-    {"__setstate__", stream_setstate, METH_O, NULL},
+    FWM_METHOD_ROW(
+        "batch", stream_batch,
+        "batch($self, /)\n--\n\n"
+        "Draw (keys (B, L), values (B, L), query (B,), answer (B,)) as int64; L is n_keys, with replacement twice\n"
+        "that."),
+    FWM_METHOD_ROW(
+        "evaluation", stream_evaluation,
+        "evaluation($self, /)\n--\n\n"
+        "Draw 20 sequences (keys (N,), values (N,), queries (n,), answers (n,)) as int64; the queries are the\n"
+        "distinct keys, ascending, at most 200."),
+    FWM_METHOD_ROW("__reduce__", stream_reduce, NULL),
+    FWM_METHOD_ROW("__setstate__", stream_set_state, NULL),
     {NULL, NULL, 0, NULL},
 };
 
@@ -217,14 +176,13 @@ static PyType_Slot stream_slots[] = {
 
 int fwm_add_stream_type(PyObject *module)
 {
-    PyType_Spec stream = {"fwm_py._core.Stream", sizeof(StreamObject), 0, FWM_TYPE_FLAGS, stream_slots};
-    return fwm_prepare(&signature) < 0 ? -1 : fwm_add_type(module, &stream);
+    FwmSignature *const signatures[] = {&signature, &of_stream_batch, &of_stream_evaluation, &of_stream_reduce,
+                                        &of_stream_set_state};
+    return fwm_add_type(module, "fwm_py._core.Stream", sizeof(StreamObject), stream_slots, signatures,
+                        FWM_LENGTH(signatures));
 }
 
 FwmStream *fwm_stream_of(PyObject *object)
 {
-    if (Py_TYPE(object)->tp_dealloc == stream_dealloc)
-        return &((StreamObject *)object)->stream;
-    PyErr_Format(PyExc_TypeError, "stream: got %.100s, expected a Stream", Py_TYPE(object)->tp_name);
-    return NULL;
+    return fwm_check_type(object, stream_dealloc, "stream", "a Stream") ? stream_in(object) : NULL;
 }

@@ -1,8 +1,6 @@
 /* train: the loop, which calls back into Python. */
-#include "python/arguments.h"
 #include "python/bindings.h"
-#include "python/claim.h"
-#include "python/model_object.h"
+#include "python/objects.h"
 #include "retrieval/train.h"
 
 typedef struct {
@@ -54,8 +52,6 @@ static const FwmArgument arguments[] = {
     [ON_PROGRESS] = {"on_progress", FWM_OBJECT},
 };
 
-static FwmSignature signature = {"train", arguments, FWM_LENGTH(arguments), 0};
-
 static PyObject *run(FwmModelObject *self, FwmStream *stream, const FwmArguments *a)
 {
     Callbacks callbacks = {self, NULL, a->given[ON_EVALUATION], a->given[ON_PROGRESS]};
@@ -69,32 +65,24 @@ static PyObject *run(FwmModelObject *self, FwmStream *stream, const FwmArguments
     return status == FWM_TRAIN_ENDED ? Py_NewRef(Py_None) : NULL;
 }
 
-static PyObject *train(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *train(PyObject *Py_UNUSED(self), FwmArguments *a)
 {
-    FwmArguments a = {0};
-    if (fwm_read_arguments(&a, &signature, args, n, names) < 0)
+    FwmModelObject *model = fwm_model_of(a->given[MODEL]);
+    FwmStream *stream = model ? fwm_model_claim_stream(model, a->given[STREAM]) : NULL;
+    if (!stream)
         return NULL;
-    PyObject *object = a.given[MODEL];
-    if (!fwm_is_model(object))
-        return PyErr_Format(PyExc_TypeError, "model: got %.100s, expected a Model", Py_TYPE(object)->tp_name);
-    FwmModelObject *self = (FwmModelObject *)object;
-    FwmStream *stream = fwm_model_claim_stream(self, a.given[STREAM]);
     PyObject *result = NULL;
-    if (stream && fwm_model_claim(self, FWM_CHANGES) == 0) {
-        result = run(self, stream, &a);
-        fwm_model_release(self);
+    if (fwm_model_claim(model, FWM_CHANGES) == 0) {
+        result = run(model, stream, a);
+        fwm_model_release(model);
     }
-    if (stream)
-        fwm_release(a.given[STREAM]);
+    fwm_release(a->given[STREAM]);
     return result;
 }
 
-static PyMethodDef functions[] = {
-    {"train", (PyCFunction)(void (*)(void))train, METH_FASTCALL | METH_KEYWORDS, NULL},
-    {NULL, NULL, 0, NULL},
-};
+static FwmModuleFunction function = {.signature = {"train", arguments, FWM_LENGTH(arguments)}, .call = train};
 
 int fwm_add_train(PyObject *module)
 {
-    return fwm_prepare(&signature) < 0 ? -1 : PyModule_AddFunctions(module, functions);
+    return fwm_add_function(module, &function);
 }

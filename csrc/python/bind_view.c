@@ -28,15 +28,10 @@ static const FwmArgument arguments[] = {
     [READ_ONLY] = {"read_only", FWM_FLAG, .required = true},
 };
 
-static FwmSignature signature = {"array_at", arguments, FWM_LENGTH(arguments), FWM_LENGTH(arguments)};
-
-static PyObject *array_at(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n, PyObject *names)
+static PyObject *array_at(PyObject *Py_UNUSED(self), FwmArguments *a)
 {
     npy_intp shape[NPY_MAXDIMS], strides[NPY_MAXDIMS];
-    FwmArguments a = {0};
-    if (fwm_read_arguments(&a, &signature, args, n, names) < 0)
-        return NULL;
-    PyObject *const *given = a.given;
+    PyObject *const *given = a->given;
     if (!PyArray_DescrCheck(given[DTYPE]))
         return PyErr_Format(PyExc_TypeError, "dtype: got %.100s, expected a dtype", Py_TYPE(given[DTYPE])->tp_name);
     void *address = PyLong_AsVoidPtr(given[ADDRESS]);
@@ -47,7 +42,7 @@ static PyObject *array_at(PyObject *Py_UNUSED(module), PyObject *const *args, Py
     for (int i = 0; given[STRIDES] && i < rank; i++)
         strides[i] *= PyDataType_ELSIZE(dtype);
     const int flags =
-        (given[STRIDES] ? 0 : NPY_ARRAY_C_CONTIGUOUS) | (a.values[READ_ONLY].flag ? 0 : NPY_ARRAY_WRITEABLE);
+        (given[STRIDES] ? 0 : NPY_ARRAY_C_CONTIGUOUS) | (a->values[READ_ONLY].flag ? 0 : NPY_ARRAY_WRITEABLE);
     PyObject *array =
         PyArray_NewFromDescr(&PyArray_Type, dtype, rank, shape, given[STRIDES] ? strides : NULL, address, flags, NULL);
     if (array)
@@ -57,12 +52,10 @@ static PyObject *array_at(PyObject *Py_UNUSED(module), PyObject *const *args, Py
     return array;
 }
 
-static PyMethodDef functions[] = {
-    {"array_at", (PyCFunction)(void (*)(void))array_at, METH_FASTCALL | METH_KEYWORDS, NULL},
-    {NULL, NULL, 0, NULL},
-};
+static FwmModuleFunction function = {.signature = {"array_at", arguments, FWM_LENGTH(arguments), FWM_LENGTH(arguments)},
+                                     .call = array_at};
 
 int fwm_add_array_at(PyObject *module)
 {
-    return fwm_prepare(&signature) < 0 ? -1 : PyModule_AddFunctions(module, functions);
+    return fwm_add_function(module, &function);
 }

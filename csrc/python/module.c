@@ -55,9 +55,7 @@ PyDoc_STRVAR(
     "Use at most n threads (1..1024) from now on. Results do not depend on it, to the bit.\n\n"
     "The default is the number of cores this process may use, at most OMP_NUM_THREADS. Without OpenMP, and in a child\n"
     "that was forked, there is one thread.\n\n"
-    "Raises\n------\n"
-    "TypeError, ValueError\n"
-    "    If n is no integer, or outside 1..1024.\n");
+    "Raises\n------\nTypeError, ValueError\n    If n is no integer, or outside 1..1024.\n");
 
 static PyObject *set_num_threads(PyObject *Py_UNUSED(module), PyObject *given)
 {
@@ -133,7 +131,7 @@ static PyMethodDef functions[] = {
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, execute},
 #ifdef Py_mod_gil
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* what threads share is atomic, or claimed by one of them (claim.h) */
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* what threads share is atomic, or claimed by one of them (objects.h) */
 #endif
     {0, NULL},
 };

@@ -1,0 +1,78 @@
+/* Objects that change when they are used, so that one call at a time has them: how calls claim them, and what is inside
+ * of them. objects.c; bind_random.c, bind_stream.c, bind_model.c. */
+#ifndef FWM_PYTHON_OBJECTS_H
+#define FWM_PYTHON_OBJECTS_H
+
+#include <stdatomic.h>
+
+#include "api/model.h"
+#include "python/arguments.h"
+#include "retrieval/stream.h"
+
+#include <structmember.h> /* of Python, behind Python.h */
+
+/* What each of them begins with. */
+typedef struct {
+    PyObject_HEAD
+    atomic_bool busy;     /* claimed */
+    unsigned long thread; /* by which */
+} FwmClaimed;
+
+/* Whoever uses the inside of such an object claims it first, its own methods too: until it is released a second claim
+ * raises RuntimeError. 0, or -1 with that exception. */
+int fwm_claim(PyObject *object);
+void fwm_release(PyObject *object);
+
+/* As fwm_call, with self claimed once its arguments are read. */
+PyObject *fwm_call_claimed(PyObject *self, const FwmSignature *signature, FwmFunction function, PyObject *const *args,
+                           Py_ssize_t n, PyObject *names);
+
+/* Defines the C function `name` of a type's methods, and its signature of_name: `function`, with self claimed, by the
+ * rows of its arguments, which need no names. Draws are float32, and so their numbers. */
+#define FWM_CLAIMED_METHOD(name, python_name, function, ...)                                                           \
+    static const FwmArgument rows_of_##name[] = {__VA_ARGS__};                                                         \
+    static FwmSignature of_##name = {python_name, rows_of_##name, FWM_LENGTH(rows_of_##name),                          \
+                                     FWM_LENGTH(rows_of_##name), .type = NPY_FLOAT};                                   \
+    static PyObject *name(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)                        \
+    {                                                                                                                  \
+        return fwm_call_claimed(self, &of_##name, function, args, n, names);                                           \
+    }
+
+/* Reads the rows of n signatures and adds a type to the module; 0, or -1 with an exception. No class can be derived
+ * from the type: tp_dealloc tells objects apart. */
+int fwm_add_type(PyObject *module, const char *name, size_t size, PyType_Slot *slots, FwmSignature *const *signatures,
+                 size_t n);
+
+/* Whether the object is of the type with this tp_dealloc; if not, with a TypeError that names `argument`. */
+bool fwm_check_type(PyObject *object, destructor dealloc, const char *argument, const char *expected);
+
+/* The end of tp_dealloc. */
+void fwm_free_object(PyObject *self);
+
+/* ---- what is inside: borrowed, to be claimed; NULL with a TypeError for other objects ---- */
+
+FwmBlockSource *fwm_block_source_of(PyObject *object); /* of a Philox or an MT19937, the argument "generator" */
+FwmStream *fwm_stream_of(PyObject *object);
+
+typedef struct {
+    FwmClaimed base; /* to be claimed by fwm_model_claim */
+    FwmModel model;
+    int type;                     /* NPY_FLOAT or NPY_DOUBLE */
+    bool in_callback;             /* of its training */
+    bool nested;                  /* a call of that callback reads */
+    FwmBlockSource source_before; /* where the training's draws go on after that call */
+} FwmModelObject;
+
+FwmModelObject *fwm_model_of(PyObject *object);
+
+/* What a call does to the model. */
+typedef enum { FWM_READS, FWM_CHANGES } FwmModelUse;
+
+/* Claims the model for a call and makes room for it; 0, or -1 with an exception. */
+int fwm_model_claim(FwmModelObject *self, FwmModelUse use);
+void fwm_model_release(FwmModelObject *self);
+
+/* The stream, claimed, if it fits the model; NULL with an exception. */
+FwmStream *fwm_model_claim_stream(const FwmModelObject *self, PyObject *given);
+
+#endif
