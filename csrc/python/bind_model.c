@@ -1,11 +1,9 @@
 /* Model: the experiment's model as an object that owns its memory and hands out views of its parameters. One thread at
  * a time may use a model; a second one gets a RuntimeError. While it is trained, a callback may read it, and the run
  * goes on as if it had not. */
-
 #include "api/dispatch.h"
 #include "python/bindings.h"
 #include "python/objects.h"
-#include "python/states.h"
 #include "python/tables.h"
 #include "retrieval/initial.h"
 #include "retrieval/model.h"
@@ -68,13 +66,8 @@ static int initialise(FwmModel *model, uint32_t seed, bool philox)
     fwm_torch_seed(&generator, seed);
     if (fwm_initial_parameters(model, &generator) < 0)
         return -1;
-    if (philox) {
-        model->omega_source.kind = FWM_PHILOX;
-        model->omega_source.philox = (FwmPhilox){.seed = seed, .next_block = 0};
-    } else {
-        model->omega_source.kind = FWM_TORCH_CPU;
-        model->omega_source.torch_cpu = generator;
-    }
+    model->omega_source = philox ? (FwmBlockSource){.kind = FWM_PHILOX, .philox = {.seed = seed}}
+                                 : (FwmBlockSource){.kind = FWM_TORCH_CPU, .torch_cpu = generator};
     return 0;
 }
 
@@ -120,7 +113,10 @@ static void model_dealloc(PyObject *self)
 
 FwmModelObject *fwm_model_of(PyObject *object)
 {
-    return fwm_check_type(object, model_dealloc, "model", "a Model") ? (FwmModelObject *)object : NULL;
+    if (Py_TYPE(object)->tp_dealloc == model_dealloc)
+        return (FwmModelObject *)object;
+    PyErr_Format(PyExc_TypeError, "model: got %.100s, expected a Model", Py_TYPE(object)->tp_name);
+    return NULL;
 }
 
 void fwm_model_release(FwmModelObject *self)
@@ -412,27 +408,16 @@ METHOD(snapshot, FWM_READS, NULL)
 METHOD(get_state, FWM_READS, NULL)
 METHOD(set_state, FWM_CHANGES, state_rows, 1, 1)
 
-static PyMethodDef methods[] = {
-    FWM_METHOD_ROW("loss", model_loss, NULL),
-    FWM_METHOD_ROW("loss_and_gradients", model_loss_and_gradients, NULL),
-    FWM_METHOD_ROW("step", model_step, NULL),
-    FWM_METHOD_ROW("read_out", model_read_out, NULL),
-    FWM_METHOD_ROW("evaluate", model_evaluate, NULL),
-    FWM_METHOD_ROW("snapshot", model_snapshot, NULL),
-    FWM_METHOD_ROW("get_state", model_get_state, NULL),
-    FWM_METHOD_ROW("set_state", model_set_state, NULL),
-    {NULL, NULL, 0, NULL},
-};
+#define ROW(name) FWM_METHOD_ROW(#name, model_##name, NULL)
 
-static PyGetSetDef properties[] = {
-    {"parameters", model_parameters, NULL, NULL, NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
+static PyMethodDef methods[] = {ROW(loss),      ROW(loss_and_gradients), ROW(step),
+                                ROW(read_out),  ROW(evaluate),           ROW(snapshot),
+                                ROW(get_state), ROW(set_state),          {NULL, NULL, 0, NULL}};
 
-static PyMemberDef members[] = {
-    {"steps", T_ULONGLONG, offsetof(FwmModelObject, model.steps), READONLY, NULL},
-    {NULL, 0, 0, 0, NULL},
-};
+static PyGetSetDef properties[] = {{"parameters", model_parameters, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL}};
+
+static PyMemberDef members[] = {{"steps", T_ULONGLONG, offsetof(FwmModelObject, model.steps), READONLY, NULL},
+                                {NULL, 0, 0, 0, NULL}};
 
 static PyType_Slot slots[] = {
     {Py_tp_new, model_new},

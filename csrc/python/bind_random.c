@@ -1,11 +1,12 @@
-/* Philox and MT19937: extension types around the generators of csrc/random. A draw that fails for want of memory leaves
- * its generator as it was. */
+/* Philox and MT19937: extension types around the generators of csrc/random; and draw_omega, which draws from them. A
+ * draw that fails for want of memory leaves its generator as it was. */
 #include <math.h>
 
+#include "api/dispatch.h"
 #include "python/bindings.h"
 #include "python/objects.h"
-#include "python/states.h"
 #include "random/numpy_legacy.h"
+#include "runtime/scratch.h"
 
 #define HIGHEST_POPULATION 2147483647LL /* permutations are held as int32 */
 #define HIGHEST_WORD 4294967295LL
@@ -22,20 +23,10 @@ static FwmBlockSource *source_of(PyObject *self)
     return &((SourceObject *)self)->source;
 }
 
-static FwmMT19937 *bits_of(PyObject *self)
-{
-    return &source_of(self)->torch_cpu.bits;
-}
-
-static PyObject *new_vector(long long length, int type)
+static PyArrayObject *new_vector(long long length, int type)
 {
     const npy_intp shape = (npy_intp)length;
-    return PyArray_SimpleNew(1, &shape, type);
-}
-
-static void *data_of(PyObject *array)
-{
-    return PyArray_DATA((PyArrayObject *)array);
+    return (PyArrayObject *)PyArray_SimpleNew(1, &shape, type);
 }
 
 /* ---- draws ---- */
@@ -45,10 +36,10 @@ static void *data_of(PyObject *array)
 static PyObject *draw_normal(PyObject *self, FwmArguments *a)
 {
     const long long n = a->values[0].integer;
-    PyObject *out = new_vector(n, NPY_FLOAT32);
+    PyArrayObject *out = new_vector(n, NPY_FLOAT32);
     if (out)
-        fwm_next_normal_block(source_of(self), (size_t)n, data_of(out));
-    return out;
+        fwm_next_normal_block(source_of(self), (size_t)n, PyArray_DATA(out));
+    return (PyObject *)out;
 }
 
 FWM_CLAIMED_METHOD(philox_normal, "normal", draw_normal, INTEGER("n", 0, HIGHEST_WORD))
@@ -57,11 +48,12 @@ FWM_CLAIMED_METHOD(mt19937_normal, "normal", draw_normal, INTEGER("n", 0, HIGHES
 static PyObject *draw_uint32(PyObject *self, FwmArguments *a)
 {
     const long long n = a->values[0].integer;
-    PyObject *out = new_vector(n, NPY_UINT32);
-    uint32_t *words = out ? data_of(out) : NULL;
+    PyArrayObject *out = new_vector(n, NPY_UINT32);
+    FwmMT19937 *bits = &source_of(self)->torch_cpu.bits;
+    uint32_t *words = out ? PyArray_DATA(out) : NULL;
     for (long long i = 0; words && i < n; i++)
-        words[i] = fwm_mt19937_next(bits_of(self));
-    return out;
+        words[i] = fwm_mt19937_next(bits);
+    return (PyObject *)out;
 }
 
 FWM_CLAIMED_METHOD(mt19937_uint32, "uint32", draw_uint32, INTEGER("n", 0, HIGHEST_LENGTH))
@@ -74,10 +66,10 @@ static PyObject *draw_uniform(PyObject *self, FwmArguments *a)
         return PyErr_Format(PyExc_ValueError, "low: got %s, expected %s",
                             low > high ? "a number above high" : "a number too far from high",
                             low > high ? "one that is not" : "a finite difference in float32");
-    PyObject *out = new_vector(n, NPY_FLOAT32);
+    PyArrayObject *out = new_vector(n, NPY_FLOAT32);
     if (out)
-        fwm_torch_uniform(&source_of(self)->torch_cpu, (size_t)n, low, high, data_of(out));
-    return out;
+        fwm_torch_uniform(&source_of(self)->torch_cpu, (size_t)n, low, high, PyArray_DATA(out));
+    return (PyObject *)out;
 }
 
 FWM_CLAIMED_METHOD(mt19937_uniform, "uniform", draw_uniform, INTEGER("n", 0, HIGHEST_LENGTH),
@@ -85,7 +77,7 @@ FWM_CLAIMED_METHOD(mt19937_uniform, "uniform", draw_uniform, INTEGER("n", 0, HIG
 
 static PyObject *draw_bounded(PyObject *self, FwmArguments *a)
 {
-    return PyLong_FromUnsignedLong(fwm_numpy_bounded(bits_of(self), (uint32_t)a->values[0].integer));
+    return PyLong_FromUnsignedLong(fwm_numpy_bounded(&source_of(self)->torch_cpu.bits, (uint32_t)a->values[0].integer));
 }
 
 FWM_CLAIMED_METHOD(mt19937_bounded, "bounded", draw_bounded, INTEGER("max", 0, HIGHEST_WORD))
@@ -94,18 +86,18 @@ FWM_CLAIMED_METHOD(mt19937_bounded, "bounded", draw_bounded, INTEGER("max", 0, H
 static PyObject *choose(PyObject *self, long long n, long long size, bool replace)
 {
     const long long n_scratch = !replace && size < n ? n : 0;
-    PyObject *out = new_vector(size, NPY_INT64);
+    PyArrayObject *out = new_vector(size, NPY_INT64);
     int32_t *drawn = out ? PyMem_Malloc((size_t)(size + n_scratch) * sizeof *drawn) : NULL;
     if (!drawn) {
         Py_XDECREF(out);
         return PyErr_NoMemory();
     }
-    fwm_numpy_choice(bits_of(self), (uint32_t)n, (size_t)size, replace, drawn, drawn + size);
-    int64_t *wide = data_of(out);
+    fwm_numpy_choice(&source_of(self)->torch_cpu.bits, (uint32_t)n, (size_t)size, replace, drawn, drawn + size);
+    int64_t *wide = PyArray_DATA(out);
     for (long long i = 0; i < size; i++)
         wide[i] = drawn[i];
     PyMem_Free(drawn);
-    return out;
+    return (PyObject *)out;
 }
 
 static PyObject *draw_permutation(PyObject *self, FwmArguments *a)
@@ -163,25 +155,20 @@ static PyObject *mt19937_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     return (PyObject *)self;
 }
 
-static void source_dealloc(PyObject *self)
-{
-    fwm_free_object(self);
-}
-
 static PyObject *reduce(PyObject *self, FwmArguments *Py_UNUSED(a))
 {
     return Py_BuildValue("O(k)N", (PyObject *)Py_TYPE(self), (unsigned long)((SourceObject *)self)->seed,
                          fwm_source_state(source_of(self)));
 }
 
-FWM_CLAIMED_METHOD(source_reduce, "__reduce__", reduce)
+FWM_CLAIMED_METHOD(source___reduce__, "__reduce__", reduce)
 
 static PyObject *set_state(PyObject *self, FwmArguments *a)
 {
     return fwm_set_source_state(source_of(self), a->given[0]) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-FWM_CLAIMED_METHOD(source_set_state, "__setstate__", set_state, {"state", FWM_OBJECT})
+FWM_CLAIMED_METHOD(source___setstate__, "__setstate__", set_state, {"state", FWM_OBJECT})
 
 static PyObject *source_repr(PyObject *self)
 {
@@ -194,8 +181,7 @@ static PyObject *source_repr(PyObject *self)
 
 PyDoc_STRVAR(
     philox_doc,
-    "Philox(seed)\n--\n\n"
-    "Blocks of standard normals as torch draws them on CUDA.\n\n"
+    "Philox(seed)\n--\n\nBlocks of standard normals as torch draws them on CUDA.\n\n"
     "Philox4x32-10 and a Box-Muller transform in float32; the published FAVOR+ runs took their features from\n"
     "it. The blocks of a seed never change.\n\n"
     "Parameters\n----------\nseed : int\n    0..2**32 - 1.\n\n"
@@ -207,10 +193,9 @@ PyDoc_STRVAR(
 
 PyDoc_STRVAR(
     mt19937_doc,
-    "MT19937(seed)\n--\n\n"
-    "The Mersenne Twister, with the draws that torch's CPU generator and NumPy's RandomState make of it.\n\n"
-    "One stream of 32-bit words serves all methods, in the order of the calls. The draws of a seed never\n"
-    "change.\n\n"
+    "MT19937(seed)\n--\n\nThe Mersenne Twister, with the draws that torch's CPU generator and NumPy's RandomState make "
+    "of it.\n\n"
+    "One stream of 32-bit words serves all methods, in the order of the calls. The draws of a seed never change.\n\n"
     "Parameters\n----------\nseed : int\n    0..2**32 - 1.\n\n"
     "Raises\n------\nTypeError, ValueError\n    If the seed is no such integer.\n\n"
     "Notes\n-----\n"
@@ -218,40 +203,38 @@ PyDoc_STRVAR(
     "after ``torch.manual_seed(seed)`` on a CPU with AVX2. ``bounded``, ``permutation`` and ``choice`` equal\n"
     "those of ``numpy.random.RandomState(seed)``. Source: Matsumoto, Nishimura, \"Mersenne Twister\" (1998).");
 
+#define METHOD(type, name, doc) FWM_METHOD_ROW(#name, type##_##name, doc)
+
 static PyMethodDef philox_methods[] = {
-    FWM_METHOD_ROW("__reduce__", source_reduce, NULL),
-    FWM_METHOD_ROW("__setstate__", source_set_state, NULL),
-    FWM_METHOD_ROW("normal", philox_normal,
-                   "normal($self, /, n)\n--\n\n"
-                   "Draw the next block: n standard normals, (n,) float32, n < 2**32."),
+    METHOD(source, __reduce__, NULL),
+    METHOD(source, __setstate__, NULL),
+    METHOD(philox, normal,
+           "normal($self, /, n)\n--\n\nDraw the next block: n standard normals, (n,) float32, n < 2**32."),
     {NULL, NULL, 0, NULL},
 };
 
 static PyMethodDef mt19937_methods[] = {
-    FWM_METHOD_ROW("__reduce__", source_reduce, NULL),
-    FWM_METHOD_ROW("__setstate__", source_set_state, NULL),
-    FWM_METHOD_ROW("uint32", mt19937_uint32, "uint32($self, /, n)\n--\n\nDraw n words, (n,) uint32."),
-    FWM_METHOD_ROW("uniform", mt19937_uniform,
-                   "uniform($self, /, n, low=0.0, high=1.0)\n--\n\n"
-                   "Draw n uniforms on [low, high), (n,) float32, as torch does.\n\n"
-                   "Raises ValueError unless low <= high and both and their difference are finite in float32."),
-    FWM_METHOD_ROW(
-        "normal", mt19937_normal,
-        "normal($self, /, n)\n--\n\n"
-        "Draw n standard normals, (n,) float32, as torch does.\n\n"
-        "A draw of n is not the beginning of a longer one. Fewer than 16 are made in pairs, in double precision;\n"
-        "the second of a pair that was not asked for waits for the next such call."),
-    FWM_METHOD_ROW(
-        "bounded", mt19937_bounded,
-        "bounded($self, /, max)\n--\n\n"
-        "Draw an int on 0..max, both inclusive, as ``RandomState.randint(max + 1)`` does; max = 0 draws nothing."),
-    FWM_METHOD_ROW("permutation", mt19937_permutation,
-                   "permutation($self, /, n)\n--\n\n"
-                   "Draw a permutation of 0..n-1, (n,) int64, as ``RandomState.permutation(n)`` does."),
-    FWM_METHOD_ROW("choice", mt19937_choice,
-                   "choice($self, /, n, size, replace)\n--\n\n"
-                   "Draw size elements of 0..n-1, (size,) int64, as ``RandomState.choice(n, size, replace)`` does.\n\n"
-                   "Raises ValueError if size is above n without replacement."),
+    METHOD(source, __reduce__, NULL),
+    METHOD(source, __setstate__, NULL),
+    METHOD(mt19937, uint32, "uint32($self, /, n)\n--\n\nDraw n words, (n,) uint32."),
+    METHOD(mt19937, uniform,
+           "uniform($self, /, n, low=0.0, high=1.0)\n--\n\n"
+           "Draw n uniforms on [low, high), (n,) float32, as torch does.\n\n"
+           "Raises ValueError unless low <= high and both and their difference are finite in float32."),
+    METHOD(mt19937, normal,
+           "normal($self, /, n)\n--\n\nDraw n standard normals, (n,) float32, as torch does.\n\n"
+           "A draw of n is not the beginning of a longer one. Fewer than 16 are made in pairs, in double precision;\n"
+           "the second of a pair that was not asked for waits for the next such call."),
+    METHOD(mt19937, bounded,
+           "bounded($self, /, max)\n--\n\n"
+           "Draw an int on 0..max, both inclusive, as ``RandomState.randint(max + 1)`` does; max = 0 draws nothing."),
+    METHOD(mt19937, permutation,
+           "permutation($self, /, n)\n--\n\n"
+           "Draw a permutation of 0..n-1, (n,) int64, as ``RandomState.permutation(n)`` does."),
+    METHOD(mt19937, choice,
+           "choice($self, /, n, size, replace)\n--\n\n"
+           "Draw size elements of 0..n-1, (size,) int64, as ``RandomState.choice(n, size, replace)`` does.\n\n"
+           "Raises ValueError if size is above n without replacement."),
     {NULL, NULL, 0, NULL},
 };
 
@@ -265,7 +248,7 @@ static PyMemberDef members[] = {
 static PyType_Slot philox_slots[] = {
     {Py_tp_doc, (void *)philox_doc},
     {Py_tp_new, philox_new},
-    {Py_tp_dealloc, source_dealloc},
+    {Py_tp_dealloc, fwm_free_object},
     {Py_tp_methods, philox_methods},
     {Py_tp_members, members},
     {Py_tp_repr, source_repr},
@@ -273,23 +256,63 @@ static PyType_Slot philox_slots[] = {
 };
 
 static PyType_Slot mt19937_slots[] = {
-    {Py_tp_doc, (void *)mt19937_doc}, {Py_tp_new, mt19937_new},  {Py_tp_dealloc, source_dealloc},
+    {Py_tp_doc, (void *)mt19937_doc}, {Py_tp_new, mt19937_new},  {Py_tp_dealloc, fwm_free_object},
     {Py_tp_methods, mt19937_methods}, {Py_tp_repr, source_repr}, {0, NULL},
 };
 
-int fwm_add_random_types(PyObject *module)
+/* ---- draw_omega ---- */
+
+enum { D, M, GENERATOR };
+
+static const FwmArgument omega_rows[] = {
+    [D] = INTEGER("d", 1, 8192),
+    [M] = INTEGER("m", 1, 1 << 20),
+    [GENERATOR] = {"generator", FWM_OBJECT},
+};
+
+/* omega (d x m), float32: ceil(m / d) blocks of d x d normals from the generator, made orthogonal. */
+static PyObject *draw_omega(PyObject *Py_UNUSED(self), FwmArguments *a)
 {
-    FwmSignature *const signatures[] = {
-        &of_philox,         &of_mt19937,        &of_source_reduce,   &of_source_set_state, &of_philox_normal,
-        &of_mt19937_normal, &of_mt19937_uint32, &of_mt19937_uniform, &of_mt19937_bounded,  &of_mt19937_permutation,
-        &of_mt19937_choice};
-    const size_t size = sizeof(SourceObject), n = FWM_LENGTH(signatures);
-    if (fwm_add_type(module, "fwm_py.random.Philox", size, philox_slots, signatures, n) < 0)
-        return -1;
-    return fwm_add_type(module, "fwm_py.random.MT19937", size, mt19937_slots, NULL, 0);
+    PyObject *generator = a->given[GENERATOR];
+    if (Py_TYPE(generator)->tp_dealloc != fwm_free_object)
+        return PyErr_Format(PyExc_TypeError, "generator: got %.100s, expected a Philox or an MT19937",
+                            Py_TYPE(generator)->tp_name);
+    if (fwm_claim(generator) < 0)
+        return NULL;
+    const FwmKernels *kernels = fwm_kernels_f32();
+    const size_t d = (size_t)a->values[D].integer, m = (size_t)a->values[M].integer, blocks = fwm_tiles(m, d);
+    const npy_intp shape[] = {(npy_intp)d, (npy_intp)m};
+    PyObject *omega = PyArray_SimpleNew(2, shape, NPY_FLOAT);
+    float *normals = omega ? fwm_scratch(blocks * d * d * sizeof(float)) : NULL;
+    void *scratch = normals ? fwm_scratch(kernels->make_omega_scratch(d)) : NULL;
+    if (scratch) {
+        Py_BEGIN_ALLOW_THREADS
+        for (size_t i = 0; i < blocks; i++)
+            fwm_next_normal_block(source_of(generator), d * d, normals + i * d * d);
+        kernels->make_omega(d, m, normals, PyArray_DATA((PyArrayObject *)omega), scratch);
+        Py_END_ALLOW_THREADS
+    } else if (omega) {
+        Py_CLEAR(omega);
+        PyErr_NoMemory();
+    }
+    fwm_release_scratch(normals);
+    fwm_release_scratch(scratch);
+    fwm_release(generator);
+    return omega;
 }
 
-FwmBlockSource *fwm_block_source_of(PyObject *object)
+static FwmModuleFunction omega = {
+    .signature = {"draw_omega", omega_rows, FWM_LENGTH(omega_rows), FWM_LENGTH(omega_rows)}, .call = draw_omega};
+
+int fwm_add_random(PyObject *module)
 {
-    return fwm_check_type(object, source_dealloc, "generator", "a Philox or an MT19937") ? source_of(object) : NULL;
+    FwmSignature *const signatures[] = {
+        &of_philox,         &of_mt19937,        &of_source___reduce__, &of_source___setstate__, &of_philox_normal,
+        &of_mt19937_normal, &of_mt19937_uint32, &of_mt19937_uniform,   &of_mt19937_bounded,     &of_mt19937_permutation,
+        &of_mt19937_choice};
+    const size_t size = sizeof(SourceObject), n = FWM_LENGTH(signatures);
+    if (fwm_add_type(module, "fwm_py.random.Philox", size, philox_slots, signatures, n) < 0 ||
+        fwm_add_type(module, "fwm_py.random.MT19937", size, mt19937_slots, NULL, 0) < 0)
+        return -1;
+    return fwm_add_function(module, &omega);
 }

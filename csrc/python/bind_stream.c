@@ -2,7 +2,6 @@
  * stream as it was. */
 #include "python/bindings.h"
 #include "python/objects.h"
-#include "python/states.h"
 
 #define HIGHEST_SEED 4294967295LL
 #define HIGHEST_N_KEYS 1073741823LL /* 2N is a length, held as int32 */
@@ -136,8 +135,8 @@ static PyObject *set_state(PyObject *self, FwmArguments *a)
 
 FWM_CLAIMED_METHOD(stream_batch, "batch", draw_batch)
 FWM_CLAIMED_METHOD(stream_evaluation, "evaluation", draw_evaluation)
-FWM_CLAIMED_METHOD(stream_reduce, "__reduce__", reduce)
-FWM_CLAIMED_METHOD(stream_set_state, "__setstate__", set_state, {"state", FWM_OBJECT})
+FWM_CLAIMED_METHOD(stream___reduce__, "__reduce__", reduce)
+FWM_CLAIMED_METHOD(stream___setstate__, "__setstate__", set_state, {"state", FWM_OBJECT})
 
 static PyObject *stream_repr(PyObject *self)
 {
@@ -153,19 +152,19 @@ PyDoc_STRVAR(stream_doc,
              "Keys are the tokens 0..n_keys-1, values n_keys..2*n_keys-1. An evaluation consumes the stream, and the\n"
              "next batch goes on from there.");
 
+#define METHOD(name, doc) FWM_METHOD_ROW(#name, stream_##name, doc)
+
 static PyMethodDef stream_methods[] = {
-    FWM_METHOD_ROW(
-        "batch", stream_batch,
-        "batch($self, /)\n--\n\n"
-        "Draw (keys (B, L), values (B, L), query (B,), answer (B,)) as int64; L is n_keys, with replacement twice\n"
-        "that."),
-    FWM_METHOD_ROW(
-        "evaluation", stream_evaluation,
-        "evaluation($self, /)\n--\n\n"
-        "Draw 20 sequences (keys (N,), values (N,), queries (n,), answers (n,)) as int64; the queries are the\n"
-        "distinct keys, ascending, at most 200."),
-    FWM_METHOD_ROW("__reduce__", stream_reduce, NULL),
-    FWM_METHOD_ROW("__setstate__", stream_set_state, NULL),
+    METHOD(batch,
+           "batch($self, /)\n--\n\n"
+           "Draw (keys (B, L), values (B, L), query (B,), answer (B,)) as int64; L is n_keys, with replacement twice\n"
+           "that."),
+    METHOD(evaluation,
+           "evaluation($self, /)\n--\n\n"
+           "Draw 20 sequences (keys (N,), values (N,), queries (n,), answers (n,)) as int64; the queries are the\n"
+           "distinct keys, ascending, at most 200."),
+    METHOD(__reduce__, NULL),
+    METHOD(__setstate__, NULL),
     {NULL, NULL, 0, NULL},
 };
 
@@ -176,13 +175,16 @@ static PyType_Slot stream_slots[] = {
 
 int fwm_add_stream_type(PyObject *module)
 {
-    FwmSignature *const signatures[] = {&signature, &of_stream_batch, &of_stream_evaluation, &of_stream_reduce,
-                                        &of_stream_set_state};
+    FwmSignature *const signatures[] = {&signature, &of_stream_batch, &of_stream_evaluation, &of_stream___reduce__,
+                                        &of_stream___setstate__};
     return fwm_add_type(module, "fwm_py._core.Stream", sizeof(StreamObject), stream_slots, signatures,
                         FWM_LENGTH(signatures));
 }
 
 FwmStream *fwm_stream_of(PyObject *object)
 {
-    return fwm_check_type(object, stream_dealloc, "stream", "a Stream") ? stream_in(object) : NULL;
+    if (Py_TYPE(object)->tp_dealloc == stream_dealloc)
+        return stream_in(object);
+    PyErr_Format(PyExc_TypeError, "stream: got %.100s, expected a Stream", Py_TYPE(object)->tp_name);
+    return NULL;
 }

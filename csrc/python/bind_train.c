@@ -9,36 +9,31 @@ typedef struct {
     PyObject *on_evaluation, *on_progress; /* or None */
 } Callbacks;
 
-/* 0, or -1 with an exception. */
-static int call(const Callbacks *callbacks, PyObject *function, uint64_t step, double loss)
+/* With the GIL for as long as it takes: signals are looked for while `polls`. 0, or -1 with an exception. */
+static int call(Callbacks *callbacks, bool polls, uint64_t step, double loss)
 {
-    if (function == Py_None)
-        return 0;
-    callbacks->model->in_callback = true;
-    PyObject *out = PyObject_CallFunction(function, "Kd", (unsigned long long)step, loss);
-    callbacks->model->in_callback = false;
-    Py_XDECREF(out);
-    return out ? 0 : -1;
+    PyEval_RestoreThread(callbacks->state);
+    PyObject *function = polls ? callbacks->on_progress : callbacks->on_evaluation;
+    int status = polls ? PyErr_CheckSignals() : 0;
+    if (status == 0 && function != Py_None) {
+        callbacks->model->in_callback = true;
+        PyObject *out = PyObject_CallFunction(function, "Kd", (unsigned long long)step, loss);
+        callbacks->model->in_callback = false;
+        status = out ? 0 : -1;
+        Py_XDECREF(out);
+    }
+    callbacks->state = PyEval_SaveThread();
+    return status;
 }
 
 static int on_evaluation(void *context, uint64_t step, float loss)
 {
-    Callbacks *callbacks = context;
-    PyEval_RestoreThread(callbacks->state);
-    const int status = call(callbacks, callbacks->on_evaluation, step, loss);
-    callbacks->state = PyEval_SaveThread();
-    return status;
+    return call(context, false, step, loss);
 }
 
 static int poll(void *context, uint64_t step, double loss)
 {
-    Callbacks *callbacks = context;
-    PyEval_RestoreThread(callbacks->state);
-    int status = PyErr_CheckSignals();
-    if (status == 0)
-        status = call(callbacks, callbacks->on_progress, step, loss);
-    callbacks->state = PyEval_SaveThread();
-    return status;
+    return call(context, true, step, loss);
 }
 
 enum { MODEL, STREAM, LR, MAX_STEPS, ON_EVALUATION, ON_PROGRESS };

@@ -25,16 +25,6 @@ static PyObject *usable_variants(void)
     return tuple;
 }
 
-PyDoc_STRVAR(build_info_doc, "build_info()\n--\n\n"
-                             "How the extension was built and what it uses here.\n\n"
-                             "Returns\n-------\n"
-                             "dict\n"
-                             "    variant: the instruction set in use (baseline, avx2 or avx512); FWM_PY_ISA in the "
-                             "environment chooses another\n"
-                             "    at import. variants: those that this build has and this processor runs. compiler: "
-                             "its version. openmp: whether\n"
-                             "    threads are built in. threads: how many are used.\n");
-
 static PyObject *build_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
 {
 #ifdef _OPENMP
@@ -49,14 +39,6 @@ static PyObject *build_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(arg
                          "compiler", __VERSION__, "openmp", openmp, "threads", fwm_num_threads());
 }
 
-PyDoc_STRVAR(
-    set_num_threads_doc,
-    "set_num_threads(n, /)\n--\n\n"
-    "Use at most n threads (1..1024) from now on. Results do not depend on it, to the bit.\n\n"
-    "The default is the number of cores this process may use, at most OMP_NUM_THREADS. Without OpenMP, and in a child\n"
-    "that was forked, there is one thread.\n\n"
-    "Raises\n------\nTypeError, ValueError\n    If n is no integer, or outside 1..1024.\n");
-
 static PyObject *set_num_threads(PyObject *Py_UNUSED(module), PyObject *given)
 {
     long long n;
@@ -65,8 +47,6 @@ static PyObject *set_num_threads(PyObject *Py_UNUSED(module), PyObject *given)
     fwm_set_num_threads((int)n);
     Py_RETURN_NONE;
 }
-
-PyDoc_STRVAR(get_num_threads_doc, "get_num_threads()\n--\n\nHow many threads are used at most.\n");
 
 static PyObject *get_num_threads(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
 {
@@ -111,9 +91,8 @@ static int execute(PyObject *module)
         return -1;
     fwm_threads_start();
     static int (*const bindings[])(PyObject *) = {
-        fwm_add_tables,      fwm_add_maps,       fwm_add_rules,        fwm_add_readouts,    fwm_add_attention,
-        fwm_add_convolution, fwm_add_norm,       fwm_add_random_types, fwm_add_stream_type, fwm_add_model_type,
-        fwm_add_train,       fwm_add_draw_omega, fwm_add_array_at};
+        fwm_add_tables, fwm_add_maps,   fwm_add_rules,       fwm_add_readouts,   fwm_add_attention, fwm_add_convolution,
+        fwm_add_norm,   fwm_add_random, fwm_add_stream_type, fwm_add_model_type, fwm_add_train,     fwm_add_array_at};
     for (size_t i = 0; i < FWM_LENGTH(bindings); i++)
         if (bindings[i](module) < 0)
             return -1;
@@ -121,9 +100,24 @@ static int execute(PyObject *module)
 }
 
 static PyMethodDef functions[] = {
-    {"build_info", build_info, METH_NOARGS, build_info_doc},
-    {"set_num_threads", set_num_threads, METH_O, set_num_threads_doc},
-    {"get_num_threads", get_num_threads, METH_NOARGS, get_num_threads_doc},
+    {"build_info", build_info, METH_NOARGS,
+     "build_info()\n--\n\n"
+     "How the extension was built and what it uses here.\n\n"
+     "Returns\n-------\n"
+     "dict\n"
+     "    variant: the instruction set in use (baseline, avx2 or avx512); FWM_PY_ISA in the "
+     "environment chooses another\n"
+     "    at import. variants: those that this build has and this processor runs. compiler: "
+     "its version. openmp: whether\n"
+     "    threads are built in. threads: how many are used.\n"},
+    {"set_num_threads", set_num_threads, METH_O,
+     "set_num_threads(n, /)\n--\n\n"
+     "Use at most n threads (1..1024) from now on. Results do not depend on it, to the bit.\n\n"
+     "The default is the number of cores this process may use, at most OMP_NUM_THREADS. Without OpenMP, and in a "
+     "child\n"
+     "that was forked, there is one thread.\n\n"
+     "Raises\n------\nTypeError, ValueError\n    If n is no integer, or outside 1..1024.\n"},
+    {"get_num_threads", get_num_threads, METH_NOARGS, "get_num_threads()\n--\n\nHow many threads are used at most.\n"},
     {"set_threads_here", set_threads_here, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };

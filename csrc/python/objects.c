@@ -44,14 +44,6 @@ int fwm_add_type(PyObject *module, const char *name, size_t size, PyType_Slot *s
     return status;
 }
 
-bool fwm_check_type(PyObject *object, destructor dealloc, const char *argument, const char *expected)
-{
-    if (Py_TYPE(object)->tp_dealloc == dealloc)
-        return true;
-    PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", argument, Py_TYPE(object)->tp_name, expected);
-    return false;
-}
-
 void fwm_free_object(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);

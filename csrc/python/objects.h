@@ -1,5 +1,6 @@
-/* Objects that change when they are used, so that one call at a time has them: how calls claim them, and what is inside
- * of them. objects.c; bind_random.c, bind_stream.c, bind_model.c. */
+/* Objects that change when they are used, so that one call at a time has them: how calls claim them (objects.c), what
+ * is inside of them (bind_random.c, bind_stream.c, bind_model.c), and their states as objects that can be pickled
+ * (states.c). */
 #ifndef FWM_PYTHON_OBJECTS_H
 #define FWM_PYTHON_OBJECTS_H
 
@@ -43,15 +44,11 @@ PyObject *fwm_call_claimed(PyObject *self, const FwmSignature *signature, FwmFun
 int fwm_add_type(PyObject *module, const char *name, size_t size, PyType_Slot *slots, FwmSignature *const *signatures,
                  size_t n);
 
-/* Whether the object is of the type with this tp_dealloc; if not, with a TypeError that names `argument`. */
-bool fwm_check_type(PyObject *object, destructor dealloc, const char *argument, const char *expected);
-
-/* The end of tp_dealloc. */
+/* tp_dealloc of an object whose inside is freed. */
 void fwm_free_object(PyObject *self);
 
 /* ---- what is inside: borrowed, to be claimed; NULL with a TypeError for other objects ---- */
 
-FwmBlockSource *fwm_block_source_of(PyObject *object); /* of a Philox or an MT19937, the argument "generator" */
 FwmStream *fwm_stream_of(PyObject *object);
 
 typedef struct {
@@ -74,5 +71,20 @@ void fwm_model_release(FwmModelObject *self);
 
 /* The stream, claimed, if it fits the model; NULL with an exception. */
 FwmStream *fwm_model_claim_stream(const FwmModelObject *self, PyObject *given);
+
+/* ---- states: what an object holds beyond its arguments; one that does not fit raises and changes nothing ---- */
+
+/* (words (624,) uint32, position). */
+PyObject *fwm_words_state(const FwmMT19937 *bits);
+int fwm_set_words_state(FwmMT19937 *bits, PyObject *state);
+
+/* Philox: (seed, blocks drawn); torch's generator: (words, position, spare or None). The kind stays. */
+PyObject *fwm_source_state(const FwmBlockSource *source);
+int fwm_set_source_state(FwmBlockSource *source, PyObject *state);
+
+/* (numbers, moment1, moment2, steps, state of the generator), the arrays of NumPy's `type` as the model lays them out.
+ */
+PyObject *fwm_model_state(const FwmModel *model, int type);
+int fwm_set_model_state(FwmModel *model, int type, PyObject *state);
 
 #endif

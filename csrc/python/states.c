@@ -1,9 +1,7 @@
 /* A state that does not fit raises ValueError or TypeError and changes nothing. */
-#include "python/states.h"
+#include "python/objects.h"
 
 #include <string.h>
-
-#include "python/arguments.h"
 
 #define HIGHEST_WORD 4294967295LL
 
