@@ -262,7 +262,7 @@ class Model:
         batch_size: int,
         seed: int,
         favor_generator: str,
-        dtype: npt.DTypeLike,
+        dtype: str,
     ) -> None: ...
     @property
     def parameters(self) -> dict[str, _Real]: ...
@@ -298,13 +298,12 @@ class Model:
         self, *, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, omega: npt.ArrayLike | None = None
     ) -> _Real: ...
     def evaluate(self, stream: Stream, /) -> float: ...
-
-def train(
-    *,
-    model: Model,
-    stream: Stream,
-    lr: float,
-    max_steps: int,
-    on_evaluation: Callable[[int, float], object] | None,
-    on_progress: Callable[[int, float], object] | None,
-) -> None: ...
+    def train(
+        self,
+        *,
+        stream: Stream,
+        lr: float,
+        max_steps: int,
+        on_evaluation: Callable[[int, float], object] | None,
+        on_progress: Callable[[int, float], object] | None,
+    ) -> None: ...

@@ -262,7 +262,7 @@ class Model:
             batch_size=settings.resolved_batch_size,
             seed=settings.seed,
             favor_generator=settings.favor_generator,
-            dtype=self.dtype,
+            dtype=self.dtype.name,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -477,12 +477,7 @@ def train(
             on_evaluation(step, loss)
 
     lr = step_size(settings.resolved_lr, model.dtype)
-    _core.train(
-        model=model._model,
-        stream=stream._stream,
-        lr=lr,
-        max_steps=settings.max_steps,
-        on_evaluation=keep,
-        on_progress=on_progress,
+    model._model.train(
+        stream=stream._stream, lr=lr, max_steps=settings.max_steps, on_evaluation=keep, on_progress=on_progress
     )
     return rows

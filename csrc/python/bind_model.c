@@ -10,20 +10,29 @@
 #include "retrieval/train.h"
 #include "runtime/threads.h"
 
+typedef struct {
+    FwmClaimed base;
+    FwmModel model;
+    int type;                     /* NPY_FLOAT or NPY_DOUBLE */
+    bool in_callback;             /* of its training */
+    bool nested;                  /* a call of that callback reads */
+    FwmBlockSource source_before; /* where the training's draws go on after that call */
+} ModelObject;
+
 /* ---- life ---- */
 
 enum { N_KEYS, HIDDEN_SIZE, BATCH_SIZE, READOUT, MAP, ARGUMENT, REPLACE, SEED, FAVOR_GENERATOR, DTYPE };
 
 static const char *const generators[] = {"mt19937", "philox", NULL};
-
-static const FwmReadoutInfo *info_of_readout(const FwmModelSizes *z)
-{
-    return fwm_kernels_f32()->readout_info(z->readout);
-}
+static const char *const dtypes[] = {"float32", "float64", NULL};
 
 static int choose_arguments(FwmArguments *a)
 {
-    if (!info_of_readout(a->call)->uses_map)
+    FwmModelSizes *z = a->call;
+    const FwmReadoutInfo *info = fwm_kernels_f32()->readout_info(z->readout);
+    z->with_map = info->uses_map;
+    z->with_beta = info->uses_beta;
+    if (!z->with_map)
         a->absent |= 1u << MAP;
     return 0;
 }
@@ -39,7 +48,7 @@ static const FwmArgument new_rows[] = {
     [REPLACE] = {"replace", FWM_FLAG, .required = true},
     [SEED] = {"seed", FWM_INTEGER, .low = 0, .high = 4294967295LL},
     [FAVOR_GENERATOR] = {"favor_generator", FWM_WORD, .words = generators},
-    [DTYPE] = {"dtype", FWM_OBJECT},
+    [DTYPE] = {"dtype", FWM_WORD, .words = dtypes},
 };
 
 static FwmSignature of_new = {"Model", new_rows, FWM_LENGTH(new_rows), 0};
@@ -48,8 +57,6 @@ static FwmSignature of_new = {"Model", new_rows, FWM_LENGTH(new_rows), 0};
 static int complete_sizes(FwmModelSizes *z, const FwmArguments *a)
 {
     z->length = a->values[REPLACE].flag ? 2 * z->n_keys : z->n_keys;
-    z->with_beta = info_of_readout(z)->uses_beta;
-    z->with_map = info_of_readout(z)->uses_map;
     if (!z->with_map || !fwm_kernels_f32()->map_info(z->map)->argument[0])
         return 0;
     z->argument = (size_t)a->values[ARGUMENT].integer;
@@ -71,32 +78,18 @@ static int initialise(FwmModel *model, uint32_t seed, bool philox)
     return 0;
 }
 
-static int read_dtype(PyObject *given)
-{
-    PyArray_Descr *dtype = NULL;
-    if (!PyArray_DescrConverter(given, &dtype))
-        return -1;
-    const int type = dtype->type_num;
-    Py_DECREF(dtype);
-    if (type == NPY_FLOAT || type == NPY_DOUBLE)
-        return type;
-    PyErr_Format(PyExc_TypeError, "dtype: got %.100R, expected float32 or float64", given);
-    return -1;
-}
-
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     FwmModelSizes sizes = {0};
     FwmArguments a = {.call = &sizes};
     if (fwm_read_new(&a, &of_new, args, kwargs) < 0 || complete_sizes(&sizes, &a) < 0)
         return NULL;
-    const int number_type = read_dtype(a.given[DTYPE]);
-    FwmModelObject *self = number_type < 0 ? NULL : (FwmModelObject *)type->tp_alloc(type, 0);
+    ModelObject *self = (ModelObject *)type->tp_alloc(type, 0);
     if (!self)
         return NULL;
-    self->type = number_type;
-    const FwmKernels *kernels = number_type == NPY_FLOAT ? fwm_kernels_f32() : fwm_kernels_f64();
-    const bool philox = a.values[FAVOR_GENERATOR].word == 1;
+    const bool is_float32 = a.values[DTYPE].word == 0, philox = a.values[FAVOR_GENERATOR].word == 1;
+    const FwmKernels *kernels = is_float32 ? fwm_kernels_f32() : fwm_kernels_f64();
+    self->type = is_float32 ? NPY_FLOAT : NPY_DOUBLE;
     if (fwm_model_init(&self->model, kernels, &sizes) < 0 ||
         initialise(&self->model, (uint32_t)a.values[SEED].integer, philox) < 0) {
         Py_DECREF(self);
@@ -107,19 +100,16 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 
 static void model_dealloc(PyObject *self)
 {
-    fwm_model_free(&((FwmModelObject *)self)->model);
+    fwm_model_free(&((ModelObject *)self)->model);
     fwm_free_object(self);
 }
 
-FwmModelObject *fwm_model_of(PyObject *object)
-{
-    if (Py_TYPE(object)->tp_dealloc == model_dealloc)
-        return (FwmModelObject *)object;
-    PyErr_Format(PyExc_TypeError, "model: got %.100s, expected a Model", Py_TYPE(object)->tp_name);
-    return NULL;
-}
+/* ---- claims ---- */
 
-void fwm_model_release(FwmModelObject *self)
+/* What a call does to the model. */
+typedef enum { READS, CHANGES } Use;
+
+static void release(ModelObject *self)
 {
     if (self->nested) {
         self->model.omega_source = self->source_before;
@@ -131,14 +121,13 @@ void fwm_model_release(FwmModelObject *self)
 }
 
 /* The same for a call inside a callback of the training, on the scratch that the training has. */
-static int claim_nested(FwmModelObject *self, FwmModelUse use)
+static int claim_nested(ModelObject *self, Use use)
 {
     const char *reason =
         self->base.thread != PyThread_get_thread_ident() ? "is in use by another thread"
         : !self->in_callback                             ? "is in use by a call that has not ended"
-        : use == FWM_CHANGES
-            ? "is being trained: on_evaluation and on_progress may read it, but neither step nor train it"
-            : NULL;
+        : use == CHANGES ? "is being trained: on_evaluation and on_progress may read it, but neither step nor train it"
+                         : NULL;
     if (reason) {
         PyErr_Format(PyExc_RuntimeError, "this Model %s", reason);
         return -1;
@@ -150,13 +139,14 @@ static int claim_nested(FwmModelObject *self, FwmModelUse use)
     return 0;
 }
 
-int fwm_model_claim(FwmModelObject *self, FwmModelUse use)
+/* Claims the model for a call and makes room for it; 0, or -1 with an exception. */
+static int claim(ModelObject *self, Use use)
 {
     if (atomic_exchange(&self->base.busy, true))
         return claim_nested(self, use);
     self->base.thread = PyThread_get_thread_ident();
     if (fwm_model_reserve(&self->model) < 0) {
-        fwm_model_release(self);
+        release(self);
         PyErr_NoMemory();
         return -1;
     }
@@ -166,7 +156,7 @@ int fwm_model_claim(FwmModelObject *self, FwmModelUse use)
 /* ---- parameters and gradients ---- */
 
 /* A view into `numbers`, kept alive by the model. */
-static PyObject *view_of(const FwmModelObject *self, const FwmParameter *p, void *numbers)
+static PyObject *view_of(const ModelObject *self, const FwmParameter *p, void *numbers)
 {
     const npy_intp size = (npy_intp)self->model.kernels->real_size;
     npy_intp shape[] = {(npy_intp)p->rows, (npy_intp)p->columns};
@@ -179,12 +169,12 @@ static PyObject *view_of(const FwmModelObject *self, const FwmParameter *p, void
     return view;
 }
 
-static PyObject *parameter_of(const FwmModelObject *self, const FwmParameter *p)
+static PyObject *parameter_of(const ModelObject *self, const FwmParameter *p)
 {
     return view_of(self, p, self->model.numbers);
 }
 
-static PyObject *copy_of(const FwmModelObject *self, const FwmParameter *p)
+static PyObject *copy_of(const ModelObject *self, const FwmParameter *p)
 {
     PyObject *view = parameter_of(self, p), *copy = view ? PyArray_NewCopy((PyArrayObject *)view, NPY_CORDER) : NULL;
     Py_XDECREF(view);
@@ -192,7 +182,7 @@ static PyObject *copy_of(const FwmModelObject *self, const FwmParameter *p)
 }
 
 /* A copy of one gradient in the published shape. Rows that are not trained (embeddingK's values) are zero. */
-static PyObject *gradient_of(const FwmModelObject *self, const FwmParameter *p)
+static PyObject *gradient_of(const ModelObject *self, const FwmParameter *p)
 {
     npy_intp shape[] = {(npy_intp)p->rows, (npy_intp)p->columns};
     PyObject *out = PyArray_ZEROS(p->columns ? 2 : 1, shape, self->type, 0);
@@ -209,8 +199,8 @@ static PyObject *gradient_of(const FwmModelObject *self, const FwmParameter *p)
 }
 
 /* The arrays of the parameters by their names, or only of those that are trained. */
-static PyObject *arrays_by_name(const FwmModelObject *self, bool trained,
-                                PyObject *(*array_of)(const FwmModelObject *, const FwmParameter *))
+static PyObject *arrays_by_name(const ModelObject *self, bool trained,
+                                PyObject *(*array_of)(const ModelObject *, const FwmParameter *))
 {
     PyObject *dict = PyDict_New();
     for (size_t i = 0; dict && i < self->model.n_parameters; i++) {
@@ -227,7 +217,7 @@ static PyObject *arrays_by_name(const FwmModelObject *self, bool trained,
 
 static PyObject *model_parameters(PyObject *self, void *Py_UNUSED(closure))
 {
-    return arrays_by_name((FwmModelObject *)self, false, parameter_of);
+    return arrays_by_name((ModelObject *)self, false, parameter_of);
 }
 
 /* ---- batches ---- */
@@ -235,7 +225,7 @@ static PyObject *model_parameters(PyObject *self, void *Py_UNUSED(closure))
 /* What the rows are read into. */
 typedef struct {
     FwmBatch batch;
-    const FwmModelObject *self;
+    const ModelObject *self;
 } BatchCall;
 
 #define AT(member) FWM_AT(BatchCall, batch.member)
@@ -246,7 +236,7 @@ enum { SIZE_B, SIZE_L, SIZE_N, SIZE_2N, SIZE_D, SIZE_M };
 /* All letters but B are the model's. */
 static int bind_sizes(FwmArguments *a)
 {
-    const FwmModelObject *self = ((BatchCall *)a->call)->self;
+    const ModelObject *self = ((BatchCall *)a->call)->self;
     const FwmModelSizes *z = &self->model.sizes;
     a->sizes[SIZE_L] = (npy_intp)z->length;
     a->sizes[SIZE_N] = (npy_intp)z->n_keys;
@@ -280,14 +270,12 @@ static const FwmArgument batch_rows[] = {
 static const FwmSize batch_sizes[] = {[SIZE_B] = {"B", AT(n)}, [SIZE_L] = {"L"}, [SIZE_N] = {"N"},
                                       [SIZE_2N] = {"2N"},      [SIZE_D] = {"d"}, [SIZE_M] = {"m"}};
 
-/* ---- methods, each with the model claimed ---- */
-
 static const FwmBatch *batch_of(const FwmArguments *a)
 {
     return &((const BatchCall *)a->call)->batch;
 }
 
-static PyObject *loss(FwmModelObject *self, FwmArguments *a)
+static PyObject *loss(ModelObject *self, FwmArguments *a)
 {
     double mean;
     Py_BEGIN_ALLOW_THREADS
@@ -296,7 +284,7 @@ static PyObject *loss(FwmModelObject *self, FwmArguments *a)
     return PyFloat_FromDouble(mean);
 }
 
-static PyObject *loss_and_gradients(FwmModelObject *self, FwmArguments *a)
+static PyObject *loss_and_gradients(ModelObject *self, FwmArguments *a)
 {
     double mean;
     Py_BEGIN_ALLOW_THREADS
@@ -305,7 +293,7 @@ static PyObject *loss_and_gradients(FwmModelObject *self, FwmArguments *a)
     return Py_BuildValue("(dN)", mean, arrays_by_name(self, true, gradient_of));
 }
 
-static PyObject *step(FwmModelObject *self, FwmArguments *a)
+static PyObject *step(ModelObject *self, FwmArguments *a)
 {
     double mean;
     Py_BEGIN_ALLOW_THREADS
@@ -314,7 +302,7 @@ static PyObject *step(FwmModelObject *self, FwmArguments *a)
     return PyFloat_FromDouble(mean);
 }
 
-static PyObject *read_out(FwmModelObject *self, FwmArguments *a)
+static PyObject *read_out(ModelObject *self, FwmArguments *a)
 {
     const npy_intp shape[] = {(npy_intp)batch_of(a)->n, (npy_intp)self->model.sizes.n_keys};
     PyObject *y = PyArray_SimpleNew(2, shape, self->type);
@@ -326,7 +314,8 @@ static PyObject *read_out(FwmModelObject *self, FwmArguments *a)
     return y;
 }
 
-FwmStream *fwm_model_claim_stream(const FwmModelObject *self, PyObject *given)
+/* The stream, claimed, if it fits the model; NULL with an exception. */
+static FwmStream *claim_stream(const ModelObject *self, PyObject *given)
 {
     FwmStream *stream = fwm_stream_of(given);
     if (!stream)
@@ -340,48 +329,112 @@ FwmStream *fwm_model_claim_stream(const FwmModelObject *self, PyObject *given)
     return fwm_claim(given) < 0 ? NULL : stream;
 }
 
-static PyObject *evaluate(FwmModelObject *self, FwmArguments *a)
+static PyObject *evaluate(ModelObject *self, FwmArguments *a)
 {
-    FwmStream *stream = fwm_model_claim_stream(self, a->given[0]);
+    FwmStream *stream = claim_stream(self, a->given[0]);
     if (!stream)
         return NULL;
-    float loss = 0;
+    float mean = 0;
     int status;
     Py_BEGIN_ALLOW_THREADS
-    status = fwm_evaluate(&self->model, stream, &loss);
+    status = fwm_evaluate(&self->model, stream, &mean);
     Py_END_ALLOW_THREADS
     fwm_release(a->given[0]);
-    return status < 0 ? PyErr_NoMemory() : PyFloat_FromDouble(loss);
+    return status < 0 ? PyErr_NoMemory() : PyFloat_FromDouble(mean);
 }
 
 /* Copies of the parameters, which no other thread is training meanwhile. */
-static PyObject *snapshot(FwmModelObject *self, FwmArguments *Py_UNUSED(a))
+static PyObject *snapshot(ModelObject *self, FwmArguments *Py_UNUSED(a))
 {
     return arrays_by_name(self, false, copy_of);
 }
 
-static PyObject *get_state(FwmModelObject *self, FwmArguments *Py_UNUSED(a))
+static PyObject *get_state(ModelObject *self, FwmArguments *Py_UNUSED(a))
 {
     return fwm_model_state(&self->model, self->type);
 }
 
-static PyObject *set_state(FwmModelObject *self, FwmArguments *a)
+static PyObject *set_state(ModelObject *self, FwmArguments *a)
 {
     return fwm_set_model_state(&self->model, self->type, a->given[0]) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-typedef PyObject *(*Function)(FwmModelObject *, FwmArguments *);
+/* ---- training, which calls back into Python ---- */
 
-static PyObject *call(PyObject *object, const FwmSignature *signature, Function function, FwmModelUse use,
+typedef struct {
+    ModelObject *model;
+    PyThreadState *state;
+    PyObject *on_evaluation, *on_progress; /* or None */
+} Callbacks;
+
+/* With the GIL for as long as it takes: signals are looked for while `polls`. 0, or -1 with an exception. */
+static int call_back(Callbacks *callbacks, bool polls, uint64_t step, double loss)
+{
+    PyEval_RestoreThread(callbacks->state);
+    PyObject *function = polls ? callbacks->on_progress : callbacks->on_evaluation;
+    int status = polls ? PyErr_CheckSignals() : 0;
+    if (status == 0 && function != Py_None) {
+        callbacks->model->in_callback = true;
+        PyObject *out = PyObject_CallFunction(function, "Kd", (unsigned long long)step, loss);
+        callbacks->model->in_callback = false;
+        status = out ? 0 : -1;
+        Py_XDECREF(out);
+    }
+    callbacks->state = PyEval_SaveThread();
+    return status;
+}
+
+static int on_evaluation(void *context, uint64_t step, float loss)
+{
+    return call_back(context, false, step, loss);
+}
+
+static int poll(void *context, uint64_t step, double loss)
+{
+    return call_back(context, true, step, loss);
+}
+
+enum { STREAM, TRAIN_LR, MAX_STEPS, ON_EVALUATION, ON_PROGRESS };
+
+static const FwmArgument train_rows[] = {
+    [STREAM] = {"stream", FWM_OBJECT},
+    [TRAIN_LR] = {"lr", FWM_NUMBER, .required = true, .positive = true},
+    [MAX_STEPS] = {"max_steps", FWM_INTEGER, .low = 0, .high = 1LL << 62},
+    [ON_EVALUATION] = {"on_evaluation", FWM_OBJECT}, /* or None */
+    [ON_PROGRESS] = {"on_progress", FWM_OBJECT},
+};
+
+static PyObject *train(ModelObject *self, FwmArguments *a)
+{
+    FwmStream *stream = claim_stream(self, a->given[STREAM]);
+    if (!stream)
+        return NULL;
+    Callbacks callbacks = {self, NULL, a->given[ON_EVALUATION], a->given[ON_PROGRESS]};
+    const FwmTrainCallbacks table = {&callbacks, on_evaluation, poll};
+    callbacks.state = PyEval_SaveThread();
+    const FwmTrainStatus status =
+        fwm_train(&self->model, stream, a->values[TRAIN_LR].number, (uint64_t)a->values[MAX_STEPS].integer, &table);
+    PyEval_RestoreThread(callbacks.state);
+    fwm_release(a->given[STREAM]);
+    if (status == FWM_TRAIN_NO_MEMORY)
+        PyErr_NoMemory();
+    return status == FWM_TRAIN_ENDED ? Py_NewRef(Py_None) : NULL;
+}
+
+/* ---- methods, each with the model claimed ---- */
+
+typedef PyObject *(*Function)(ModelObject *, FwmArguments *);
+
+static PyObject *call(PyObject *object, const FwmSignature *signature, Function function, Use use,
                       PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    FwmModelObject *self = (FwmModelObject *)object;
+    ModelObject *self = (ModelObject *)object;
     BatchCall batch = {.self = self};
     FwmArguments a = {.call = &batch, .type = self->type};
     PyObject *result = NULL;
-    if (fwm_read_arguments(&a, signature, args, n, names) == 0 && fwm_model_claim(self, use) == 0) {
+    if (fwm_read_arguments(&a, signature, args, n, names) == 0 && claim(self, use) == 0) {
         result = function(self, &a);
-        fwm_model_release(self);
+        release(self);
     }
     fwm_release_arguments(&a);
     return result;
@@ -399,40 +452,38 @@ static PyObject *call(PyObject *object, const FwmSignature *signature, Function 
 
 static const FwmArgument stream_rows[] = {{"stream", FWM_OBJECT}}, state_rows[] = {{"state", FWM_OBJECT}};
 
-METHOD(loss, FWM_READS, BATCH_ROWS(LR))
-METHOD(loss_and_gradients, FWM_READS, BATCH_ROWS(LR))
-METHOD(step, FWM_CHANGES, BATCH_ROWS(LR + 1))
-METHOD(read_out, FWM_READS, BATCH_ROWS(ANSWER))
-METHOD(evaluate, FWM_READS, stream_rows, 1, 1)
-METHOD(snapshot, FWM_READS, NULL)
-METHOD(get_state, FWM_READS, NULL)
-METHOD(set_state, FWM_CHANGES, state_rows, 1, 1)
+METHOD(loss, READS, BATCH_ROWS(LR))
+METHOD(loss_and_gradients, READS, BATCH_ROWS(LR))
+METHOD(step, CHANGES, BATCH_ROWS(LR + 1))
+METHOD(read_out, READS, BATCH_ROWS(ANSWER))
+METHOD(evaluate, READS, stream_rows, 1, 1)
+METHOD(train, CHANGES, train_rows, FWM_LENGTH(train_rows))
+METHOD(snapshot, READS, NULL)
+METHOD(get_state, READS, NULL)
+METHOD(set_state, CHANGES, state_rows, 1, 1)
 
 #define ROW(name) FWM_METHOD_ROW(#name, model_##name, NULL)
 
-static PyMethodDef methods[] = {ROW(loss),      ROW(loss_and_gradients), ROW(step),
-                                ROW(read_out),  ROW(evaluate),           ROW(snapshot),
-                                ROW(get_state), ROW(set_state),          {NULL, NULL, 0, NULL}};
+static PyMethodDef methods[] = {ROW(loss),      ROW(loss_and_gradients), ROW(step),  ROW(read_out),
+                                ROW(evaluate),  ROW(snapshot),           ROW(train), ROW(get_state),
+                                ROW(set_state), {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef properties[] = {{"parameters", model_parameters, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL}};
 
-static PyMemberDef members[] = {{"steps", T_ULONGLONG, offsetof(FwmModelObject, model.steps), READONLY, NULL},
+static PyMemberDef members[] = {{"steps", T_ULONGLONG, offsetof(ModelObject, model.steps), READONLY, NULL},
                                 {NULL, 0, 0, 0, NULL}};
 
-static PyType_Slot slots[] = {
-    {Py_tp_new, model_new},
-    {Py_tp_dealloc, model_dealloc},
-    {Py_tp_methods, methods},
-    {Py_tp_getset, properties},
-    {Py_tp_members, members},
-    {Py_tp_doc, "The model of a run; see fwm_py.retrieval.Model."},
-    {0, NULL},
-};
+static PyType_Slot slots[] = {{Py_tp_new, model_new},
+                              {Py_tp_dealloc, model_dealloc},
+                              {Py_tp_methods, methods},
+                              {Py_tp_getset, properties},
+                              {Py_tp_members, members},
+                              {Py_tp_doc, "The model of a run; see fwm_py.retrieval.Model."},
+                              {0, NULL}};
 
-int fwm_add_model_type(PyObject *module)
+int fwm_add_model(PyObject *module)
 {
-    FwmSignature *const signatures[] = {&of_new,      &of_loss,     &of_loss_and_gradients, &of_step,     &of_read_out,
-                                        &of_evaluate, &of_snapshot, &of_get_state,          &of_set_state};
-    return fwm_add_type(module, "fwm_py._core.Model", sizeof(FwmModelObject), slots, signatures,
-                        FWM_LENGTH(signatures));
+    FwmSignature *const signatures[] = {&of_new,      &of_loss,  &of_loss_and_gradients, &of_step,      &of_read_out,
+                                        &of_evaluate, &of_train, &of_snapshot,           &of_get_state, &of_set_state};
+    return fwm_add_type(module, "fwm_py._core.Model", sizeof(ModelObject), slots, signatures, FWM_LENGTH(signatures));
 }

@@ -42,8 +42,8 @@ static PyObject *draw_normal(PyObject *self, FwmArguments *a)
     return (PyObject *)out;
 }
 
-FWM_CLAIMED_METHOD(philox_normal, "normal", draw_normal, INTEGER("n", 0, HIGHEST_WORD))
-FWM_CLAIMED_METHOD(mt19937_normal, "normal", draw_normal, INTEGER("n", 0, HIGHEST_LENGTH))
+FWM_CLAIMED_METHOD(philox, normal, draw_normal, INTEGER("n", 0, HIGHEST_WORD))
+FWM_CLAIMED_METHOD(mt19937, normal, draw_normal, INTEGER("n", 0, HIGHEST_LENGTH))
 
 static PyObject *draw_uint32(PyObject *self, FwmArguments *a)
 {
@@ -56,7 +56,7 @@ static PyObject *draw_uint32(PyObject *self, FwmArguments *a)
     return (PyObject *)out;
 }
 
-FWM_CLAIMED_METHOD(mt19937_uint32, "uint32", draw_uint32, INTEGER("n", 0, HIGHEST_LENGTH))
+FWM_CLAIMED_METHOD(mt19937, uint32, draw_uint32, INTEGER("n", 0, HIGHEST_LENGTH))
 
 static PyObject *draw_uniform(PyObject *self, FwmArguments *a)
 {
@@ -72,15 +72,15 @@ static PyObject *draw_uniform(PyObject *self, FwmArguments *a)
     return (PyObject *)out;
 }
 
-FWM_CLAIMED_METHOD(mt19937_uniform, "uniform", draw_uniform, INTEGER("n", 0, HIGHEST_LENGTH),
-                   {"low", FWM_NUMBER, .preset = 0}, {"high", FWM_NUMBER, .preset = 1})
+FWM_CLAIMED_METHOD(mt19937, uniform, draw_uniform, INTEGER("n", 0, HIGHEST_LENGTH), {"low", FWM_NUMBER, .preset = 0},
+                   {"high", FWM_NUMBER, .preset = 1})
 
 static PyObject *draw_bounded(PyObject *self, FwmArguments *a)
 {
     return PyLong_FromUnsignedLong(fwm_numpy_bounded(&source_of(self)->torch_cpu.bits, (uint32_t)a->values[0].integer));
 }
 
-FWM_CLAIMED_METHOD(mt19937_bounded, "bounded", draw_bounded, INTEGER("max", 0, HIGHEST_WORD))
+FWM_CLAIMED_METHOD(mt19937, bounded, draw_bounded, INTEGER("max", 0, HIGHEST_WORD))
 
 /* choice(n, size, replace) as int64; a permutation is the choice of all n without replacement. */
 static PyObject *choose(PyObject *self, long long n, long long size, bool replace)
@@ -105,7 +105,7 @@ static PyObject *draw_permutation(PyObject *self, FwmArguments *a)
     return choose(self, a->values[0].integer, a->values[0].integer, false);
 }
 
-FWM_CLAIMED_METHOD(mt19937_permutation, "permutation", draw_permutation, INTEGER("n", 0, HIGHEST_POPULATION))
+FWM_CLAIMED_METHOD(mt19937, permutation, draw_permutation, INTEGER("n", 0, HIGHEST_POPULATION))
 
 static PyObject *draw_choice(PyObject *self, FwmArguments *a)
 {
@@ -117,7 +117,7 @@ static PyObject *draw_choice(PyObject *self, FwmArguments *a)
                         n);
 }
 
-FWM_CLAIMED_METHOD(mt19937_choice, "choice", draw_choice, INTEGER("n", 1, HIGHEST_POPULATION),
+FWM_CLAIMED_METHOD(mt19937, choice, draw_choice, INTEGER("n", 1, HIGHEST_POPULATION),
                    INTEGER("size", 0, HIGHEST_LENGTH), {"replace", FWM_FLAG, .required = true})
 
 /* ---- life, and copies: how to make it anew, and its state ---- */
@@ -126,33 +126,30 @@ static const FwmArgument seed_rows[] = {INTEGER("seed", 0, HIGHEST_WORD)};
 
 static FwmSignature of_philox = {"Philox", seed_rows, 1, 1}, of_mt19937 = {"MT19937", seed_rows, 1, 1};
 
-static SourceObject *new_source(PyTypeObject *type, PyObject *args, PyObject *kwargs, const FwmSignature *signature)
+static PyObject *new_source(PyTypeObject *type, PyObject *args, PyObject *kwargs, const FwmSignature *signature,
+                            FwmBlockSourceKind kind)
 {
     FwmArguments a = {0};
-    if (fwm_read_new(&a, signature, args, kwargs) < 0)
+    SourceObject *self = fwm_read_new(&a, signature, args, kwargs) < 0 ? NULL : (SourceObject *)type->tp_alloc(type, 0);
+    if (!self)
         return NULL;
-    SourceObject *self = (SourceObject *)type->tp_alloc(type, 0);
-    if (self)
-        self->seed = (uint32_t)a.values[0].integer;
-    return self;
+    self->seed = (uint32_t)a.values[0].integer;
+    self->source.kind = kind;
+    if (kind == FWM_PHILOX)
+        self->source.philox = (FwmPhilox){.seed = self->seed, .next_block = 0};
+    else
+        fwm_torch_seed(&self->source.torch_cpu, self->seed);
+    return (PyObject *)self;
 }
 
 static PyObject *philox_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    SourceObject *self = new_source(type, args, kwargs, &of_philox);
-    if (self)
-        self->source = (FwmBlockSource){.kind = FWM_PHILOX, .philox = {.seed = self->seed}};
-    return (PyObject *)self;
+    return new_source(type, args, kwargs, &of_philox, FWM_PHILOX);
 }
 
 static PyObject *mt19937_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    SourceObject *self = new_source(type, args, kwargs, &of_mt19937);
-    if (self) {
-        self->source.kind = FWM_TORCH_CPU;
-        fwm_torch_seed(&self->source.torch_cpu, self->seed);
-    }
-    return (PyObject *)self;
+    return new_source(type, args, kwargs, &of_mt19937, FWM_TORCH_CPU);
 }
 
 static PyObject *reduce(PyObject *self, FwmArguments *Py_UNUSED(a))
@@ -161,14 +158,14 @@ static PyObject *reduce(PyObject *self, FwmArguments *Py_UNUSED(a))
                          fwm_source_state(source_of(self)));
 }
 
-FWM_CLAIMED_METHOD(source___reduce__, "__reduce__", reduce)
+FWM_CLAIMED_METHOD(source, __reduce__, reduce)
 
 static PyObject *set_state(PyObject *self, FwmArguments *a)
 {
     return fwm_set_source_state(source_of(self), a->given[0]) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-FWM_CLAIMED_METHOD(source___setstate__, "__setstate__", set_state, {"state", FWM_OBJECT})
+FWM_CLAIMED_METHOD(source, __setstate__, set_state, {"state", FWM_OBJECT})
 
 static PyObject *source_repr(PyObject *self)
 {
@@ -203,38 +200,38 @@ PyDoc_STRVAR(
     "after ``torch.manual_seed(seed)`` on a CPU with AVX2. ``bounded``, ``permutation`` and ``choice`` equal\n"
     "those of ``numpy.random.RandomState(seed)``. Source: Matsumoto, Nishimura, \"Mersenne Twister\" (1998).");
 
-#define METHOD(type, name, doc) FWM_METHOD_ROW(#name, type##_##name, doc)
-
 static PyMethodDef philox_methods[] = {
-    METHOD(source, __reduce__, NULL),
-    METHOD(source, __setstate__, NULL),
-    METHOD(philox, normal,
-           "normal($self, /, n)\n--\n\nDraw the next block: n standard normals, (n,) float32, n < 2**32."),
+    FWM_CLAIMED_ROW(source, __reduce__, NULL),
+    FWM_CLAIMED_ROW(source, __setstate__, NULL),
+    FWM_CLAIMED_ROW(philox, normal,
+                    "normal($self, /, n)\n--\n\nDraw the next block: n standard normals, (n,) float32, n < 2**32."),
     {NULL, NULL, 0, NULL},
 };
 
 static PyMethodDef mt19937_methods[] = {
-    METHOD(source, __reduce__, NULL),
-    METHOD(source, __setstate__, NULL),
-    METHOD(mt19937, uint32, "uint32($self, /, n)\n--\n\nDraw n words, (n,) uint32."),
-    METHOD(mt19937, uniform,
-           "uniform($self, /, n, low=0.0, high=1.0)\n--\n\n"
-           "Draw n uniforms on [low, high), (n,) float32, as torch does.\n\n"
-           "Raises ValueError unless low <= high and both and their difference are finite in float32."),
-    METHOD(mt19937, normal,
-           "normal($self, /, n)\n--\n\nDraw n standard normals, (n,) float32, as torch does.\n\n"
-           "A draw of n is not the beginning of a longer one. Fewer than 16 are made in pairs, in double precision;\n"
-           "the second of a pair that was not asked for waits for the next such call."),
-    METHOD(mt19937, bounded,
-           "bounded($self, /, max)\n--\n\n"
-           "Draw an int on 0..max, both inclusive, as ``RandomState.randint(max + 1)`` does; max = 0 draws nothing."),
-    METHOD(mt19937, permutation,
-           "permutation($self, /, n)\n--\n\n"
-           "Draw a permutation of 0..n-1, (n,) int64, as ``RandomState.permutation(n)`` does."),
-    METHOD(mt19937, choice,
-           "choice($self, /, n, size, replace)\n--\n\n"
-           "Draw size elements of 0..n-1, (size,) int64, as ``RandomState.choice(n, size, replace)`` does.\n\n"
-           "Raises ValueError if size is above n without replacement."),
+    FWM_CLAIMED_ROW(source, __reduce__, NULL),
+    FWM_CLAIMED_ROW(source, __setstate__, NULL),
+    FWM_CLAIMED_ROW(mt19937, uint32, "uint32($self, /, n)\n--\n\nDraw n words, (n,) uint32."),
+    FWM_CLAIMED_ROW(mt19937, uniform,
+                    "uniform($self, /, n, low=0.0, high=1.0)\n--\n\n"
+                    "Draw n uniforms on [low, high), (n,) float32, as torch does.\n\n"
+                    "Raises ValueError unless low <= high and both and their difference are finite in float32."),
+    FWM_CLAIMED_ROW(
+        mt19937, normal,
+        "normal($self, /, n)\n--\n\nDraw n standard normals, (n,) float32, as torch does.\n\n"
+        "A draw of n is not the beginning of a longer one. Fewer than 16 are made in pairs, in double precision;\n"
+        "the second of a pair that was not asked for waits for the next such call."),
+    FWM_CLAIMED_ROW(
+        mt19937, bounded,
+        "bounded($self, /, max)\n--\n\n"
+        "Draw an int on 0..max, both inclusive, as ``RandomState.randint(max + 1)`` does; max = 0 draws nothing."),
+    FWM_CLAIMED_ROW(mt19937, permutation,
+                    "permutation($self, /, n)\n--\n\n"
+                    "Draw a permutation of 0..n-1, (n,) int64, as ``RandomState.permutation(n)`` does."),
+    FWM_CLAIMED_ROW(mt19937, choice,
+                    "choice($self, /, n, size, replace)\n--\n\n"
+                    "Draw size elements of 0..n-1, (size,) int64, as ``RandomState.choice(n, size, replace)`` does.\n\n"
+                    "Raises ValueError if size is above n without replacement."),
     {NULL, NULL, 0, NULL},
 };
 
@@ -245,15 +242,13 @@ static PyMemberDef members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-static PyType_Slot philox_slots[] = {
-    {Py_tp_doc, (void *)philox_doc},
-    {Py_tp_new, philox_new},
-    {Py_tp_dealloc, fwm_free_object},
-    {Py_tp_methods, philox_methods},
-    {Py_tp_members, members},
-    {Py_tp_repr, source_repr},
-    {0, NULL},
-};
+static PyType_Slot philox_slots[] = {{Py_tp_doc, (void *)philox_doc},
+                                     {Py_tp_new, philox_new},
+                                     {Py_tp_dealloc, fwm_free_object},
+                                     {Py_tp_methods, philox_methods},
+                                     {Py_tp_members, members},
+                                     {Py_tp_repr, source_repr},
+                                     {0, NULL}};
 
 static PyType_Slot mt19937_slots[] = {
     {Py_tp_doc, (void *)mt19937_doc}, {Py_tp_new, mt19937_new},  {Py_tp_dealloc, fwm_free_object},

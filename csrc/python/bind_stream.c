@@ -133,10 +133,10 @@ static PyObject *set_state(PyObject *self, FwmArguments *a)
     return fwm_set_words_state(&stream_in(self)->bits, a->given[0]) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-FWM_CLAIMED_METHOD(stream_batch, "batch", draw_batch)
-FWM_CLAIMED_METHOD(stream_evaluation, "evaluation", draw_evaluation)
-FWM_CLAIMED_METHOD(stream___reduce__, "__reduce__", reduce)
-FWM_CLAIMED_METHOD(stream___setstate__, "__setstate__", set_state, {"state", FWM_OBJECT})
+FWM_CLAIMED_METHOD(stream, batch, draw_batch)
+FWM_CLAIMED_METHOD(stream, evaluation, draw_evaluation)
+FWM_CLAIMED_METHOD(stream, __reduce__, reduce)
+FWM_CLAIMED_METHOD(stream, __setstate__, set_state, {"state", FWM_OBJECT})
 
 static PyObject *stream_repr(PyObject *self)
 {
@@ -152,19 +152,19 @@ PyDoc_STRVAR(stream_doc,
              "Keys are the tokens 0..n_keys-1, values n_keys..2*n_keys-1. An evaluation consumes the stream, and the\n"
              "next batch goes on from there.");
 
-#define METHOD(name, doc) FWM_METHOD_ROW(#name, stream_##name, doc)
-
 static PyMethodDef stream_methods[] = {
-    METHOD(batch,
-           "batch($self, /)\n--\n\n"
-           "Draw (keys (B, L), values (B, L), query (B,), answer (B,)) as int64; L is n_keys, with replacement twice\n"
-           "that."),
-    METHOD(evaluation,
-           "evaluation($self, /)\n--\n\n"
-           "Draw 20 sequences (keys (N,), values (N,), queries (n,), answers (n,)) as int64; the queries are the\n"
-           "distinct keys, ascending, at most 200."),
-    METHOD(__reduce__, NULL),
-    METHOD(__setstate__, NULL),
+    FWM_CLAIMED_ROW(
+        stream, batch,
+        "batch($self, /)\n--\n\n"
+        "Draw (keys (B, L), values (B, L), query (B,), answer (B,)) as int64; L is n_keys, with replacement twice\n"
+        "that."),
+    FWM_CLAIMED_ROW(
+        stream, evaluation,
+        "evaluation($self, /)\n--\n\n"
+        "Draw 20 sequences (keys (N,), values (N,), queries (n,), answers (n,)) as int64; the queries are the\n"
+        "distinct keys, ascending, at most 200."),
+    FWM_CLAIMED_ROW(stream, __reduce__, NULL),
+    FWM_CLAIMED_ROW(stream, __setstate__, NULL),
     {NULL, NULL, 0, NULL},
 };
 
@@ -173,7 +173,7 @@ static PyType_Slot stream_slots[] = {
     {Py_tp_methods, stream_methods}, {Py_tp_repr, stream_repr}, {0, NULL},
 };
 
-int fwm_add_stream_type(PyObject *module)
+int fwm_add_stream(PyObject *module)
 {
     FwmSignature *const signatures[] = {&signature, &of_stream_batch, &of_stream_evaluation, &of_stream___reduce__,
                                         &of_stream___setstate__};

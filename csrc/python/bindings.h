@@ -15,11 +15,10 @@ int fwm_add_norm(PyObject *module);
 /* The tables MAPS, RULES and READOUTS. */
 int fwm_add_tables(PyObject *module);
 
-/* Philox, MT19937, draw_omega; Stream; Model; train; array_at. */
+/* Philox, MT19937, draw_omega; Stream; Model; array_at. */
 int fwm_add_random(PyObject *module);
-int fwm_add_stream_type(PyObject *module);
-int fwm_add_model_type(PyObject *module);
-int fwm_add_train(PyObject *module);
+int fwm_add_stream(PyObject *module);
+int fwm_add_model(PyObject *module);
 int fwm_add_array_at(PyObject *module);
 
 #endif

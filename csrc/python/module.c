@@ -91,8 +91,8 @@ static int execute(PyObject *module)
         return -1;
     fwm_threads_start();
     static int (*const bindings[])(PyObject *) = {
-        fwm_add_tables, fwm_add_maps,   fwm_add_rules,       fwm_add_readouts,   fwm_add_attention, fwm_add_convolution,
-        fwm_add_norm,   fwm_add_random, fwm_add_stream_type, fwm_add_model_type, fwm_add_train,     fwm_add_array_at};
+        fwm_add_tables, fwm_add_maps,   fwm_add_rules,  fwm_add_readouts, fwm_add_attention, fwm_add_convolution,
+        fwm_add_norm,   fwm_add_random, fwm_add_stream, fwm_add_model,    fwm_add_array_at};
     for (size_t i = 0; i < FWM_LENGTH(bindings); i++)
         if (bindings[i](module) < 0)
             return -1;
@@ -101,21 +101,16 @@ static int execute(PyObject *module)
 
 static PyMethodDef functions[] = {
     {"build_info", build_info, METH_NOARGS,
-     "build_info()\n--\n\n"
-     "How the extension was built and what it uses here.\n\n"
-     "Returns\n-------\n"
-     "dict\n"
-     "    variant: the instruction set in use (baseline, avx2 or avx512); FWM_PY_ISA in the "
-     "environment chooses another\n"
-     "    at import. variants: those that this build has and this processor runs. compiler: "
-     "its version. openmp: whether\n"
-     "    threads are built in. threads: how many are used.\n"},
+     "build_info()\n--\n\nHow the extension was built and what it uses here.\n\n"
+     "Returns\n-------\ndict\n"
+     "    variant: the instruction set in use (baseline, avx2 or avx512); FWM_PY_ISA in the environment chooses\n"
+     "    another at import. variants: those that this build has and this processor runs. compiler: its version.\n"
+     "    openmp: whether threads are built in. threads: how many are used.\n"},
     {"set_num_threads", set_num_threads, METH_O,
      "set_num_threads(n, /)\n--\n\n"
      "Use at most n threads (1..1024) from now on. Results do not depend on it, to the bit.\n\n"
-     "The default is the number of cores this process may use, at most OMP_NUM_THREADS. Without OpenMP, and in a "
-     "child\n"
-     "that was forked, there is one thread.\n\n"
+     "The default is the number of cores this process may use, at most OMP_NUM_THREADS. Without OpenMP, and in a\n"
+     "child that was forked, there is one thread.\n\n"
      "Raises\n------\nTypeError, ValueError\n    If n is no integer, or outside 1..1024.\n"},
     {"get_num_threads", get_num_threads, METH_NOARGS, "get_num_threads()\n--\n\nHow many threads are used at most.\n"},
     {"set_threads_here", set_threads_here, METH_O, NULL},

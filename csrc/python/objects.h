@@ -1,6 +1,5 @@
-/* Objects that change when they are used, so that one call at a time has them: how calls claim them (objects.c), what
- * is inside of them (bind_random.c, bind_stream.c, bind_model.c), and their states as objects that can be pickled
- * (states.c). */
+/* Objects that change when they are used, so that one call at a time has them: how calls claim them (objects.c), and
+ * their states as objects that can be pickled (states.c). */
 #ifndef FWM_PYTHON_OBJECTS_H
 #define FWM_PYTHON_OBJECTS_H
 
@@ -28,16 +27,17 @@ void fwm_release(PyObject *object);
 PyObject *fwm_call_claimed(PyObject *self, const FwmSignature *signature, FwmFunction function, PyObject *const *args,
                            Py_ssize_t n, PyObject *names);
 
-/* Defines the C function `name` of a type's methods, and its signature of_name: `function`, with self claimed, by the
- * rows of its arguments, which need no names. Draws are float32, and so their numbers. */
-#define FWM_CLAIMED_METHOD(name, python_name, function, ...)                                                           \
-    static const FwmArgument rows_of_##name[] = {__VA_ARGS__};                                                         \
-    static FwmSignature of_##name = {python_name, rows_of_##name, FWM_LENGTH(rows_of_##name),                          \
-                                     FWM_LENGTH(rows_of_##name), .type = NPY_FLOAT};                                   \
-    static PyObject *name(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)                        \
+/* Defines the C function type_name of a type's method, and its signature of_type_name: `function`, with self claimed,
+ * by the rows of its arguments, which need no names. Draws are float32, and so their numbers. Then its row. */
+#define FWM_CLAIMED_METHOD(type_, name, function, ...)                                                                 \
+    static const FwmArgument rows_of_##type_##_##name[] = {__VA_ARGS__};                                               \
+    static FwmSignature of_##type_##_##name = {#name, rows_of_##type_##_##name, FWM_LENGTH(rows_of_##type_##_##name),  \
+                                               FWM_LENGTH(rows_of_##type_##_##name), .type = NPY_FLOAT};               \
+    static PyObject *type_##_##name(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)              \
     {                                                                                                                  \
-        return fwm_call_claimed(self, &of_##name, function, args, n, names);                                           \
+        return fwm_call_claimed(self, &of_##type_##_##name, function, args, n, names);                                 \
     }
+#define FWM_CLAIMED_ROW(type_, name, doc) FWM_METHOD_ROW(#name, type_##_##name, doc)
 
 /* Reads the rows of n signatures and adds a type to the module; 0, or -1 with an exception. No class can be derived
  * from the type: tp_dealloc tells objects apart. */
@@ -47,30 +47,8 @@ int fwm_add_type(PyObject *module, const char *name, size_t size, PyType_Slot *s
 /* tp_dealloc of an object whose inside is freed. */
 void fwm_free_object(PyObject *self);
 
-/* ---- what is inside: borrowed, to be claimed; NULL with a TypeError for other objects ---- */
-
+/* What is inside of a Stream: borrowed, to be claimed. NULL with a TypeError for other objects. */
 FwmStream *fwm_stream_of(PyObject *object);
-
-typedef struct {
-    FwmClaimed base; /* to be claimed by fwm_model_claim */
-    FwmModel model;
-    int type;                     /* NPY_FLOAT or NPY_DOUBLE */
-    bool in_callback;             /* of its training */
-    bool nested;                  /* a call of that callback reads */
-    FwmBlockSource source_before; /* where the training's draws go on after that call */
-} FwmModelObject;
-
-FwmModelObject *fwm_model_of(PyObject *object);
-
-/* What a call does to the model. */
-typedef enum { FWM_READS, FWM_CHANGES } FwmModelUse;
-
-/* Claims the model for a call and makes room for it; 0, or -1 with an exception. */
-int fwm_model_claim(FwmModelObject *self, FwmModelUse use);
-void fwm_model_release(FwmModelObject *self);
-
-/* The stream, claimed, if it fits the model; NULL with an exception. */
-FwmStream *fwm_model_claim_stream(const FwmModelObject *self, PyObject *given);
 
 /* ---- states: what an object holds beyond its arguments; one that does not fit raises and changes nothing ---- */
 
