@@ -7,7 +7,7 @@ needs no line here. A build compiles again what read a changed file, by the list
 Environment variables, for developers and for CI:
 
     FWM_PY_NO_OPENMP=1                   build without OpenMP, for one thread, and say nothing about it
-    FWM_PY_VARIANTS=baseline,avx2        build these variants only (baseline is always built)
+    FWM_PY_VARIANTS=baseline,avx2        build these variants only; without baseline it needs such a processor
     FWM_PY_WERROR=1                      many warnings, and each one is an error
     FWM_PY_SANITIZE=address,undefined    build with the compiler's sanitizers, and with symbols for debuggers
     FWM_PY_DEBUG=1                       keep symbols for debuggers, which make the extension four times as large
@@ -107,7 +107,7 @@ def wanted_variants() -> list[str]:
     unknown = [name for name in asked if name not in VARIANTS]
     if unknown:
         sys.exit(f"FWM_PY_VARIANTS: got {unknown[0]!r}, expected names out of {', '.join(VARIANTS)}")
-    return [name for name in VARIANTS if name in asked or name == "baseline"]
+    return [name for name in VARIANTS if name in asked]
 
 
 def is_stale(target: Path) -> bool:
@@ -161,10 +161,10 @@ class BuildCore(build_ext):
             flags += ["-O1", "-fno-omit-frame-pointer", "-fno-wrapv"]
         if is_set("FWM_PY_WERROR"):
             flags += WARNING_FLAGS
-        variants = [name for name in wanted_variants() if self.compiler_accepts(VARIANTS[name])]
+        variants = [name for name in wanted_variants() if self.compiler_accepts(VARIANTS[name])] or ["baseline"]
         kernels = find_files("kernels/**/*.c")
         common = [source for source in find_files("**/*.c") if source not in kernels]
-        have = [f"-DFWM_HAVE_{name.upper()}=1" for name in variants if name != "baseline"]
+        have = [f"-DFWM_HAVE_{name.upper()}=1" for name in variants]
         units = [Unit("common", common, flags + COMMON_FLAGS + have)]
         for variant in variants:
             for precision, is_double in PRECISIONS.items():

@@ -1,5 +1,5 @@
-/* Which copy of the kernels runs: decided once, at import. The baseline is always there; a variant that was not built
- * or that the processor lacks is never chosen. */
+/* Which copy of the kernels runs: decided once, at import. A variant that was not built or that the processor lacks is
+ * never chosen; the baseline runs everywhere. */
 #include "api/dispatch.h"
 
 #include <stdatomic.h>
@@ -7,7 +7,9 @@
 #include <string.h>
 
 #define DECLARE(variant) extern const FwmKernels fwm_kernels_##variant##_f32, fwm_kernels_##variant##_f64;
+#if FWM_HAVE_BASELINE
 DECLARE(baseline)
+#endif
 #if FWM_HAVE_AVX2
 DECLARE(avx2)
 #endif
@@ -21,10 +23,12 @@ typedef struct {
     int (*runs_here)(void);
 } Variant;
 
+#if FWM_HAVE_BASELINE
 static int always(void)
 {
     return 1;
 }
+#endif
 
 #if FWM_HAVE_AVX2
 static int has_avx2(void)
@@ -45,12 +49,15 @@ static int has_avx512(void)
 #define VARIANT(variant, test) {#variant, &fwm_kernels_##variant##_f32, &fwm_kernels_##variant##_f64, test},
 
 /* From slow to fast. */
-static const Variant variants[] = {VARIANT(baseline, always)
+static const Variant variants[] = {
+#if FWM_HAVE_BASELINE
+    VARIANT(baseline, always)
+#endif
 #if FWM_HAVE_AVX2
-                                       VARIANT(avx2, has_avx2)
+        VARIANT(avx2, has_avx2)
 #endif
 #if FWM_HAVE_AVX512
-                                           VARIANT(avx512, has_avx512)
+            VARIANT(avx512, has_avx512)
 #endif
 };
 #define N_VARIANTS (sizeof variants / sizeof variants[0])

@@ -5,92 +5,8 @@
 
 #include "api/dispatch.h"
 #include "python/arrays.h"
-#include "python/tokens.h"
 
-/* ---- rows, read once ---- */
-
-static int letter_number(const FwmSignature *s, const char *letter, size_t length)
-{
-    for (size_t i = 0; i < s->n_sizes; i++)
-        if (strlen(s->sizes[i].letter) == length && strncmp(s->sizes[i].letter, letter, length) == 0)
-            return (int)i;
-    return -1;
-}
-
-/* "(B, W - 1, D)", "(..., D)", "(D,)", up to the closing bracket. */
-int fwm_parse_shape(const FwmSignature *s, const char *text, FwmShape *shape)
-{
-    *shape = (FwmShape){.text = text};
-    for (const char *at = text + 1; *at && *at != ')';) {
-        const size_t length = strcspn(at, " ,)");
-        if (strncmp(at, "...", 3) == 0) {
-            shape->leading = true;
-        } else if (length > 0) {
-            if (shape->rank == FWM_MOST_AXES || (shape->letters[shape->rank] = letter_number(s, at, length)) < 0)
-                return -1;
-            shape->less[shape->rank++] = strncmp(at + length, " - 1", 4) == 0;
-        }
-        at += length + strcspn(at + length, ",)");
-        at += strspn(at, ", ");
-    }
-    return 0;
-}
-
-static int parse_shapes(FwmSignature *s, size_t i)
-{
-    const char *text = s->arguments[i].shape, *other = text ? strstr(text, " or ") : NULL;
-    if (!text)
-        return 0;
-    if (fwm_parse_shape(s, text, &s->shapes[i][0]) < 0 ||
-        (other && fwm_parse_shape(s, other + strlen(" or "), &s->shapes[i][1]) < 0))
-        return -1;
-    return 0;
-}
-
-static void set_bit(uint32_t *bits, size_t i, bool value)
-{
-    *bits |= (uint32_t)value << i;
-}
-
-static void prepare_bits(FwmSignature *s, size_t i)
-{
-    const FwmArgument *row = &s->arguments[i];
-    const bool is_option = row->kind == FWM_FLAG || row->kind == FWM_NUMBER, is_second = i > 0 && row[-1].first;
-    set_bit(&s->all, i, !is_second);
-    set_bit(&s->is_array, i, row->kind <= FWM_INDICES);
-    set_bit(&s->has_step, i, row->then != NULL);
-    set_bit(&s->none_is_nothing, i, row->optional || row->kind == FWM_SEQUENCES);
-    set_bit(&s->has_preset, i, row->optional || row->kind == FWM_SEQUENCES || row->kind == FWM_STEP);
-    set_bit(&s->has_preset, i, is_option && !row->required);
-    set_bit(&s->of_other_direction[FWM_FORWARD - 1], i, is_second || row->only == FWM_BACKWARD);
-    set_bit(&s->of_other_direction[FWM_BACKWARD - 1], i, is_second || row->only == FWM_FORWARD);
-}
-
-int fwm_prepare(FwmSignature *s)
-{
-    s->rows = letter_number(s, "rows", 4);
-    s->n = letter_number(s, "n", 1);
-    s->B = letter_number(s, "B", 1);
-    s->T = letter_number(s, "T", 1);
-    for (size_t i = 0; i < s->n_arguments; i++) {
-        const FwmArgument *row = &s->arguments[i];
-        s->from[i] = row->from ? letter_number(s, row->from, strlen(row->from)) : -1;
-        s->below[i] = row->below ? letter_number(s, row->below, strlen(row->below)) : -1;
-        if (!s->names[i])
-            s->names[i] = PyUnicode_InternFromString(row->name);
-        if (!s->names[i])
-            return -1;
-        prepare_bits(s, i);
-        for (int k = 0; row->words && row->words[k] && k < FWM_MOST_WORDS; k++)
-            if (!(s->words[i][k] = PyUnicode_InternFromString(row->words[k])))
-                return -1;
-        if (s->n_arguments > FWM_MOST_ARGUMENTS || s->n_sizes > FWM_MOST_LETTERS || parse_shapes(s, i) < 0) {
-            PyErr_Format(PyExc_SystemError, "%s: the row of %s cannot be read", s->name, row->name);
-            return -1;
-        }
-    }
-    return 0;
-}
+#define TYPE_NAME(object) (Py_TYPE(object)->tp_name)
 
 /* ---- numbers and words ---- */
 
@@ -99,7 +15,7 @@ int fwm_integer(PyObject *given, const char *name, long long low, long long high
     PyObject *index = PyNumber_Index(given);
     if (!index) {
         if (PyErr_ExceptionMatches(PyExc_TypeError))
-            PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected an integer", name, Py_TYPE(given)->tp_name);
+            PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected an integer", name, TYPE_NAME(given));
         return -1;
     }
     int overflow;
@@ -119,23 +35,13 @@ int fwm_integer(PyObject *given, const char *name, long long low, long long high
     return fits ? 0 : -1;
 }
 
-static int read_flag(PyObject *given, const char *name, bool *value)
-{
-    if (!PyBool_Check(given)) {
-        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected True or False", name, Py_TYPE(given)->tp_name);
-        return -1;
-    }
-    *value = given == Py_True;
-    return 0;
-}
-
 /* A number that `type` holds: finite, and 0 only if it was given as 0. */
 static int read_number(PyObject *given, const FwmArgument *row, int type, double *value)
 {
     *value = PyFloat_CheckExact(given) ? PyFloat_AS_DOUBLE(given) : PyFloat_AsDouble(given);
     if (*value == -1.0 && PyErr_Occurred()) {
         if (PyErr_ExceptionMatches(PyExc_TypeError))
-            PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected a number", row->name, Py_TYPE(given)->tp_name);
+            PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected a number", row->name, TYPE_NAME(given));
         else if (PyErr_ExceptionMatches(PyExc_OverflowError))
             PyErr_Format(PyExc_ValueError, "%s: got an integer beyond all floats, expected a finite number", row->name);
         return -1;
@@ -180,7 +86,7 @@ static int read_word(FwmArguments *a, size_t i)
             return 0;
         }
     if (!PyUnicode_Check(given))
-        return refuse_word(row, PyExc_TypeError, PyUnicode_FromString(Py_TYPE(given)->tp_name));
+        return refuse_word(row, PyExc_TypeError, PyUnicode_FromString(TYPE_NAME(given)));
     for (int k = 0; row->words[k]; k++)
         if (PyUnicode_CompareWithASCIIString(given, row->words[k]) == 0) {
             *value = row->optional ? k + 1 : k;
@@ -192,7 +98,7 @@ static int read_word(FwmArguments *a, size_t i)
 int fwm_check_pair(PyObject *given, const char *name, const char *expected)
 {
     if (!PyTuple_Check(given)) {
-        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", name, Py_TYPE(given)->tp_name, expected);
+        PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected %s", name, TYPE_NAME(given), expected);
         return -1;
     }
     if (PyTuple_GET_SIZE(given) != 2) {
@@ -399,9 +305,10 @@ static int read_scalar(FwmArguments *a, size_t i)
     void *to = place(a, row->at);
     switch (row->kind) {
     case FWM_FLAG:
-        value->flag = row->preset != 0;
-        if (given && read_flag(given, row->name, &value->flag) < 0)
-            return -1;
+        if (given && !PyBool_Check(given))
+            return PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected True or False", row->name, TYPE_NAME(given)),
+                   -1;
+        value->flag = given ? given == Py_True : row->preset != 0;
         return to ? (*(bool *)to = value->flag, 0) : 0;
     case FWM_NUMBER:
         value->number = row->preset;
@@ -418,7 +325,7 @@ static int read_scalar(FwmArguments *a, size_t i)
             return -1;
         return store_size(a, row->at, (size_t)value->integer);
     default:
-        if ((value->integer = row->find(given, row->name)) < 0)
+        if ((value->integer = fwm_find(row->table, given, row->name)) < 0)
             return -1;
         return store_size(a, row->at, (size_t)value->integer);
     }
@@ -443,7 +350,7 @@ static int refuse_row(const FwmArguments *a, size_t i)
     const FwmArgument *row = &a->signature->arguments[i];
     if (a->given[i])
         PyErr_Format(PyExc_ValueError, "%s: got %.100s, expected None, because it has no effect here", row->name,
-                     Py_TYPE(a->given[i])->tp_name);
+                     TYPE_NAME(a->given[i]));
     else
         PyErr_Format(PyExc_TypeError, "%s: got nothing, expected a value, which %s needs", row->name,
                      a->signature->name);
@@ -578,44 +485,4 @@ void fwm_release_arguments(FwmArguments *a)
         Py_XDECREF(a->came[i]);
     }
     fwm_release_sequences(&a->sequences);
-}
-
-/* ---- functions and methods ---- */
-
-PyObject *fwm_call(PyObject *self, const FwmSignature *signature, FwmFunction function, PyObject *const *args,
-                   Py_ssize_t n, PyObject *names)
-{
-    FwmArguments a = {0};
-    PyObject *result = fwm_read_arguments(&a, signature, args, n, names) < 0 ? NULL : function(self, &a);
-    fwm_release_arguments(&a);
-    return result;
-}
-
-static PyObject *call_module_function(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
-{
-    const FwmModuleFunction *function = fwm_pointer_of(self);
-    return fwm_call(NULL, &function->signature, function->call, args, n, names);
-}
-
-void *fwm_pointer_of(PyObject *self)
-{
-    void *pointer;
-    memcpy(&pointer, PyBytes_AS_STRING(self), sizeof pointer);
-    return pointer;
-}
-
-int fwm_add_c_function(PyObject *module, PyMethodDef *method, void *pointer)
-{
-    PyObject *self = PyBytes_FromStringAndSize((const char *)&pointer, sizeof pointer);
-    PyObject *function = self ? PyCFunction_New(method, self) : NULL;
-    const int status = function ? PyModule_AddObjectRef(module, method->ml_name, function) : -1;
-    Py_XDECREF(function);
-    Py_XDECREF(self);
-    return status;
-}
-
-int fwm_add_function(PyObject *module, FwmModuleFunction *f)
-{
-    f->method = (PyMethodDef)FWM_METHOD_ROW(f->signature.name, call_module_function, NULL);
-    return fwm_prepare(&f->signature) < 0 ? -1 : fwm_add_c_function(module, &f->method, f);
 }

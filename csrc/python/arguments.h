@@ -9,6 +9,8 @@
 #ifndef FWM_PYTHON_ARGUMENTS_H
 #define FWM_PYTHON_ARGUMENTS_H
 
+#include <string.h>
+
 #include "api/kernels.h"
 #include "python/numpy_api.h"
 #include "python/sequences.h"
@@ -43,6 +45,14 @@ typedef enum { FWM_FORWARD = 1, FWM_BACKWARD = 2, FWM_BOTH = 3 } FwmDirection;
 
 typedef struct FwmArguments FwmArguments;
 
+/* A table whose rows are called by name (tables.c). */
+typedef struct FwmTable FwmTable;
+
+extern FwmTable fwm_maps, fwm_rules, fwm_readouts;
+
+/* The row of a function's name or a short name; -1 with an exception that names `argument`. */
+Py_ssize_t fwm_find(const FwmTable *table, PyObject *name, const char *argument);
+
 typedef struct {
     const char *name;
     FwmKind kind;
@@ -51,13 +61,13 @@ typedef struct {
     size_t at, gradient; /* of the value, and of the array that the backward writes */
     FwmDirection only;   /* 0: both */
     FwmStored stored;
-    const char *const *words;                                 /* NULL behind the last */
-    long long low, high;                                      /* of an integer */
-    const char *from, *below;                                 /* of indices: letters */
-    double preset;                                            /* of a flag or a number that is left out */
-    bool required;                                            /* of a flag or a number: has no preset */
-    bool positive, not_negative;                              /* of a number */
-    Py_ssize_t (*find)(PyObject *name, const char *argument); /* of a row */
+    const char *const *words;     /* NULL behind the last */
+    long long low, high;          /* of an integer */
+    const char *from, *below;     /* of indices: letters */
+    double preset;                /* of a flag or a number that is left out */
+    bool required;                /* of a flag or a number: has no preset */
+    bool positive, not_negative;  /* of a number */
+    const FwmTable *table;        /* of a row */
     const char *first, *expected; /* of a state that is a pair where the call says so: its first part, which is this
                                    * row, the second being the next one; and what is expected then */
     int (*then)(FwmArguments *);  /* once it is read: checks that no row can say */
@@ -144,6 +154,12 @@ void fwm_release_arguments(FwmArguments *a);
 static inline bool fwm_has(const FwmArguments *a, int argument)
 {
     return a->is_given >> argument & 1;
+}
+
+/* Before anything is said of the arguments. */
+static inline void fwm_clear(FwmArguments *a)
+{
+    memset(a, 0, offsetof(FwmArguments, like));
 }
 
 /* What a function or a method does, with its arguments read. */

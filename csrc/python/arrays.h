@@ -5,9 +5,7 @@
 #ifndef FWM_PYTHON_ARRAYS_H
 #define FWM_PYTHON_ARRAYS_H
 
-#include <stdbool.h>
-#include <stdint.h>
-
+#include "api/kernels.h"
 #include "python/numpy_api.h"
 
 /* An array of any type, as NumPy makes one of what is given; masked entries are refused. */
@@ -34,6 +32,12 @@ static inline bool fwm_is_real_array(PyObject *given, int type)
 PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *text, int rank, const npy_intp *shape,
                                long long low, long long high);
 
+/* Whether a kernel can read this array of tokens (B, T, ..) where it stands: contiguous, or a part of each token of a
+ * larger array, as queries, keys and values are that come from one projection; of this type, or of float32 or float64
+ * where the type is 0. */
+bool fwm_can_stay(PyArrayObject *array, int type);
+FwmTokens fwm_tokens_of(PyArrayObject *array);
+
 /* 0, or -1 with the exception for a shape that does not fit. */
 int fwm_check_shape(PyArrayObject *array, const char *name, const char *text, int rank, const npy_intp *shape);
 
@@ -42,7 +46,7 @@ int fwm_check_shape(PyArrayObject *array, const char *name, const char *text, in
 PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *like, const char *text,
                                 int rank, const npy_intp *shape);
 
-/* Where the bytes of an array lie: from low to before high. */
+/* Where the bytes of an array lie: from low to before high; nowhere without numbers. */
 typedef struct {
     uintptr_t low, high;
 } FwmBounds;

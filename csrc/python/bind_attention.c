@@ -2,7 +2,6 @@
 #include <math.h>
 
 #include "python/bindings.h"
-#include "python/operation.h"
 
 #define AT(member) FWM_AT(FwmAttentionCall, member)
 
@@ -64,7 +63,7 @@ static bool is_empty(const FwmArguments *a)
     return c->B == 0 || c->T == 0;
 }
 
-static FwmBinding attention = {
+FwmBinding fwm_attention = {
     .signature = {"attention", arguments, FWM_LENGTH(arguments), 0, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, attention),
     .call_size = sizeof(FwmAttentionCall),
@@ -73,8 +72,3 @@ static FwmBinding attention = {
     .finish = finish,
     .is_empty = is_empty,
 };
-
-int fwm_add_attention(PyObject *module)
-{
-    return fwm_add_operation(module, &attention);
-}

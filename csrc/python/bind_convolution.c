@@ -1,6 +1,5 @@
 /* fwm_py.convolution: convolution_forward, convolution_backward. */
 #include "python/bindings.h"
-#include "python/operation.h"
 
 #define AT(member) FWM_AT(FwmConvolutionCall, member)
 
@@ -46,7 +45,7 @@ static int finish(FwmArguments *a)
     return 0;
 }
 
-static FwmBinding convolution = {
+FwmBinding fwm_convolution = {
     .signature = {"convolution", arguments, FWM_LENGTH(arguments), 0, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, convolution),
     .call_size = sizeof(FwmConvolutionCall),
@@ -56,8 +55,3 @@ static FwmBinding convolution = {
     .tuple = "an array y, or a tuple (y, state)",
     .finish = finish,
 };
-
-int fwm_add_convolution(PyObject *module)
-{
-    return fwm_add_operation(module, &convolution);
-}

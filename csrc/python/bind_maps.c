@@ -1,8 +1,6 @@
 /* fwm_py.feature_maps: map_forward, map_backward. The row of the map says which of nu and omega a call takes. */
 #include "api/dispatch.h"
 #include "python/bindings.h"
-#include "python/operation.h"
-#include "python/tables.h"
 
 #define AT(member) FWM_AT(FwmMapCall, member)
 #define LARGEST_D (1 << 20)
@@ -44,7 +42,7 @@ static int count_features(FwmArguments *a)
 }
 
 static const FwmArgument arguments[] = {
-    [FUNCTION] = {"function", FWM_ROW, .find = fwm_find_map, .at = AT(map), .then = choose_arguments},
+    [FUNCTION] = {"function", FWM_ROW, .table = &fwm_maps, .at = AT(map), .then = choose_arguments},
     [X] = {"x", FWM_ARRAY, "(..., d)", .at = AT(x), .gradient = AT(dx)},
     [ARGUMENT] = {"argument", FWM_OBJECT, .then = read_number},
     [OMEGA] = {"omega", FWM_ARRAY, "(d, m)", .at = AT(omega), .stored = FWM_FLOAT32_OR_FLOAT64},
@@ -56,7 +54,7 @@ static const FwmArgument arguments[] = {
 static const FwmSize sizes[] = {
     [SIZE_D] = {"d", AT(d), 1, LARGEST_D}, [SIZE_M] = {"m", AT(argument), 1}, [SIZE_P] = {"p"}, {"rows", AT(n)}};
 
-static FwmBinding map = {
+FwmBinding fwm_map = {
     .signature = {"map", arguments, FWM_LENGTH(arguments), 1, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, map),
     .call_size = sizeof(FwmMapCall),
@@ -67,7 +65,7 @@ static FwmBinding map = {
 enum { OF_FUNCTION, OF_D, OF_ARGUMENT };
 
 static const FwmArgument features_rows[] = {
-    [OF_FUNCTION] = {"function", FWM_ROW, .find = fwm_find_map},
+    [OF_FUNCTION] = {"function", FWM_ROW, .table = &fwm_maps},
     [OF_D] = {"d", FWM_INTEGER, .low = 0, .high = LARGEST_FEATURES},
     [OF_ARGUMENT] = {"argument", FWM_INTEGER, .low = 0, .high = LARGEST_FEATURES},
 };
@@ -80,10 +78,5 @@ static PyObject *count(PyObject *Py_UNUSED(self), FwmArguments *a)
     return PyLong_FromSize_t(fwm_kernels_f32()->map_features(row, d, argument));
 }
 
-static FwmModuleFunction map_features = {
+FwmModuleFunction fwm_map_features = {
     .signature = {"map_features", features_rows, FWM_LENGTH(features_rows), FWM_LENGTH(features_rows)}, .call = count};
-
-int fwm_add_maps(PyObject *module)
-{
-    return fwm_add_function(module, &map_features) < 0 ? -1 : fwm_add_operation(module, &map);
-}

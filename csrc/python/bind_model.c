@@ -4,7 +4,6 @@
 #include "api/dispatch.h"
 #include "python/bindings.h"
 #include "python/objects.h"
-#include "python/tables.h"
 #include "retrieval/initial.h"
 #include "retrieval/model.h"
 #include "retrieval/train.h"
@@ -41,9 +40,9 @@ static const FwmArgument new_rows[] = {
     [N_KEYS] = {"n_keys", FWM_INTEGER, .low = 2, .high = 1 << 20, .at = FWM_AT(FwmModelSizes, n_keys)},
     [HIDDEN_SIZE] = {"hidden_size", FWM_INTEGER, .low = 1, .high = 1 << 16, .at = FWM_AT(FwmModelSizes, d)},
     [BATCH_SIZE] = {"batch_size", FWM_INTEGER, .low = 1, .high = 1 << 20, .at = FWM_AT(FwmModelSizes, batch)},
-    [READOUT] = {"readout", FWM_ROW, .find = fwm_find_readout, .at = FWM_AT(FwmModelSizes, readout),
+    [READOUT] = {"readout", FWM_ROW, .table = &fwm_readouts, .at = FWM_AT(FwmModelSizes, readout),
                  .then = choose_arguments},
-    [MAP] = {"map", FWM_ROW, .find = fwm_find_map, .at = FWM_AT(FwmModelSizes, map)},
+    [MAP] = {"map", FWM_ROW, .table = &fwm_maps, .at = FWM_AT(FwmModelSizes, map)},
     [ARGUMENT] = {"argument", FWM_INTEGER, .low = 0, .high = 1 << 24},
     [REPLACE] = {"replace", FWM_FLAG, .required = true},
     [SEED] = {"seed", FWM_INTEGER, .low = 0, .high = 4294967295LL},

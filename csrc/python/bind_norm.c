@@ -1,6 +1,5 @@
 /* fwm_py.norm: norm_forward, norm_backward. */
 #include "python/bindings.h"
-#include "python/operation.h"
 
 #define AT(member) FWM_AT(FwmNormCall, member)
 
@@ -27,7 +26,7 @@ static int finish(FwmArguments *a)
     return 0;
 }
 
-static FwmBinding norm = {
+FwmBinding fwm_norm = {
     .signature = {"norm", arguments, FWM_LENGTH(arguments), 0, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, norm),
     .call_size = sizeof(FwmNormCall),
@@ -35,8 +34,3 @@ static FwmBinding norm = {
     .n_outputs = 1,
     .finish = finish,
 };
-
-int fwm_add_norm(PyObject *module)
-{
-    return fwm_add_operation(module, &norm);
-}

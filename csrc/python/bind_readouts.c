@@ -1,8 +1,6 @@
 /* fwm_py.readouts: readout_forward, readout_backward. A sequence is a task. */
 #include "api/dispatch.h"
 #include "python/bindings.h"
-#include "python/operation.h"
-#include "python/tables.h"
 
 #define AT(member) FWM_AT(FwmReadoutCall, member)
 #define LARGEST_N_VALUES (1 << 24)
@@ -23,7 +21,7 @@ static int bind_values(FwmArguments *a)
 }
 
 static const FwmArgument arguments[] = {
-    [FUNCTION] = {"function", FWM_ROW, .find = fwm_find_readout, .at = AT(readout), .then = choose_arguments},
+    [FUNCTION] = {"function", FWM_ROW, .table = &fwm_readouts, .at = AT(readout), .then = choose_arguments},
     [N_VALUES] = {"n_values", FWM_INTEGER, .low = 1, .high = LARGEST_N_VALUES, .then = bind_values},
     [KEYS] = {"keys", FWM_ARRAY, "(B, L, p)", .at = AT(keys), .gradient = AT(dkeys)},
     [VALUES] = {"values", FWM_INDICES, "(B, L)", .below = "n_values", .at = AT(values)},
@@ -35,15 +33,10 @@ static const FwmArgument arguments[] = {
 
 static const FwmSize sizes[] = {[SIZE_N] = {"n_values", AT(n_values)}, {"B", AT(B)}, {"L", AT(L)}, {"p", AT(p), 1}};
 
-static FwmBinding readout = {
+FwmBinding fwm_readout = {
     .signature = {"readout", arguments, FWM_LENGTH(arguments), 1, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, readout),
     .call_size = sizeof(FwmReadoutCall),
     .outputs = {{"(B, n_values)", AT(y)}},
     .n_outputs = 1,
 };
-
-int fwm_add_readouts(PyObject *module)
-{
-    return fwm_add_operation(module, &readout);
-}

@@ -3,8 +3,6 @@
 
 #include "api/dispatch.h"
 #include "python/bindings.h"
-#include "python/operation.h"
-#include "python/tables.h"
 
 #define AT(member) FWM_AT(FwmRuleCall, member)
 #define TOKENS(name) FWM_TOKENS, .at = AT(name), .gradient = AT(d##name)
@@ -85,7 +83,7 @@ static int check_gate(FwmArguments *a)
 }
 
 static const FwmArgument arguments[] = {
-    [FUNCTION] = {"function", FWM_ROW, .find = fwm_find_rule, .at = AT(rule), .then = choose_arguments},
+    [FUNCTION] = {"function", FWM_ROW, .table = &fwm_rules, .at = AT(rule), .then = choose_arguments},
     [NORMALIZE] = {"normalize", FWM_FLAG, .at = AT(normalize), .then = pair_states},
     [Q] = {"q", TOKENS(q), .shape = "(B, T, HQ, K)"},
     [K] = {"k", TOKENS(k), .shape = "(B, T, H, K)"},
@@ -142,7 +140,7 @@ static int finish(FwmArguments *a)
     return 0;
 }
 
-static FwmBinding rule = {
+FwmBinding fwm_rule = {
     .signature = {"rule", arguments, FWM_LENGTH(arguments), 1, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, rule),
     .call_size = sizeof(FwmRuleCall),
@@ -155,8 +153,3 @@ static FwmBinding rule = {
     .finish = finish,
     .is_empty = is_empty,
 };
-
-int fwm_add_rules(PyObject *module)
-{
-    return fwm_add_operation(module, &rule);
-}

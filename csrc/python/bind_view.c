@@ -52,10 +52,5 @@ static PyObject *array_at(PyObject *Py_UNUSED(self), FwmArguments *a)
     return array;
 }
 
-static FwmModuleFunction function = {.signature = {"array_at", arguments, FWM_LENGTH(arguments), FWM_LENGTH(arguments)},
-                                     .call = array_at};
-
-int fwm_add_array_at(PyObject *module)
-{
-    return fwm_add_function(module, &function);
-}
+FwmModuleFunction fwm_array_at = {.signature = {"array_at", arguments, FWM_LENGTH(arguments), FWM_LENGTH(arguments)},
+                                  .call = array_at};

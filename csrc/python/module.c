@@ -5,7 +5,6 @@
 #include <stdlib.h>
 
 #include "api/dispatch.h"
-#include "python/arguments.h"
 #include "python/bindings.h"
 #include "runtime/threads.h"
 
@@ -39,13 +38,15 @@ static PyObject *build_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(arg
                          "compiler", __VERSION__, "openmp", openmp, "threads", fwm_num_threads());
 }
 
-static PyObject *set_num_threads(PyObject *Py_UNUSED(module), PyObject *given)
+static PyObject *set_threads(PyObject *given, int least, void (*set)(int))
 {
     long long n;
-    if (fwm_integer(given, "n", 1, MOST_THREADS, &n) < 0)
-        return NULL;
-    fwm_set_num_threads((int)n);
-    Py_RETURN_NONE;
+    return fwm_integer(given, "n", least, MOST_THREADS, &n) < 0 ? NULL : (set((int)n), Py_NewRef(Py_None));
+}
+
+static PyObject *set_num_threads(PyObject *Py_UNUSED(module), PyObject *given)
+{
+    return set_threads(given, 1, fwm_set_num_threads);
 }
 
 static PyObject *get_num_threads(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
@@ -56,11 +57,7 @@ static PyObject *get_num_threads(PyObject *Py_UNUSED(module), PyObject *Py_UNUSE
 /* For fwm_py.torch, whose calls take the number that PyTorch has. */
 static PyObject *set_threads_here(PyObject *Py_UNUSED(module), PyObject *given)
 {
-    long long n;
-    if (fwm_integer(given, "n", 0, MOST_THREADS, &n) < 0)
-        return NULL;
-    fwm_set_threads_here((int)n);
-    Py_RETURN_NONE;
+    return set_threads(given, 0, fwm_set_threads_here);
 }
 
 /* pip shows nothing of what a build that succeeds has warned of. */
@@ -90,13 +87,14 @@ static int execute(PyObject *module)
     if (warn_of_one_thread() < 0)
         return -1;
     fwm_threads_start();
-    static int (*const bindings[])(PyObject *) = {
-        fwm_add_tables, fwm_add_maps,   fwm_add_rules,  fwm_add_readouts, fwm_add_attention, fwm_add_convolution,
-        fwm_add_norm,   fwm_add_random, fwm_add_stream, fwm_add_model,    fwm_add_array_at};
-    for (size_t i = 0; i < FWM_LENGTH(bindings); i++)
-        if (bindings[i](module) < 0)
+    FwmBinding *const operations[] = {&fwm_map, &fwm_rule, &fwm_readout, &fwm_attention, &fwm_convolution, &fwm_norm};
+    for (size_t i = 0; i < FWM_LENGTH(operations); i++)
+        if (fwm_add_operation(module, operations[i]) < 0)
             return -1;
-    return 0;
+    const bool failed = fwm_add_tables(module) < 0 || fwm_add_function(module, &fwm_map_features) < 0 ||
+                        fwm_add_function(module, &fwm_array_at) < 0 || fwm_add_random(module) < 0 ||
+                        fwm_add_stream(module) < 0 || fwm_add_model(module) < 0;
+    return failed ? -1 : 0;
 }
 
 static PyMethodDef functions[] = {

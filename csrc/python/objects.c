@@ -21,7 +21,8 @@ void fwm_release(PyObject *object)
 PyObject *fwm_call_claimed(PyObject *self, const FwmSignature *signature, FwmFunction function, PyObject *const *args,
                            Py_ssize_t n, PyObject *names)
 {
-    FwmArguments a = {0};
+    FwmArguments a;
+    fwm_clear(&a);
     PyObject *result = NULL;
     if (fwm_read_arguments(&a, signature, args, n, names) == 0 && fwm_claim(self) == 0) {
         result = function(self, &a);

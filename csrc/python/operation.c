@@ -307,11 +307,9 @@ static void release(FwmCall *c)
 /* Zeros where they are needed, which is not everywhere: a call of a few numbers takes a third of a microsecond. */
 static void begin(FwmCall *c, const FwmBinding *binding, FwmDirection direction)
 {
+    fwm_clear(&c->a);
     c->a.direction = direction;
     c->a.call = &c->call;
-    c->a.absent = 0;
-    c->a.paired = false;
-    c->a.type = 0;
     c->binding = binding;
     memset(&c->call, 0, binding->call_size);
     memset(c->outputs, 0, sizeof c->outputs);

@@ -1,5 +1,3 @@
-#include "python/tables.h"
-
 #include "api/dispatch.h"
 #include "python/bindings.h"
 
@@ -7,26 +5,16 @@
 
 enum { MOST_ROWS = 64 };
 
-/* The names of a table's rows, interned: a name from Python is as a rule the very object. */
-typedef struct {
+/* Interned: a name from Python is as a rule the very object. */
+struct FwmTable {
     const char *expected;
     size_t n;
     PyObject *functions[MOST_ROWS], *names[MOST_ROWS];
-} RowNames;
+};
 
-static RowNames of_maps = {"a feature map"}, of_rules = {"a function of fwm_py.rules"},
-                of_readouts = {"an update rule"};
+FwmTable fwm_maps = {"a feature map"}, fwm_rules = {"a function of fwm_py.rules"}, fwm_readouts = {"an update rule"};
 
-static int add_names(RowNames *table, const char *function, const char *name)
-{
-    if (table->n == MOST_ROWS)
-        return PyErr_Format(PyExc_SystemError, "more than %d rows", MOST_ROWS), -1;
-    table->functions[table->n] = PyUnicode_InternFromString(function);
-    table->names[table->n] = PyUnicode_InternFromString(name);
-    return table->functions[table->n] && table->names[table->n] ? (int)table->n++ : -1;
-}
-
-static Py_ssize_t find(const RowNames *table, PyObject *given, const char *argument)
+Py_ssize_t fwm_find(const FwmTable *table, PyObject *given, const char *argument)
 {
     for (size_t row = 0; row < table->n; row++)
         if (table->functions[row] == given || table->names[row] == given)
@@ -40,21 +28,6 @@ static Py_ssize_t find(const RowNames *table, PyObject *given, const char *argum
             return (Py_ssize_t)row;
     PyErr_Format(PyExc_ValueError, "%s: got %R, expected the name of %s", argument, given, table->expected);
     return -1;
-}
-
-Py_ssize_t fwm_find_map(PyObject *name, const char *argument)
-{
-    return find(&of_maps, name, argument);
-}
-
-Py_ssize_t fwm_find_rule(PyObject *name, const char *argument)
-{
-    return find(&of_rules, name, argument);
-}
-
-Py_ssize_t fwm_find_readout(PyObject *name, const char *argument)
-{
-    return find(&of_readouts, name, argument);
 }
 
 /* ---- as Python sees them ---- */
@@ -94,18 +67,22 @@ static PyObject *readout_row(size_t i)
                 : NULL;
 }
 
-/* A tuple of the rows, which end with NULL, and their names. */
-static int add_table(PyObject *module, const char *name, RowNames *names, PyObject *(*row_of)(size_t))
+static PyObject *interned(PyObject *row, const char *key)
 {
-    PyObject *list = PyList_New(0), *row = NULL;
+    PyObject *name = Py_NewRef(PyDict_GetItemString(row, key));
+    PyUnicode_InternInPlace(&name);
+    return name;
+}
+
+/* A tuple of the rows, which end with NULL, and their names. */
+static int add_table(PyObject *module, const char *name, FwmTable *table, PyObject *(*row_of)(size_t))
+{
+    PyObject *list = PyList_New(0), *row;
     int status = list ? 0 : -1;
-    names->n = 0;
-    for (size_t i = 0; status == 0 && (row = row_of(i)); i++) {
-        status =
-            PyList_Append(list, row) < 0 || add_names(names, PyUnicode_AsUTF8(PyDict_GetItemString(row, "function")),
-                                                      PyUnicode_AsUTF8(PyDict_GetItemString(row, "name"))) < 0
-                ? -1
-                : 0;
+    for (table->n = 0; status == 0 && table->n < MOST_ROWS && (row = row_of(table->n)); table->n++) {
+        table->functions[table->n] = interned(row, "function");
+        table->names[table->n] = interned(row, "name");
+        status = PyList_Append(list, row);
         Py_DECREF(row);
     }
     PyObject *tuple = status == 0 && !PyErr_Occurred() ? PyList_AsTuple(list) : NULL;
@@ -117,7 +94,7 @@ static int add_table(PyObject *module, const char *name, RowNames *names, PyObje
 
 int fwm_add_tables(PyObject *module)
 {
-    if (add_table(module, "MAPS", &of_maps, map_row) < 0 || add_table(module, "RULES", &of_rules, rule_row) < 0)
+    if (add_table(module, "MAPS", &fwm_maps, map_row) < 0 || add_table(module, "RULES", &fwm_rules, rule_row) < 0)
         return -1;
-    return add_table(module, "READOUTS", &of_readouts, readout_row);
+    return add_table(module, "READOUTS", &fwm_readouts, readout_row);
 }
