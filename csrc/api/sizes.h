@@ -9,7 +9,7 @@
 #define FWM_PAD 16
 
 /* Tokens of a sequence are handled in tiles, so that a tile's gradients stay in the first-level cache on their way from
- * the update rule to the feature map. */
+ * the read-out to the feature map. */
 #define FWM_TILE 16
 
 static inline size_t fwm_padded(size_t n)

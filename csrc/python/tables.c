@@ -12,7 +12,7 @@ struct FwmTable {
     PyObject *functions[MOST_ROWS], *names[MOST_ROWS];
 };
 
-FwmTable fwm_maps = {"a feature map"}, fwm_rules = {"a function of fwm_py.rules"}, fwm_readouts = {"an update rule"};
+FwmTable fwm_maps = {"a feature map"}, fwm_rules = {"a function of fwm_py.rules"}, fwm_readouts = {"a read-out"};
 
 Py_ssize_t fwm_find(const FwmTable *table, PyObject *given, const char *argument)
 {

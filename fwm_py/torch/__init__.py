@@ -68,7 +68,7 @@ Method = Literal["chunked", "recurrent"]
 SumState = Tensor | tuple[Tensor, Tensor]
 
 
-def _memory(
+def _rule(
     function: str,
     q: Tensor,
     k: Tensor,
@@ -170,7 +170,7 @@ def gated_linear_attention(
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.gated_linear_attention`: g (B, T, HV) or (B, T, HV, K)."""
-    return _memory(
+    return _rule(
         "gated_linear_attention",
         q,
         k,
@@ -198,7 +198,7 @@ def delta_rule(
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.delta_rule`: DeltaNet."""
-    return _memory(
+    return _rule(
         "delta_rule",
         q,
         k,
@@ -229,7 +229,7 @@ def gated_delta_rule(
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.gated_delta_rule`: Gated DeltaNet, g (B, T, HV)."""
-    return _memory(
+    return _rule(
         "gated_delta_rule",
         q,
         k,
@@ -260,7 +260,7 @@ def kimi_delta_rule(
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.kimi_delta_rule`: Kimi Delta Attention, g (B, T, HV, K)."""
-    return _memory(
+    return _rule(
         "kimi_delta_rule",
         q,
         k,
@@ -292,7 +292,7 @@ def gated_delta_rule_2(
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.gated_delta_rule_2`: Gated DeltaNet-2, g and b (B, T, HV, K), w (B, T, HV, V)."""
-    return _memory(
+    return _rule(
         "gated_delta_rule_2",
         q,
         k,
@@ -325,7 +325,7 @@ def fast_weight_memory(
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """`fwm_py.fast_weight_memory`: delta writes into a memory of bounded norm."""
-    return _memory(
+    return _rule(
         "fast_weight_memory",
         q,
         k,
