@@ -58,11 +58,11 @@ def places_of(row: Any) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
 PLACES = {row["function"]: places_of(row) for row in _core.RULES}
 
 
-def run(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def run(call: Callable[[], Any]) -> Any:
     """The call, on as many threads as PyTorch has."""
     _core.set_threads_here(torch.get_num_threads())
     try:
-        return function(*args, **options)
+        return call()
     finally:
         _core.set_threads_here(0)
 
@@ -158,7 +158,7 @@ def rule_kernel(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     if output_final_state:
         out = out, pair(to_memory(state), to_memory(total) if options[2] else None)
     arguments = core_arguments(function, inputs, options, dtype, to_tokens)
-    run(_core.rule_forward, function, **arguments, output_final_state=output_final_state, out=out)
+    run(lambda: _core.rule_forward(function, **arguments, output_final_state=output_final_state, out=out))
     return cast(o, inputs[0].dtype), state, total
 
 
@@ -177,7 +177,7 @@ def rule_backward_kernel(
     *tokens, dstate, dtotal = to_write(gradients, inputs)
     out = *(x for x in tokens if x is not None), pair(dstate, dtotal)
     arguments = core_arguments(function, inputs, options, dtype)
-    run(_core.rule_backward, function, do=to_array(do, dtype), dfinal_state=dfinal, **arguments, out=out)
+    run(lambda: _core.rule_backward(function, do=to_array(do, dtype), dfinal_state=dfinal, **arguments, out=out))
     return cast_like(gradients, inputs)
 
 
@@ -229,7 +229,9 @@ def softmax_kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float |
     dtype = attended_in(q, k, v)
     o = q.new_empty((*q.shape[:3], v.shape[3]), dtype=dtype)
     arrays = {"q": to_array(q, dtype), "k": to_array(k, dtype), "v": to_array(v, dtype)}
-    _, lse = run(_core.attention_forward, **arrays, causal=causal, scale=scale, return_lse=True, out=to_memory(o))
+    _, lse = run(
+        lambda: _core.attention_forward(**arrays, causal=causal, scale=scale, return_lse=True, out=to_memory(o))
+    )
     return cast(o, q.dtype), torch.from_numpy(lse).clone()
 
 
@@ -245,7 +247,7 @@ def softmax_backward_kernel(
     named = {"do": do, "q": q, "k": k, "v": v, "o": o, "lse": lse}
     arrays = {name: to_array(x, dtype) for name, x in named.items()}
     gradients = gradients_like((q, k, v), dtype)
-    run(_core.attention_backward, **arrays, causal=causal, scale=scale, out=to_write(gradients, (q, k, v)))
+    run(lambda: _core.attention_backward(**arrays, causal=causal, scale=scale, out=to_write(gradients, (q, k, v))))
     return cast_like(gradients, (q, k, v))
 
 
@@ -311,7 +313,11 @@ def convolution_kernel(*args: Any) -> tuple[Tensor, Tensor]:
     y, state = convolution_results((dtype, dtype), tensors, output_final_state)
     arrays = convolution_arguments(tensors, dtype)
     out = (to_memory(y), to_memory(state)) if output_final_state else to_memory(y)
-    run(_core.convolution_forward, **arrays, activation=activation, output_final_state=output_final_state, out=out)
+    run(
+        lambda: _core.convolution_forward(
+            **arrays, activation=activation, output_final_state=output_final_state, out=out
+        )
+    )
     return cast(y, tensors[0].dtype), state
 
 
@@ -324,12 +330,13 @@ def convolution_backward_kernel(dy: Tensor, dfinal_state: Tensor | None, *args: 
     dtype = convolved_in(*inputs, cu_seqlens)
     gradients = gradients_like(inputs, dtype)
     run(
-        _core.convolution_backward,
-        dy=to_array(dy, dtype),
-        **convolution_arguments((*inputs, cu_seqlens), dtype),
-        activation=activation,
-        dfinal_state=to_array(dfinal_state, dtype),
-        out=to_write(gradients, inputs),
+        lambda: _core.convolution_backward(
+            dy=to_array(dy, dtype),
+            **convolution_arguments((*inputs, cu_seqlens), dtype),
+            activation=activation,
+            dfinal_state=to_array(dfinal_state, dtype),
+            out=to_write(gradients, inputs),
+        )
     )
     return cast_like(gradients, inputs)
 
@@ -372,8 +379,9 @@ def norm_kernel(*args: Any) -> Tensor:
     *tensors, activation, eps = args
     dtype = normed_in(*tensors)
     y = empty_like(tensors[0], dtype)
-    arrays = {name: to_array(x, dtype) for name, x in zip(("x", "weight", "gate"), tensors)}
-    run(_core.norm_forward, **arrays, activation=activation, eps=eps, out=to_memory(y))
+    x, weight, gate = (to_array(tensor, dtype) for tensor in tensors)
+    out = to_memory(y)
+    run(lambda: _core.norm_forward(x=x, weight=weight, gate=gate, activation=activation, eps=eps, out=out))
     return cast(y, tensors[0].dtype)
 
 
@@ -387,7 +395,7 @@ def norm_backward_kernel(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     dtype = normed_in(*tensors)
     gradients = gradients_like(tensors, dtype)
     arrays = {name: to_array(x, dtype) for name, x in zip(("dy", "x", "weight", "gate"), (dy, *tensors))}
-    run(_core.norm_backward, **arrays, activation=activation, eps=eps, out=to_write(gradients, tensors))
+    run(lambda: _core.norm_backward(**arrays, activation=activation, eps=eps, out=to_write(gradients, tensors)))
     return cast_like(gradients, tensors)
 
 
@@ -435,7 +443,7 @@ def map_kernel(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -
     dtype, features = computed_in(("x", "omega"), (x, omega)), n_features(function, x, nu, omega)
     room = features if 0 < features <= MOST_FEATURES else 0  # too many or none: the kernel says what does not fit
     y = x.new_empty((*x.shape[:-1], room), dtype=dtype)
-    run(_core.map_forward, function, x=to_array(x, dtype), **map_arguments(nu, omega, dtype), out=to_memory(y))
+    run(lambda: _core.map_forward(function, x=to_array(x, dtype), **map_arguments(nu, omega, dtype), out=to_memory(y)))
     return cast(y, x.dtype)
 
 
@@ -447,7 +455,7 @@ def map_backward_kernel(function: str, dy: Tensor, x: Tensor, nu: int | None, om
     dtype = computed_in(("x", "omega"), (x, omega))
     dx = empty_like(x, dtype)
     arrays = {"dy": to_array(dy, dtype), "x": to_array(x, dtype)}
-    run(_core.map_backward, function, **arrays, **map_arguments(nu, omega, dtype), out=(to_memory(dx),))
+    run(lambda: _core.map_backward(function, **arrays, **map_arguments(nu, omega, dtype), out=(to_memory(dx),)))
     return cast(dx, x.dtype)
 
 
