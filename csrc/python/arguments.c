@@ -484,5 +484,6 @@ void fwm_release_arguments(FwmArguments *a)
         Py_XDECREF(a->arrays[i]);
         Py_XDECREF(a->came[i]);
     }
-    fwm_release_sequences(&a->sequences);
+    if (a->sequences.offsets)
+        fwm_release_sequences(&a->sequences);
 }

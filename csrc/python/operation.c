@@ -215,22 +215,17 @@ static int make_gradients(FwmCall *c, PyObject *out)
 
 /* ---- results ---- */
 
-static PyObject *or_none(PyArrayObject *array)
-{
-    return Py_NewRef(array ? (PyObject *)array : Py_None);
-}
-
 /* An array, a pair of it and its second part, or None. */
 static PyObject *part(PyArrayObject *first, PyArrayObject *second)
 {
-    return second ? PyTuple_Pack(2, first, second) : or_none(first);
+    return second ? PyTuple_Pack(2, first, second) : Py_NewRef(first ? (PyObject *)first : Py_None);
 }
 
 static PyObject *forward_result(const FwmCall *c)
 {
     const FwmBinding *b = c->binding;
     if (b->n_outputs == 1 || (b->outputs[1].never_given && !c->outputs[1]))
-        return or_none(c->outputs[0]);
+        return part(c->outputs[0], NULL);
     PyObject *state = part(c->outputs[1], c->outputs[2]);
     PyObject *result = state ? PyTuple_Pack(2, c->outputs[0], state) : NULL;
     Py_XDECREF(state);
