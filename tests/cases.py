@@ -16,6 +16,17 @@ for _table, _oracles, _name in ((_core.MAPS, oracle.MAPS, "MAPS"), (_core.READOU
         if _row["name"] not in _oracles:
             raise LookupError(f"{_row['name']} has no oracle: write it in tests/oracle.py and add it to {_name} there")
 
+
+def listed(words):
+    """As a message says what it expects: a, b or c."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}"
+
+
+_UNMAPPED = [row for row in _core.READOUTS if not row["uses_map"]]
+ATTN_NAMES = listed([row["name"] for row in (*_core.MAPS, *_UNMAPPED)])
+UPDATE_RULES = listed([row["name"] for row in _core.READOUTS if row["uses_map"]])
+
 # --- maps ----------------------------------------------------------------------------------------------------------
 
 # The values of a map's argument that are tested: none, nu of DPFP, m of FAVOR+.

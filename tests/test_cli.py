@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import cases
 import pytest
 
 import fwm_py
@@ -90,15 +91,22 @@ REFUSED = [
         for text in ("1e+39", "1e+38", "1e-60")
     ],
     *[
-        (["--attn_name", text], f"--attn_name: got {text!r}, expected linear, tanh, dpfp, favor or softmax")
+        (["--attn_name", text], f"--attn_name: got {text!r}, expected {cases.ATTN_NAMES}")
         for text in ("", "elu", "Softmax", "tanh\n")
     ],
     *[
-        (["--attn_name", name, *arg], f"--attn_arg: got 0, expected an integer in 1..65536 ({meaning} of {name})")
-        for name, meaning in (("dpfp", "nu"), ("favor", "m"))
+        (
+            ["--attn_name", row["name"], *arg],
+            f"--attn_arg: got 0, expected an integer in 1..65536 ({row['argument']} of {row['name']})",
+        )
+        for row in _core.MAPS
+        if row["argument"]
         for arg in ([], ["--attn_arg", "0"])
     ],
-    *[(["--update_rule", text], f"--update_rule: got {text!r}, expected sum, fwm or ours") for text in ("", "delta")],
+    *[
+        (["--update_rule", text], f"--update_rule: got {text!r}, expected {cases.UPDATE_RULES}")
+        for text in ("", "delta")
+    ],
     (["--favor_generator", "cuda"], "--favor_generator: got 'cuda', expected philox or mt19937"),
     (["--begin", "40", "--end", "20"], "--end: got '20', expected an integer in 40..2000"),
     (["--log_folder", ""], "--log_folder: got '', expected a folder"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import cases
 import numpy as np
 import pytest
 
@@ -35,16 +36,16 @@ REFUSED = [
     ],
     ("lr", HUGE, ValueError, "expected a finite number above 0"),
     *[("replace", value, TypeError, f"got {value!r}, expected True or False") for value in (1, 0, None, "no")],
-    *[("attn_name", value, TypeError, "expected linear, tanh, dpfp, favor or softmax") for value in (None, 3, b"tanh")],
+    *[("attn_name", value, TypeError, f"expected {cases.ATTN_NAMES}") for value in (None, 3, b"tanh")],
     *[
-        ("attn_name", value, ValueError, f"got {value!r}, expected linear, tanh, dpfp, favor or softmax")
+        ("attn_name", value, ValueError, f"got {value!r}, expected {cases.ATTN_NAMES}")
         for value in ("", "elu1", "DPFP", "dpfp\nx", "sum")
     ],
     *[
-        ("update_rule", value, ValueError, f"got {value!r}, expected sum, fwm or ours")
+        ("update_rule", value, ValueError, f"got {value!r}, expected {cases.UPDATE_RULES}")
         for value in ("", "delta", "softmax")
     ],
-    ("update_rule", None, TypeError, "got None, expected sum, fwm or ours"),
+    ("update_rule", None, TypeError, f"got None, expected {cases.UPDATE_RULES}"),
     ("favor_generator", "torch", ValueError, "got 'torch', expected philox or mt19937"),
     ("favor_generator", None, TypeError, "got None, expected philox or mt19937"),
     ("attn_name", "x" * 10**6, ValueError, "got 'xxx"),
