@@ -62,11 +62,11 @@ class Settings:
     n_keys : int
         Number N of different keys, and of different values, 2..2000.
     attn_name : str
-        A feature map (`linear`, `tanh`, `dpfp`, `favor`), or `softmax`, a rule of its own.
+        One of `ATTN_NAMES`: a feature map, or `softmax`, a rule of its own.
     attn_arg : int
-        Argument of the map: nu of `dpfp`, m of `favor`, 1..65536. Ignored by the others, as in the published program.
+        Argument of the map (`MAP_ARGUMENTS`), 1..65536. Ignored by maps without one, as in the published program.
     update_rule : str
-        `sum`, `fwm` or `ours` (the delta rule). Ignored by softmax.
+        One of `UPDATE_RULES`; `ours` is the delta rule. Ignored by softmax.
     replace : bool
         Draw keys and values with replacement, in sequences of 2 N pairs (Setting 2), instead of N (Setting 1).
     seed : int

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fwm_py._core import build_info
+from fwm_py._core import build_info, map_features
 from fwm_py.checks import flag, instance, integer, shown
 from fwm_py.experiments import COMMANDS, RUNS, Command, Rows, published_losses
 from fwm_py.jobs import WorkerKilled, run_all
@@ -83,7 +83,7 @@ def cost(settings: Settings) -> float:
     grow with N^2, and the tokens' features, each with what its map and its rule do to it.
     """
     N, d = settings.n_keys, settings.hidden_size
-    features = {"dpfp": 2 * d * settings.attn_arg, "favor": 2 * settings.attn_arg}.get(settings.attn_name, d)
+    features = map_features(settings.map, d, settings.attn_arg) if settings.map else d
     tokens = settings.resolved_batch_size * settings.seq_len
     token_features = tokens * features
     if settings.rule == "softmax":
