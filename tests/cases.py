@@ -196,6 +196,14 @@ def assert_gradient(gradient, reference, tolerance=1e-6, name=""):
     assert worst <= tolerance * scale, f"{name}: off by {worst:.3g} where the largest is {scale:.3g}"
 
 
+def assert_near(result, expected, tolerance, slack=0.0, name=""):
+    """NaN where it is expected; elsewhere max |result - expected| <= tolerance max |expected| + slack."""
+    np.testing.assert_array_equal(np.isnan(result), np.isnan(expected), name)
+    result, expected = (np.asarray(a)[~np.isnan(expected)] for a in (result, expected))
+    worst, scale = np.abs(result - expected).max(initial=0), np.abs(expected).max(initial=0)
+    assert worst <= tolerance * scale + slack, f"{name}: off by {worst:.3g} where the largest is {scale:.3g}"
+
+
 # --- the same numbers in arrays of another make --------------------------------------------------------------------
 
 

@@ -142,12 +142,13 @@ def layer_norm(y):
 
 MAPS = {"linear": elu1, "tanh": tanh, "dpfp": dpfp, "favor": favor}
 RULES = {"sum": sum_rule, "fwm": fwm_rule, "ours": delta_rule, "softmax": softmax_rule}
+WITH_BETA = ("fwm", "ours")
 NEVER_TRAINED = ("embeddingV.weight", "W_v.weight", "W_v.bias", "W_f.weight", "W_f.bias")
 
 
 def trained_names(rule):
     names = ["embeddingK.weight", "W_k.weight", "W_k.bias", "W_q.weight", "W_q.bias"]
-    return [*names, "W_b.weight", "W_b.bias"] if rule in ("fwm", "ours") else names
+    return [*names, "W_b.weight", "W_b.bias"] if rule in WITH_BETA else names
 
 
 def project(parameters, map_name, argument, keys, values, query):
@@ -192,6 +193,30 @@ def gradient(f, arrays, h=1e-30):
             moved[i] += 1j * h
             result[name][i] = f({**arrays, name: moved}).imag / h
     return result
+
+
+def loss_gradient(parameters, map_name, argument, rule, batch):
+    """The gradient of `loss` with respect to the trained parameters: the mean of that of each sequence.
+
+    The loss of a sequence is NaN where a rule divides by the sum of no features. Its slope then is NaN in every number
+    that its keys, strengths or query depend on, and 0 in the others.
+    """
+    trained = {name: parameters[name] for name in trained_names(rule)}
+
+    def of_sequence(sequence):
+        def its_loss(moved):
+            return loss({**parameters, **moved}, map_name, argument, rule, sequence)
+
+        def its_inputs(moved):
+            parts = project({**parameters, **moved}, None, None, *sequence[:3])
+            return sum((np.cos(np.arange(a.size)) * a.ravel()).sum() for a in parts if a is not None)
+
+        if not np.isnan(its_loss({})):
+            return gradient(its_loss, trained)
+        return {name: np.where(slope == 0, 0, np.nan) for name, slope in gradient(its_inputs, trained).items()}
+
+    slopes = [of_sequence([a[i : i + 1] for a in batch]) for i in range(len(batch[0]))]
+    return {name: np.mean([slope[name] for slope in slopes], axis=0) for name in trained}
 
 
 # --- Adam ----------------------------------------------------------------------------------------------------------

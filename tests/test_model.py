@@ -71,25 +71,30 @@ def test_loss_is_the_equation(case, n_keys, d, replace):
     y = model.read_out(batch, omega)
     expected = oracle.read_out(model.parameters, *arguments, *batch0[:3])
     assert y.shape == (5, n_keys) and y.dtype == np.float64
-    assert np.abs(y - expected).max() <= 1e-9 * np.abs(expected).max()
+    cases.assert_near(y, expected, 1e-9)
     exact = oracle.loss(model.parameters, *arguments, batch0)
-    assert model.loss(batch, omega) == pytest.approx(exact, rel=1e-9)
-    assert model.loss_and_gradients(batch, omega)[0] == pytest.approx(exact, rel=1e-9)
+    assert model.loss(batch, omega) == pytest.approx(exact, rel=1e-9, nan_ok=True)
+    assert model.loss_and_gradients(batch, omega)[0] == pytest.approx(exact, rel=1e-9, nan_ok=True)
 
 
 @every_model
 def test_float32_follows_float64(case):
+    """As far as it can: sums near zero, of a map of both signs, leave it as many digits as parameters that are moved
+    by its rounding leave float64."""
     settings, model, batch, omega = make(case, np.float32, n_keys=20, replace=True)
-    wide = Model(settings, np.float64)
-    if str(case) == "tanh-ours":
-        pytest.skip("its keys are divided by sums near zero: float32 has no digits left")
+    wide, moved = Model(settings, np.float64), Model(settings, np.float64)
+    for array in moved.parameters.values():
+        array *= 1 + np.finfo(np.float32).eps * np.random.default_rng(0).standard_normal(array.shape)
     loss, gradients = model.loss_and_gradients(batch, omega)
     exact, slopes = wide.loss_and_gradients(batch, omega)
-    assert loss == pytest.approx(exact, rel=1e-5)
+    exact_moved, slopes_moved = moved.loss_and_gradients(batch, omega)
+    cases.assert_near(loss, exact, 1e-5, 10 * abs(exact_moved - exact))
     largest = max(np.abs(slope).max() for slope in slopes.values())
     for name, slope in slopes.items():
         assert gradients[name].dtype == np.float32
-        assert np.abs(gradients[name] - slope).max() <= 1e-3 * np.abs(slope).max() + 1e-5 * largest, name
+        if largest < np.finfo(np.float32).max:
+            noise = 10 * np.abs(slopes_moved[name] - slope).max()
+            cases.assert_near(gradients[name], slope, 1e-3, 1e-5 * largest + noise, name)
 
 
 @every_model
@@ -103,32 +108,35 @@ def test_a_smaller_batch(case):
 # --- gradients -----------------------------------------------------------------------------------------------------
 
 
-def beside_a_kink(case, settings, parameters, batch0, margin=1e-3):
-    """Whether a difference quotient at these parameters might step over a kink, or divide by nearly nothing."""
-    k, beta, q = oracle.project(parameters, None, None, *batch0[:3])
-    if min(np.abs(k).min(), np.abs(q).min()) < margin:
-        return True
-    map_name, argument, rule = case.oracle_arguments(settings)
-    k, beta, q = oracle.project(parameters, map_name, argument, *batch0[:3])
-    if rule == "sum":
-        return np.abs((k.sum(1) * q).sum(1)).min() < 0.1
-    if rule == "ours":
-        return min(np.abs(k.sum(2)).min(), np.abs(q.sum(1)).min()) < 0.1
-    norms = []
-    if rule == "fwm":
-        oracle.fwm_rule(k, batch0[1], beta, q, settings.n_keys, norms)
-    return len(norms) > 0 and np.abs(np.array(norms) - 1).min() < margin
+def is_smooth(case, settings, parameters, batch0, h=1e-5):
+    """Whether difference quotients of the equation are its slopes, along random directions: no kink is near, and
+    nothing is divided by nearly nothing."""
+    k, _, q = oracle.project(parameters, None, None, *batch0[:3])
+    if min(np.abs(k).min(), np.abs(q).min()) < 1e-3:  # of maps, at 0
+        return False
+    random = np.random.default_rng(0)
+
+    def loss(name, move):
+        return oracle.loss({**parameters, name: parameters[name] + move}, *case.oracle_arguments(settings), batch0)
+
+    for name in oracle.trained_names(settings.rule):
+        directions = [random.standard_normal(parameters[name].shape) for _ in range(5)]
+        slopes = np.array([loss(name, 1e-30j * x).imag / 1e-30 for x in directions])
+        quotients = np.array([(loss(name, h * x) - loss(name, -h * x)) / (2 * h) for x in directions])
+        if not np.abs(quotients - slopes).max() <= 1e-7 * np.abs(slopes).max() + 1e-9:
+            return False
+    return True
 
 
 def make_smooth(case, **other):
     """`make` with the first seed that keeps away from the kinks, and whose gradients are no rounding noise."""
     for seed in range(500):
         settings, model, batch, omega = make(case, seed=seed, **other)
-        if beside_a_kink(case, settings, model.parameters, cases.zero_based(batch, settings.n_keys)):
-            continue
         gradients = model.loss_and_gradients(batch, omega)[1]
         sizes = [np.abs(g).max() for name, g in gradients.items() if (settings.rule, name) != ("softmax", "W_k.bias")]
-        if min(sizes) > 1e-3 * max(sizes):
+        if not min(sizes) > 1e-3 * max(sizes):
+            continue
+        if is_smooth(case, settings, dict(model.parameters), cases.zero_based(batch, settings.n_keys)):
             return settings, model, batch, omega
     raise AssertionError("no seed keeps away from the kinks")
 
@@ -146,19 +154,39 @@ def test_gradient_by_central_differences(case):
             cases.assert_gradient(gradient, slopes, name=name)
 
 
+def slopes_of(case, settings, model, batch):
+    batch0 = cases.zero_based(batch, settings.n_keys)
+    return oracle.loss_gradient(dict(model.parameters), *case.oracle_arguments(settings), batch0)
+
+
+def assert_gradients_near(gradients, slopes):
+    scale = max(np.abs(slope).max(initial=0, where=~np.isnan(slope)) for slope in slopes.values())
+    assert list(gradients) == list(slopes)
+    for name, slope in slopes.items():
+        cases.assert_near(gradients[name], slope, 1e-9, 1e-13 * scale, name)
+
+
 @pytest.mark.parametrize("n_keys, d, replace", [(2, 1, False), (3, 2, True), (5, 3, True), (6, 4, False)])
 @every_model
 def test_gradient_of_the_equation(case, n_keys, d, replace):
     settings, model, batch, omega = make(case, n_keys=n_keys, hidden_size=d, replace=replace, batch_size=3)
-    parameters, arguments = dict(model.parameters), case.oracle_arguments(settings)
-    batch0, trained = cases.zero_based(batch, n_keys), oracle.trained_names(settings.rule)
-    slopes = oracle.gradient(
-        lambda a: oracle.loss({**parameters, **a}, *arguments, batch0), {name: parameters[name] for name in trained}
-    )
-    _, gradients = model.loss_and_gradients(batch, omega)
-    scale = max(np.abs(slope).max() for slope in slopes.values())
-    for name, slope in slopes.items():
-        assert np.abs(gradients[name] - slope).max() <= 1e-9 * np.abs(slope).max() + 1e-13 * scale, name
+    slopes = slopes_of(case, settings, model, batch)
+    assert_gradients_near(model.loss_and_gradients(batch, omega)[1], slopes)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("d", [1, 3])
+@pytest.mark.parametrize("case", [case for case in cases.MODEL_CASES if str(case).startswith("dpfp-")], ids=str)
+def test_keys_without_features(case, d):
+    """DPFP-1 makes none of one number, nor of three that change their sign. A rule that divides by their sum has no
+    answer then, for such a sequence and not for another."""
+    settings, model, batch, _ = make(case, n_keys=3, hidden_size=d, batch_size=8, attn_arg=1)
+    y, batch0 = model.read_out(batch), cases.zero_based(batch, settings.n_keys)
+    cases.assert_near(y, oracle.read_out(model.parameters, *case.oracle_arguments(settings), *batch0[:3]), 1e-9)
+    assert_gradients_near(model.loss_and_gradients(batch)[1], slopes_of(case, settings, model, batch))
+    if settings.rule == "ours":
+        unanswered = np.isnan(y).any(1)
+        assert unanswered.any() and unanswered.all() == (d == 1)
 
 
 @every_model
@@ -169,7 +197,7 @@ def test_gradient_of_a_smaller_batch(case):
     fitting = Model(case.settings(n_keys=6, hidden_size=8, replace=True, batch_size=3), np.float64)
     loss, gradients = model.loss_and_gradients(small, omega)
     expected_loss, expected = fitting.loss_and_gradients(small, omega)
-    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    assert loss == pytest.approx(expected_loss, rel=1e-12, nan_ok=True)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(gradient, expected[name], rtol=1e-9, atol=1e-14, err_msg=name)
     if omega is None:  # else a step draws its own
@@ -190,9 +218,8 @@ def test_gradient_along_directions(case, n_keys, replace):
         direction = random.standard_normal(gradient.shape)
         moved = {**parameters, name: parameters[name] + 1e-30j * direction}
         slope = oracle.loss(moved, *arguments, batch0).imag / 1e-30
-        tolerance = 1e-7 if str(case) == "tanh-ours" else 1e-10
         scale = np.linalg.norm(gradient) * np.linalg.norm(direction)
-        assert abs((gradient * direction).sum() - slope) <= tolerance * scale + 1e-14, name
+        assert abs((gradient * direction).sum() - slope) <= 1e-10 * scale + 1e-14, name
 
 
 @every_model
@@ -210,8 +237,8 @@ def test_only_rows_of_keys_have_gradients(case):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @every_model
 def test_steps_are_adam_on_the_gradients(case, dtype):
-    settings, model, _, _ = make(case, dtype, n_keys=5, hidden_size=6, replace=True, batch_size=3)
-    if str(case).startswith("favor"):
+    settings, model, _, omega = make(case, dtype, n_keys=5, hidden_size=6, replace=True, batch_size=3)
+    if omega is not None:
         pytest.skip("a step draws its own Omega: see the runs below")
     stream, tolerance = Stream(settings), 1e-12 if dtype == np.float64 else 2e-6
     ours = as_float64(model.parameters)
@@ -221,7 +248,7 @@ def test_steps_are_adam_on_the_gradients(case, dtype):
         batch = stream.batch()
         loss, gradients = model.loss_and_gradients(batch)
         adam.update(trained, as_float64(gradients), 0.01)
-        assert model.step(batch, 0.01) == loss
+        np.testing.assert_equal(model.step(batch, 0.01), loss)
         for name, array in model.parameters.items():
             np.testing.assert_allclose(array, ours[name], rtol=0, atol=tolerance, err_msg=f"{name} in step {step + 1}")
 
@@ -246,18 +273,18 @@ def test_steps_move_every_number_of_a_large_matrix(case):
 def test_a_run_is_the_oracles_run(case):
     """Losses of 100 steps and the evaluation after them, in float64."""
     sizes = dict(n_keys=3, hidden_size=2, replace=True, batch_size=2, seed=2, favor_generator="mt19937")
-    settings, model, _, _ = make(case, **sizes)
+    settings, model, _, omega = make(case, **sizes)
     map_name, argument, rule = case.oracle_arguments(settings)
-    if map_name == "favor":
+    if omega is not None:
         argument = settings.attn_arg
     losses, rows = oracle.train(3, 2, map_name, argument, rule, True, 2, 2, settings.resolved_lr, 100)
     for name, array in oracle.initial_parameters(3, 2, case.map_row is None, oracle.TorchCpu(2)).items():
         model.parameters[name][...] = array  # ours may differ in the last bit of a normal
     stream = Stream(settings)
     ours = [model.step(stream.batch()) for _ in range(100)]
-    tolerance = 1e-4 if map_name == "favor" else 1e-9  # the normals of Omega, too
+    tolerance = 1e-4 if omega is not None else 1e-9  # the normals of Omega, too
     np.testing.assert_allclose(ours, losses, rtol=tolerance)
-    assert model.evaluate(stream) == pytest.approx(float(rows[0][1]), rel=max(tolerance, 2e-7))
+    assert model.evaluate(stream) == pytest.approx(float(rows[0][1]), rel=max(tolerance, 2e-7), nan_ok=True)
 
 
 @every_model
@@ -271,7 +298,9 @@ def test_the_loop_in_c_is_the_loop_in_python(case):
             rows.append((step, model.evaluate(stream)))
     seen, trained = [], Model(settings)
     result = train(settings, on_evaluation=lambda step, loss: seen.append((step, loss)), model=trained)
-    assert result == seen == rows[: len(result)] and len(result) > 0
+    np.testing.assert_equal(seen, result)
+    np.testing.assert_equal(rows[: len(result)], result)
+    assert len(result) > 0
     if len(result) == 2:  # no row ended the run before its last step
         for name, array in trained.parameters.items():
             np.testing.assert_array_equal(array, model.parameters[name], name)

@@ -50,6 +50,7 @@ def test_names_are_unique(module, row):
 def test_no_oracle_without_a_row():
     assert set(oracle.MAPS) == {row["name"] for row in _core.MAPS}
     assert set(oracle.RULES) == {row["name"] for row in _core.READOUTS}
+    assert set(oracle.WITH_BETA) == {row["name"] for row in _core.READOUTS if row["uses_beta"]}
     assert set(oracle_kernels.RULES) == {row["function"] for row in _core.RULES}
 
 
