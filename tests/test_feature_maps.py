@@ -29,6 +29,11 @@ def test_forward_is_the_equation(case, shape):
     np.testing.assert_allclose(phi, expected, rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("case", cases.MAP_CASES, ids=str)
+def test_positive_is_what_the_table_says(case):
+    assert (case.forward(points((100, 5))) >= 0).all() == case.row["positive"]
+
+
 @pytest.mark.parametrize("shape", SHAPES + EMPTY, ids=str)
 @pytest.mark.parametrize("case", cases.MAP_CASES, ids=str)
 def test_float32_follows_float64(case, shape):

@@ -15,9 +15,6 @@ import pytest
 
 import fwm_py
 
-# With tanh these divide by sums that may be near zero, which leaves float32 no digits: correct programs part at once.
-CHAOTIC = ("tanh-sum", "tanh-ours")
-
 
 def run_python(*arguments, isa=None):
     environment = {name: value for name, value in os.environ.items() if name != "FWM_PY_ISA"}
@@ -27,7 +24,7 @@ def run_python(*arguments, isa=None):
 
 
 def first_losses():
-    """{model: 50 training losses, then the evaluation after 100 steps}, of this process's variant."""
+    """{model: {dtype: 50 training losses, then the evaluation after 100 steps}}, of this process's variant."""
     import cases
 
     from fwm_py.retrieval import Model, Stream
@@ -36,9 +33,11 @@ def first_losses():
     results = {"variant": fwm_py.build_info()["variant"]}
     for case in cases.MODEL_CASES:
         settings = case.settings(n_keys=20, replace=case.rule_row["uses_beta"], batch_size=16)
-        model, stream = Model(settings), Stream(settings)
-        losses = [model.step(stream.batch()) for _ in range(100)]
-        results[str(case)] = [*losses[:50], model.evaluate(stream)]
+        results[str(case)] = {}
+        for dtype in ("float32", "float64"):
+            model, stream = Model(settings, dtype), Stream(settings)
+            losses = [model.step(stream.batch()) for _ in range(100)]
+            results[str(case)][dtype] = [*losses[:50], model.evaluate(stream)]
     return results
 
 
@@ -112,11 +111,19 @@ def test_the_kernels_of_a_variant_follow_the_baseline(computed, isa):
 
 @pytest.mark.parametrize("isa", fwm_py.build_info()["variants"])
 def test_a_variant_follows_the_baseline(results, isa):
-    assert results[isa].pop("variant") == isa
-    for case, losses in results[isa].items():
-        if case not in CHAOTIC:
-            np.testing.assert_allclose(losses[:50], results["baseline"][case][:50], rtol=1e-5, err_msg=case)
-            np.testing.assert_allclose(losses[50], results["baseline"][case][50], rtol=1e-3, err_msg=case)
+    """Where float32 follows float64. Maps of both signs may have sums near zero, which leave float32 no digits:
+    correct programs part at once."""
+    import cases
+
+    assert results[isa]["variant"] == isa
+    for case in cases.MODEL_CASES:
+        ours, expected = results[isa][str(case)], results["baseline"][str(case)]
+        if not np.allclose(expected["float32"][:50], expected["float64"][:50], rtol=1e-3, atol=0, equal_nan=True):
+            assert case.map_row and not case.map_row["positive"], case
+            continue
+        for dtype, losses in ours.items():
+            np.testing.assert_allclose(losses[:50], expected[dtype][:50], rtol=1e-5, err_msg=str(case))
+            np.testing.assert_allclose(losses[50], expected[dtype][50], rtol=1e-3, err_msg=str(case))
 
 
 def test_the_best_variant_is_chosen():
