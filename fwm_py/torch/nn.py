@@ -26,6 +26,11 @@ POSITIVE_MAPS = tuple(name for name, row in MAPS.items() if row["positive"])  # 
 POSITIVE = f"a positive map: {', '.join(POSITIVE_MAPS)}"
 
 
+def maps_of(argument: str) -> str:
+    """As a message says which maps take it."""
+    return "feature_map=" + " or ".join(repr(name) for name, row in MAPS.items() if row["argument"] == argument)
+
+
 def check_sizes(d_model: Any, heads: Any, **others: Any) -> None:
     for name, size in {"d_model": d_model, "heads": heads, **others}.items():
         if size is None and name in others:
@@ -55,8 +60,8 @@ class FastWeightAttention(nn.Module):
     heads : int
     head_dim, value_dim : int, optional
         Sizes of a head's keys, before the map, and values: d_model // heads if not given.
-    feature_map : None, "elu1", "tanh", "dpfp" or "favor"
-        phi, a function of `fwm_py.feature_maps`.
+    feature_map : str, optional
+        phi, a function of `fwm_py.feature_maps`: none if not given.
     nu : int, optional
         Of DPFP: 3 if not given.
     features : int, optional
@@ -66,8 +71,8 @@ class FastWeightAttention(nn.Module):
     gate : "scalar" or "channel", optional
         One gate a head or one a feature, where the rule leaves it open (gated_linear_attention): "scalar" if not given.
     qk_norm : None, "l2", "sum" or "auto"
-        Of delta rules; "auto": "sum" for a positive map (the paper's), else "l2". "sum" needs a positive map: elu1,
-        dpfp or favor. Other rules normalise nothing.
+        Of delta rules; "auto": "sum" for a positive map (the paper's), else "l2". "sum" needs a positive map, one
+        whose features are never negative. Other rules normalise nothing.
     normalize : bool or "auto"
         Divide by the sum of weights (linear_attention); needs a positive map. "auto": where there is one. The
         division's eps is 1e-6, so that outputs fade to 0 where weights are as small: one token of 8 elu1 features of
@@ -107,7 +112,7 @@ class FastWeightAttention(nn.Module):
         *,
         head_dim: int | None = None,
         value_dim: int | None = None,
-        feature_map: Literal["elu1", "tanh", "dpfp", "favor"] | None = None,
+        feature_map: str | None = None,
         nu: int | None = None,
         features: int | None = None,
         rule: str = "delta_rule",
@@ -133,12 +138,13 @@ class FastWeightAttention(nn.Module):
             )
         self.heads, self.rule, self.feature_map = heads, rule, feature_map
         self.row: Any = RULES.get(rule, {})
+        self.map_argument = MAPS[feature_map]["argument"] if feature_map else ""
         self._settle(nu, features, gate, qk_norm, normalize)
         self.head_dim = d_model // heads if head_dim is None else head_dim
         self.value_dim = d_model // heads if value_dim is None else value_dim
         self.nu = 3 if nu is None else nu
         m = self.head_dim if features is None else features
-        argument = {"": 0, "nu": self.nu, "m": m}[MAPS[feature_map]["argument"] if feature_map else ""]
+        argument = {"": 0, "nu": self.nu, "m": m}[self.map_argument]
         self.features = _core.map_features(feature_map, self.head_dim, argument) if feature_map else self.head_dim
         made = {"device": device, "dtype": dtype}
         self.q_proj = nn.Linear(d_model, heads * self.head_dim, bias=bias, **made)
@@ -156,7 +162,7 @@ class FastWeightAttention(nn.Module):
             self.g_proj = nn.Linear(d_model, gates, bias=False, **made)
             self.A_log = nn.Parameter(torch.empty(heads, **made))
             self.dt_bias = nn.Parameter(torch.empty(gates, **made))
-        if feature_map == "favor":
+        if self.map_argument == "m":
             self.register_buffer("omega", torch.empty(self.head_dim, m, **made))
         self.reset_parameters()
 
@@ -171,8 +177,8 @@ class FastWeightAttention(nn.Module):
         if normalize == "auto":
             normalize = has["normalizes"] and positive
         for name, got, fits, expected in (
-            ("nu", nu, self.feature_map == "dpfp", "feature_map='dpfp'"),
-            ("features", features, self.feature_map == "favor", "feature_map='favor'"),
+            ("nu", nu, self.map_argument == "nu", maps_of("nu")),
+            ("features", features, self.map_argument == "m", maps_of("m")),
             ("gate", gate, has["scalar_gate"] and has["channel_gate"], "rule='gated_linear_attention'"),
             ("qk_norm", qk_norm, has["has_qk_norm"], "a delta rule"),
             ("qk_norm", qk_norm, positive or qk_norm != "sum", POSITIVE),
@@ -196,16 +202,17 @@ class FastWeightAttention(nn.Module):
                 self.A_log.zero_()
                 dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
                 self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
-        if self.feature_map == "favor" and not self.omega.is_meta:
+        if self.map_argument == "m" and not self.omega.is_meta:
             seed = int(torch.randint(2**32, (), device="cpu"))
             self.omega.copy_(torch.from_numpy(feature_maps.draw_omega(*self.omega.shape, Philox(seed))))
 
     def _map(self, x: Tensor) -> Tensor:
-        if self.feature_map == "dpfp":
-            return fwm.dpfp(x, self.nu)
-        if self.feature_map == "favor":
-            return fwm.favor(x * self.head_dim**-0.25, self.omega)
-        return x if self.feature_map is None else _operators.feature_map(self.feature_map, x, None, None)
+        if self.feature_map is None:
+            return x
+        if self.map_argument == "m":
+            return _operators.feature_map(self.feature_map, x * self.head_dim**-0.25, None, self.omega)
+        nu = self.nu if self.map_argument == "nu" else None
+        return _operators.feature_map(self.feature_map, x, nu, None)
 
     def _inputs(self, x: Tensor) -> list[Tensor]:
         """What the rule takes: q, k, v, then g, beta, or b and w."""
