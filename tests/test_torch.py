@@ -145,20 +145,31 @@ def test_softmax_convolution_and_norm():
 
 
 OMEGA = torch.from_numpy(feature_maps.draw_omega(5, 7, fwm_py.random.Philox(1)))
-MAPS = {"elu1": fwm.elu1, "tanh": fwm.tanh, "dpfp": lambda x: fwm.dpfp(x, nu=2), "favor": lambda x: fwm.favor(x, OMEGA)}
+MAPS = {row["function"]: row for row in _core.MAPS}
+
+
+def map_arguments(row):
+    """nu and omega of the operator: for tokens of 5 numbers."""
+    return 2 if row["argument"] == "nu" else None, OMEGA if row["takes_omega"] else None
 
 
 @pytest.mark.parametrize("name", MAPS)
 def test_feature_maps(name):
     x = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    argument = {"dpfp": [2], "favor": [OMEGA.numpy()]}.get(name, [])
-    assert np.array_equal(MAPS[name](x).detach(), getattr(feature_maps, name)(x.detach().numpy(), *argument))
-    assert torch.autograd.gradcheck(MAPS[name], x)
-    assert MAPS[name](x.detach().half()).dtype == torch.float16
+    arguments = map_arguments(MAPS[name])
+    given = [y for y in arguments if y is not None]
+
+    def phi(x):
+        return _operators.feature_map(name, x, *arguments)
+
+    assert np.array_equal(phi(x).detach(), getattr(feature_maps, name)(x.detach().numpy(), *map(np.asarray, given)))
+    assert torch.autograd.gradcheck(phi, x)
+    assert phi(x.detach().half()).dtype == torch.float16
+    if name in fwm.__all__:
+        assert torch.equal(getattr(fwm, name)(x, *given), phi(x))
 
 
-def test_every_map_of_the_table_is_there():
-    assert {row["function"] for row in _core.MAPS if row["function"]} == set(MAPS)
+def test_every_rule_of_the_table_is_there():
     assert {row["function"] for row in _core.RULES} < set(fwm.__all__)
 
 
@@ -285,8 +296,8 @@ def test_opcheck_of_the_others():
     torch.library.opcheck(
         OPERATORS.causal_conv1d.default, (x[:1], weight, None, None, torch.tensor([0, 2, 7]), None, False)
     )
-    for function, nu, omega in (("elu1", None, None), ("dpfp", 2, None), ("favor", None, OMEGA)):
-        torch.library.opcheck(OPERATORS.feature_map.default, (function, x, nu, omega))
+    for name, row in MAPS.items():
+        torch.library.opcheck(OPERATORS.feature_map.default, (name, x, *map_arguments(row)))
 
 
 @pytest.mark.parametrize("function", ["gated_delta_rule", "linear_attention"])

@@ -1,7 +1,7 @@
 """FastWeightAttention against the layer written out in plain PyTorch, token by token."""
 
-import math
-
+import numpy as np
+import oracle
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,7 +12,10 @@ from fwm_py import _core  # noqa: E402
 from fwm_py.torch.nn import FastWeightAttention  # noqa: E402
 
 RULES = [row["function"] for row in _core.RULES] + ["softmax_attention"]
-MAPS = [None, "elu1", "tanh", "dpfp", "favor"]
+MAP_ROWS = {row["function"]: row for row in _core.MAPS}
+MAPS = [None, *MAP_ROWS]
+POSITIVE = [name for name, row in MAP_ROWS.items() if row["positive"]]
+OF_BOTH_SIGNS = [name for name in MAPS if name not in POSITIVE]
 SIZES = {"head_dim": 5, "value_dim": 6, "dtype": torch.float64}
 
 
@@ -28,20 +31,34 @@ def tokens(B=2, T=19, requires_grad=False):
     )
 
 
+class Phi(torch.autograd.Function):
+    """The map of oracle.py; its gradient by the complex step."""
+
+    @staticmethod
+    def forward(ctx, x, name, arguments):
+        phi, x = oracle.MAPS[name], x.detach().numpy()
+        steps = 1e-30j * np.eye(x.shape[-1])
+        ctx.jacobian = torch.from_numpy(phi(x[..., None, :] + steps, *arguments).imag / 1e-30)  # (..., d, p)
+        return torch.from_numpy(phi(x, *arguments))
+
+    @staticmethod
+    def backward(ctx, dy):
+        return (ctx.jacobian @ dy[..., None])[..., 0], None, None
+
+
 def phi(layer, x):
-    if layer.feature_map == "elu1":
-        return F.elu(x) + 1
-    if layer.feature_map == "tanh":
-        return x.tanh()
-    if layer.feature_map == "dpfp":
-        r = torch.cat([x, -x], -1).relu()
-        return torch.cat([r * r.roll(j, -1) for j in range(1, layer.nu + 1)], -1)
-    if layer.feature_map == "favor":
-        x = x * layer.head_dim**-0.25
-        u, m = x @ layer.omega, layer.omega.shape[1]
-        o = (x * x).sum(-1, keepdim=True) / 2 + math.log(2 * m) / 2
-        return torch.cat([(u - o).exp(), (-u - o).exp()], -1)
-    return x
+    if layer.feature_map is None:
+        return x
+    row = MAP_ROWS[layer.feature_map]
+    if row["takes_omega"]:
+        return Phi.apply(x * layer.head_dim**-0.25, row["name"], (layer.omega.numpy(),))
+    return Phi.apply(x, row["name"], (layer.nu,) if row["argument"] == "nu" else ())
+
+
+def normalised(x):
+    """x / sum(x); nothing of no features."""
+    total = x.sum(-1, keepdim=True)
+    return torch.where(total == 0, 0, x / torch.where(total == 0, 1, total))
 
 
 def plain(layer, x):
@@ -53,7 +70,7 @@ def plain(layer, x):
     if layer.qk_norm == "l2":
         q, k = (y / (y.square().sum(-1, keepdim=True) + 1e-6).sqrt() for y in (q, k))
     if layer.qk_norm == "sum":
-        q, k = (y / y.sum(-1, keepdim=True) for y in (q, k))
+        q, k = normalised(q), normalised(k)
     if layer.rule == "softmax_attention":
         scores = torch.einsum("bthk,bshk->bhts", q, k) * K**-0.5
         scores = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), -torch.inf)
@@ -111,6 +128,7 @@ def test_any_map_and_any_rule(feature_map, rule):
         {"rule": "delta_rule", "feature_map": "dpfp", "qk_norm": "l2"},
         {"bias": True},
         {"feature_map": "favor", "features": 8},
+        {"feature_map": "dpfp", "nu": 1, "head_dim": 3},  # some tokens have no features
     ],
     ids=str,
 )
@@ -212,16 +230,16 @@ def test_bad_arguments(options, message):
         *[
             (
                 {"qk_norm": "sum", "feature_map": name},
-                f"^qk_norm: got 'sum' with {name!r} and delta_rule, expected a positive map: elu1, dpfp, favor",
+                f"^qk_norm: got 'sum' with {name!r} and delta_rule, expected a positive map: {', '.join(POSITIVE)}",
             )
-            for name in (None, "tanh")
+            for name in OF_BOTH_SIGNS
         ],
         *[
             (
                 {"normalize": True, "rule": "linear_attention", "feature_map": name},
                 "^normalize: got True.* expected a positive map",
             )
-            for name in (None, "tanh")
+            for name in OF_BOTH_SIGNS
         ],
     ],
     ids=str,
@@ -260,7 +278,7 @@ def test_an_option_that_is_a_tensor_is_refused_in_a_line(name):
 def test_weights_sum_to_one_where_they_can(feature_map):
     """linear_attention divides by their sum unless a map may make it anything."""
     layer = make(feature_map, "linear_attention")
-    assert layer.normalize == (feature_map in ("elu1", "dpfp", "favor"))
+    assert layer.normalize == (feature_map in POSITIVE)
     assert (
         not make(feature_map, "gated_linear_attention").normalize
         and not make(feature_map, "linear_attention", normalize=False).normalize

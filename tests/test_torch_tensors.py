@@ -5,10 +5,20 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kernel_cases import KERNEL_CASES, SIZES  # noqa: E402
-from test_torch import OMEGA, conv_inputs, convolve, forward, norm_inputs, softmax_inputs, tensors, torch_threads  # noqa: E402, F401
+from test_torch import (  # noqa: E402, F401
+    MAPS,
+    conv_inputs,
+    convolve,
+    forward,
+    map_arguments,
+    norm_inputs,
+    softmax_inputs,
+    tensors,
+    torch_threads,
+)
 
 import fwm_py.torch as fwm  # noqa: E402
-from fwm_py.torch import _arrays, fla  # noqa: E402
+from fwm_py.torch import _arrays, _operators, fla  # noqa: E402
 
 PACKED = next(sizes for sizes in SIZES if sizes.cu_seqlens is not None)
 
@@ -38,26 +48,18 @@ def norm(dtype):
     return inputs, [fwm.rms_norm(*inputs)]
 
 
-def feature_map(function, *arguments):
+def feature_map(name):
     def call(dtype):
-        x, others = (
-            torch.randn(2, 3, 5).to(dtype).requires_grad_(),
-            [y.clone() if isinstance(y, torch.Tensor) else y for y in arguments],
-        )
-        return [x, *(y for y in others if isinstance(y, torch.Tensor))], [function(x, *others)]
+        x, (nu, omega) = torch.randn(2, 3, 5).to(dtype).requires_grad_(), map_arguments(MAPS[name])
+        inputs = [x] if omega is None else [x, omega.clone()]
+        return inputs, [_operators.feature_map(name, x, nu, *inputs[1:] or [None])]
 
     return call
 
 
-CALLS = {case.function: memory(case) for case in KERNEL_CASES} | {
-    "softmax_attention": softmax,
-    "causal_conv1d": convolution,
-    "rms_norm": norm,
-    "elu1": feature_map(fwm.elu1),
-    "tanh": feature_map(fwm.tanh),
-    "dpfp": feature_map(fwm.dpfp, 2),
-    "favor": feature_map(fwm.favor, OMEGA),
-}
+CALLS = {case.function: memory(case) for case in KERNEL_CASES}
+CALLS |= {"softmax_attention": softmax, "causal_conv1d": convolution, "rms_norm": norm}
+CALLS |= {name: feature_map(name) for name in MAPS}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
