@@ -15,6 +15,9 @@ import pytest
 
 import fwm_py
 
+HAS_BASELINE = "baseline" in fwm_py.build_info()["variants"]
+pytestmark = pytest.mark.skipif(not HAS_BASELINE, reason="was built for other variants alone")
+
 
 def run_python(*arguments, isa=None):
     environment = {name: value for name, value in os.environ.items() if name != "FWM_PY_ISA"}
