@@ -6,7 +6,7 @@
 #include "runtime/scratch.h"
 #include "runtime/threads.h"
 
-enum { NAME = 24, LEAST_WITHOUT_GIL = 500 };
+enum { NAME = 24, LEAST_WITHOUT_GIL = 1000 };
 
 /* A call on its way: what it reads, and what it writes. */
 typedef struct {
@@ -251,24 +251,14 @@ static PyObject *backward_result(const FwmCall *c)
 
 /* ---- the two functions ---- */
 
-static npy_intp count_numbers(PyArrayObject *array)
-{
-    npy_intp numbers = 1;
-    for (int i = 0; i < PyArray_NDIM(array); i++)
-        numbers *= PyArray_DIM(array, i);
-    return numbers;
-}
-
 /* Whether a call is so small that to give the GIL away and to take it again costs more than what others could do
- * meanwhile: of fewer numbers than NumPy gives it away for. */
-static bool is_small(const FwmCall *c)
+ * meanwhile: its work is about the product of its sizes. */
+static bool is_small(const FwmArguments *a)
 {
-    npy_intp numbers = 0;
-    for (uint32_t held = c->a.held; held && numbers < LEAST_WITHOUT_GIL; held &= held - 1)
-        numbers += count_numbers(c->a.arrays[__builtin_ctz(held)]);
-    for (size_t i = 0; i < c->binding->n_outputs && numbers < LEAST_WITHOUT_GIL; i++)
-        numbers += c->outputs[i] ? count_numbers(c->outputs[i]) : 0;
-    return numbers < LEAST_WITHOUT_GIL;
+    npy_intp work = 1;
+    for (size_t i = 0; i < a->signature->n_sizes && work < LEAST_WITHOUT_GIL; i++)
+        work *= a->sizes[i] > 1 ? a->sizes[i] : 1;
+    return work < LEAST_WITHOUT_GIL;
 }
 
 static int run(FwmCall *c)
@@ -277,7 +267,7 @@ static int run(FwmCall *c)
     const FwmOperation *operation = (const void *)((const char *)c->a.kernels + b->operation);
     const FwmPass *pass = c->a.direction == FWM_FORWARD ? &operation->forward : &operation->backward;
     if (!b->is_empty || !b->is_empty(&c->a))
-        return run_pass(operation, pass, &c->call, is_small(c));
+        return run_pass(operation, pass, &c->call, is_small(&c->a));
     for (size_t i = 0; c->a.direction == FWM_BACKWARD && i < c->a.signature->n_arguments; i++)
         if (c->gradients[i])
             memset(PyArray_DATA(c->gradients[i]), 0, (size_t)PyArray_NBYTES(c->gradients[i]));

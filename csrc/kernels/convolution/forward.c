@@ -75,13 +75,18 @@ static void state_task(void *context, size_t index, int thread)
     }
 }
 
-/* Final states are written after all tokens, because tokens read the initial states, which may be the same arrays. */
+/* Where the final states are the arrays of the initial ones, which tokens read, they are written after all tokens. */
 void convolution_forward(const void *call, int threads, void *scratch)
 {
     const FwmConvolutionCall *c = call;
     (void)scratch;
+    const FwmLoop loops[] = {
+        {token_blocks(c) * channel_blocks(c), block_task},
+        {c->final_state ? c->n_sequences * channel_blocks(c) : 0, state_task},
+    };
+    const bool in_place = c->final_state && c->final_state == c->initial_state;
     const int few = fwm_threads_for(numbers_of_x(c), threads);
-    fwm_parallel_for(few, token_blocks(c) * channel_blocks(c), block_task, (void *)c);
-    if (c->final_state)
-        fwm_parallel_for(few, c->n_sequences * channel_blocks(c), state_task, (void *)c);
+    fwm_parallel_loops(few, in_place ? 1 : 2, loops, (void *)c);
+    if (in_place)
+        fwm_parallel_loops(few, 1, loops + 1, (void *)c);
 }
