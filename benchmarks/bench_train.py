@@ -26,9 +26,12 @@ from torch_fast import FastModel
 from torch_program import RetrievalModel, TrainingStep
 
 import fwm_py
+from fwm_py.experiments.retrieval.model import Model
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.stream import Stream
+from fwm_py.experiments.retrieval.train import train
 from fwm_py.feature_maps import draw_omega
 from fwm_py.random import Philox
-from fwm_py.retrieval import Model, Settings, Stream, train
 
 CASES = {
     "sum": Settings(attn_name="dpfp", attn_arg=1, update_rule="sum", n_keys=600),

@@ -135,7 +135,7 @@ def product_flop(settings, embedding_size):
 
 
 def training_step(settings):
-    """The least Work of one training step of `settings` (fwm_py.retrieval.Settings)."""
+    """The least Work of one training step of `settings` (fwm_py.experiments.retrieval.Settings)."""
     N, B, d, L = settings.n_keys, settings.resolved_batch_size, settings.hidden_size, settings.seq_len
     E = int(2 * N * 1.1)
     if settings.rule == "softmax":

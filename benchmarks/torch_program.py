@@ -4,7 +4,7 @@
 
 Every token's input [value ; key embedding] is formed and projected (B x L x (N + E)), every memory is kept
 as the equations have it (B x N x p), the update rules loop over time, autograd does the rest.
-Parameters bear the published names, so `load_state_dict` takes those of `fwm_py.retrieval.Model`.
+Parameters bear the published names, so `load_state_dict` takes those of `fwm_py.experiments.retrieval.Model`.
 
 Shapes: B sequences, L tokens, N keys and N values, d hidden units, E embedding size, p size of the feature map.
 """

@@ -1,5 +1,10 @@
 """Fast weight memories: the associative-retrieval experiments of linear transformers, on a C core."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
 try:
@@ -11,7 +16,7 @@ except ModuleNotFoundError as error:
 
     raise ImportError(f"fwm_py is not built: run pip install . in {Path(__file__).parent.parent}") from None
 
-from fwm_py import attention, convolution, experiments, feature_maps, logs, norm, random, readouts, retrieval, rules
+from fwm_py import attention, convolution, feature_maps, norm, random, readouts, rules
 from fwm_py.attention import SoftmaxGradients, softmax_attention, softmax_attention_backward
 from fwm_py.convolution import CausalConv1dGradients, causal_conv1d, causal_conv1d_backward
 from fwm_py.norm import RmsNormGradients, rms_norm, rms_norm_backward
@@ -36,7 +41,10 @@ from fwm_py.rules import (
     linear_attention,
     linear_attention_backward,
 )
-from fwm_py.sweep import reproduce
+
+if TYPE_CHECKING:
+    from fwm_py import experiments
+    from fwm_py.experiments.retrieval.sweep import reproduce
 
 __all__ = [
     "CausalConv1dGradients",
@@ -69,12 +77,10 @@ __all__ = [
     "kimi_delta_rule_backward",
     "linear_attention",
     "linear_attention_backward",
-    "logs",
     "norm",
     "random",
     "readouts",
     "reproduce",
-    "retrieval",
     "rms_norm",
     "rms_norm_backward",
     "rules",
@@ -82,3 +88,16 @@ __all__ = [
     "softmax_attention",
     "softmax_attention_backward",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The experiments, on first use: who wants the functions does not load csv, gzip and joblib."""
+    if name == "reproduce":
+        return importlib.import_module("fwm_py.experiments.retrieval").reproduce
+    if name == "experiments":
+        return importlib.import_module("fwm_py.experiments")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import oracle
 
-from fwm_py import _core, feature_maps, readouts, retrieval
+from fwm_py import _core, feature_maps, readouts
+from fwm_py.experiments import retrieval
 
 for _table, _oracles, _name in ((_core.MAPS, oracle.MAPS, "MAPS"), (_core.READOUTS, oracle.RULES, "RULES")):
     for _row in _table:

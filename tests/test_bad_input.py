@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 import fwm_py
-from fwm_py import feature_maps, random, readouts, sweep
-from fwm_py.logs import log_name
-from fwm_py.retrieval import Batch, Model, Stream, train
+from fwm_py import feature_maps, random, readouts
+from fwm_py.experiments.retrieval import sweep
+from fwm_py.experiments.retrieval.logs import log_name
+from fwm_py.experiments.retrieval.model import Model
+from fwm_py.experiments.retrieval.stream import Batch, Stream
+from fwm_py.experiments.retrieval.train import train
 
 HUGE = 10**30
 

@@ -1,6 +1,7 @@
 """What on_evaluation and on_progress may do with the model that trains: read it, which does not change the run."""
 
 import dataclasses
+import sys
 import threading
 
 import cases
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 
 import fwm_py
-from fwm_py.retrieval import Model, Settings, Stream, train
+from fwm_py.experiments.retrieval.model import Model
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.stream import Stream
+from fwm_py.experiments.retrieval.train import train
 
 SLOW = Settings(n_keys=20, attn_name="linear", lr=1e-6, max_steps=300)
 
@@ -131,7 +135,7 @@ def test_another_thread_is_refused_meanwhile(tmp_path):
 def test_the_stream_of_the_training_is_not_drawn_from(monkeypatch):
     """Nobody sees it but train; in a callback it is refused as what it is."""
     stream, model, said = Stream(SLOW), Model(SLOW), []
-    monkeypatch.setattr("fwm_py.retrieval.Stream", lambda settings: stream)
+    monkeypatch.setattr(sys.modules["fwm_py.experiments.retrieval.train"], "Stream", lambda settings: stream)
 
     def on_evaluation(step, loss):
         for draw in (stream.batch, stream.evaluation):

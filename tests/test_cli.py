@@ -15,8 +15,9 @@ import pytest
 
 import fwm_py
 from fwm_py import _core, cli
-from fwm_py.logs import log_name, read_log
-from fwm_py.retrieval import LIMITS, Settings
+from fwm_py.cli.main import make_parser
+from fwm_py.experiments.retrieval.logs import log_name, read_log
+from fwm_py.experiments.retrieval.settings import LIMITS, Settings
 
 COMMANDS = """
 --begin=20 --end=600 --step=20 --attn_name=softmax --update_rule=sum
@@ -193,7 +194,7 @@ def test_the_sixteen_commands_mean_the_320_published_runs():
             )
             for row in csv.DictReader(file)
         }
-    runs = [run for line in COMMANDS for run in cli.runs_of(cli.make_parser().parse_args(["train", *line.split()]))]
+    runs = [run for line in COMMANDS for run in cli.train.runs_of(make_parser().parse_args(["train", *line.split()]))]
     assert len(runs) == len(published) == 320
     assert {log_name(run) for run in runs} == published
     assert all(run.seed == 1 and run.hidden_size == 64 and run.max_steps == 100_000 for run in runs)
@@ -202,7 +203,7 @@ def test_the_sixteen_commands_mean_the_320_published_runs():
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_sixteen_commands_work(folder, capsys, line):
     assert cli.main(["train", *line.split(), "--max_steps", "1"]) == 0
-    runs = cli.runs_of(cli.make_parser().parse_args(["train", *line.split()]))
+    runs = cli.train.runs_of(make_parser().parse_args(["train", *line.split()]))
     assert sorted(os.listdir(folder / "logs")) == sorted(log_name(run) for run in runs)
     for log in (folder / "logs").iterdir():
         assert log.read_bytes() == b"step,eval-loss\r\n"
@@ -236,15 +237,15 @@ def test_both_spellings_of_a_value_and_every_flag():
     apart = [part for name, value in values.items() for part in ("--" + name, value)]
     joined = [f"--{name}={value}" for name, value in values.items()]
     for arguments in (apart, joined):
-        args = cli.make_parser().parse_args(["train", "--replace", *arguments])
-        assert cli.runs_of(args) == [
+        args = make_parser().parse_args(["train", "--replace", *arguments])
+        assert cli.train.runs_of(args) == [
             Settings(n_keys, "favor", 3, "ours", True, 7, 5, 6, 0.25, 9, "mt19937") for n_keys in (4, 6, 8)
         ]
 
 
 def test_end_defaults_to_begin():
-    args = cli.make_parser().parse_args(["train", "--begin", "100"])
-    assert [run.n_keys for run in cli.runs_of(args)] == [100]
+    args = make_parser().parse_args(["train", "--begin", "100"])
+    assert [run.n_keys for run in cli.train.runs_of(args)] == [100]
 
 
 def test_its_own_log_is_overwritten_and_others_are_left_alone(folder):
@@ -266,7 +267,7 @@ def test_threads(folder):
 @pytest.mark.parametrize("name", ["file/logs", "file"])
 def test_a_log_folder_that_cannot_be_written(folder, capsys, monkeypatch, name):
     (folder / "file").write_text("in the way")
-    monkeypatch.setattr(cli, "train", None)  # no step is made
+    monkeypatch.setattr(cli.train, "train", None)  # no step is made
     assert cli.main(["train", "--log_folder", name]) == 2
     error = capsys.readouterr().err
     assert f"--log_folder: got '{name}', expected a folder that can be written" in error and error.count("\n") == 1
@@ -328,7 +329,7 @@ def test_a_stopped_run_leaves_whole_rows(folder, kill, status):
 
 
 def test_plain_lines_where_there_is_no_terminal(folder, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "PLAIN_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(cli.train, "PLAIN_PROGRESS_SECONDS", 0.0)
     assert cli.main(["train", *ENDLESS, "--max_steps", "4000", "--threads", "1"]) == 0
     captured = capsys.readouterr()
     first, *others = captured.err.splitlines()

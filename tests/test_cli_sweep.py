@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from fwm_py import cli
-from fwm_py.experiments import published_losses
-from fwm_py.logs import LogWriter
-from fwm_py.manifest import Manifest
-from fwm_py.retrieval import Settings
-from fwm_py.twins import read_twins
+from fwm_py.experiments.retrieval.logs import LogWriter
+from fwm_py.experiments.retrieval.manifest import Manifest
+from fwm_py.experiments.retrieval.paper import published_losses
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.twins import read_twins
 
 NAME = "d64_dpfp1_sum_AssocSeq20N20R0.csv"
 

@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fwm_py.compare import compare, print_comparison
-from fwm_py.experiments import COMMANDS, CUT_OFF, published_losses
-from fwm_py.jobs import WorkerKilled
-from fwm_py.logs import HEADER, LogWriter, format_loss, log_name
-from fwm_py.retrieval import Model, Settings, train
-from fwm_py.twins import COLUMNS as TWINS_COLUMNS
-from fwm_py.twins import Band, make_twins, read_twins, twin_runs, twins
+from fwm_py.experiments.jobs import WorkerKilled
+from fwm_py.experiments.retrieval.compare import compare, print_comparison
+from fwm_py.experiments.retrieval.logs import HEADER, LogWriter, format_loss, log_name
+from fwm_py.experiments.retrieval.model import Model
+from fwm_py.experiments.retrieval.paper import COMMANDS, CUT_OFF, published_losses
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.train import train
+from fwm_py.experiments.retrieval.twins import COLUMNS as TWINS_COLUMNS
+from fwm_py.experiments.retrieval.twins import Band, make_twins, read_twins, twin_runs, twins
 
 TINY = Settings(n_keys=20, attn_name="dpfp", attn_arg=1)  # ends at step 100
 TINY_NAME = "d64_dpfp1_sum_AssocSeq20N20R0.csv"
@@ -442,7 +444,7 @@ def test_twins_move_every_key_weight_by_one_unit(monkeypatch):
             assert set(np.unique(moved)) == ({-1, 1} if name == "W_k.weight" else {0})
         return [(100, 0.5)]
 
-    monkeypatch.setattr("fwm_py.twins.train", see)
+    monkeypatch.setattr("fwm_py.experiments.retrieval.twins.train", see)
     assert twins(TINY, 2) == [0.5, 0.5]
 
 
@@ -478,7 +480,7 @@ def test_the_longest_runs_are_made_first_twin_by_twin(empty, monkeypatch):
             if index == 3:
                 raise KeyboardInterrupt  # the last run is whole, the one before is not
 
-    monkeypatch.setattr("fwm_py.twins.run_all", run_all)
+    monkeypatch.setattr("fwm_py.experiments.retrieval.twins.run_all", run_all)
     small, large = twin_runs([TINY_NAME, "d64_dpfp3_sum_AssocSeq200N200R0.csv"])
     with pytest.raises(KeyboardInterrupt):
         make_twins(empty, [small, large], 4)
@@ -494,13 +496,15 @@ def test_what_is_no_twin_is_refused(tmp_path, count, runs):
 
 
 def test_twins_whose_processes_are_killed(empty, monkeypatch):
-    monkeypatch.setattr("fwm_py.twins.run_all", lambda *_: (result for result in [(0, WorkerKilled("killed"))]))
+    monkeypatch.setattr(
+        "fwm_py.experiments.retrieval.twins.run_all", lambda *_: (result for result in [(0, WorkerKilled("killed"))])
+    )
     with pytest.raises(WorkerKilled):
         make_twins(empty, [TINY], 1)
 
 
 def test_a_folder_that_is_not_there_is_refused_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("fwm_py.twins.run_all", lambda *_: pytest.fail("trains"))
+    monkeypatch.setattr("fwm_py.experiments.retrieval.twins.run_all", lambda *_: pytest.fail("trains"))
     with pytest.raises(FileNotFoundError):
         make_twins(tmp_path / "none", [TINY], 1)
 

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from fwm_py import _core, random
+from fwm_py.experiments.retrieval.model import Model
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.stream import Stream
+from fwm_py.experiments.retrieval.train import train
 from fwm_py.feature_maps import draw_omega
-from fwm_py.retrieval import Model, Settings, Stream, train
 
 COPIES = {
     "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),

@@ -10,13 +10,13 @@ import sys
 import pytest
 
 from fwm_py import cli
-from fwm_py.experiments import RUNS, published_losses
-from fwm_py.files import write_file
-from fwm_py.logs import LogWriter, format_log
-from fwm_py.manifest import Manifest
-from fwm_py.retrieval import Settings
-from fwm_py.sweep import Run, reproduce
-from fwm_py.twins import Band, make_twins, read_twins
+from fwm_py.experiments.files import write_file
+from fwm_py.experiments.retrieval.logs import LogWriter, format_log
+from fwm_py.experiments.retrieval.manifest import Manifest
+from fwm_py.experiments.retrieval.paper import RUNS, published_losses
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.sweep import Run, reproduce
+from fwm_py.experiments.retrieval.twins import Band, make_twins, read_twins
 
 NAMES = ["d64_dpfp1_sum_AssocSeq20N20R0.csv", "d64_linear_sum_AssocSeq20N20R0.csv", "d64_dpfp2_sum_AssocSeq20N20R0.csv"]
 
@@ -55,7 +55,7 @@ def manifest_of(folder):
 def twins_of(folder, monkeypatch):
     """The file of bands, made without training."""
     monkeypatch.setattr(
-        "fwm_py.twins.run_all",
+        "fwm_py.experiments.retrieval.twins.run_all",
         lambda function, tasks, jobs: (
             (index, published_losses()[NAMES[0]][-1][1] + seed) for index, (_, seed) in enumerate(tasks)
         ),

@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fwm_py.experiments import CUT_OFF, published_losses
-from fwm_py.logs import LogWriter, format_log, has_ended
-from fwm_py.sweep import reproduce, select
+from fwm_py.experiments.retrieval.logs import LogWriter, format_log
+from fwm_py.experiments.retrieval.paper import CUT_OFF, published_losses
+from fwm_py.experiments.retrieval.sweep import reproduce, select
+from fwm_py.experiments.retrieval.train import has_ended
 
 pd = pytest.importorskip("pandas")
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex  # noqa: E402
 
-from fwm_py import figures  # noqa: E402
+from fwm_py.experiments.retrieval import figures  # noqa: E402
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 LOGS = Path(__file__).parents[1] / "logs"
@@ -374,7 +375,8 @@ def test_files(folder, tmp_path):
         assert data.startswith(b"\x89PNG\r\n\x1a\n" if path.suffix == ".png" else b"<?xml")
         if path.suffix == ".png":
             assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (1300, 800)
-    program = "import sys\nfrom fwm_py import figures\nfigures.save(figures.load(sys.argv[1]), sys.argv[2])"
+    imports = "from fwm_py.experiments.retrieval.figures import load, save"
+    program = f"import sys\n{imports}\nsave(load(sys.argv[1]), sys.argv[2])"
     subprocess.run([sys.executable, "-c", program, folder, out], check=True)
     assert {path: path.read_bytes() for path in out.iterdir()} == first
 
@@ -401,7 +403,7 @@ def test_nothing_to_draw(tmp_path):
 def test_without_the_packages(module, folder, tmp_path):
     """The module can be imported, and the functions say what to install."""
     program = (
-        f"import sys\nsys.modules[{module!r}] = None\nfrom fwm_py import figures\n"
+        f"import sys\nsys.modules[{module!r}] = None\nfrom fwm_py.experiments.retrieval import figures\n"
         "try:\n    figures.save(figures.load(sys.argv[1]), sys.argv[2])\n"
         "except ImportError as error:\n    print(error)"
     )

@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fwm_py.retrieval import Model, Settings, Stream, train
+from fwm_py.experiments.retrieval.model import Model
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.stream import Stream
+from fwm_py.experiments.retrieval.train import train
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden.json").read_text())
 NAMES = ("attn_name", "attn_arg", "update_rule", "n_keys", "replace", "seed", "hidden_size")

@@ -7,7 +7,7 @@ import time
 import pytest
 
 import fwm_py
-from fwm_py.jobs import ATTEMPTS, WorkerKilled, run_all
+from fwm_py.experiments.jobs import ATTEMPTS, WorkerKilled, run_all
 
 
 def square(x):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwm_py.logs import LogWriter, format_loss, log_name, read_log
-from fwm_py.retrieval import Settings
+from fwm_py.experiments.retrieval.logs import LogWriter, format_loss, log_name, read_log
+from fwm_py.experiments.retrieval.settings import Settings
 
 FORMATS = [
     (0.5, "0.5"),
@@ -151,7 +151,7 @@ def test_a_full_device():
 def test_a_row_that_does_not_fit_is_taken_away(tmp_path):
     """A limit on the file's size cuts the second row's write short, as a full disk would."""
     program = (
-        "import resource, sys; from fwm_py.logs import LogWriter\n"
+        "import resource, sys; from fwm_py.experiments.retrieval.logs import LogWriter\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30))\n"
         "log = LogWriter(sys.argv[1]); log.write(100, 0.5)\n"
         "try: log.write(200, 0.25)\n"

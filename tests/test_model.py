@@ -8,9 +8,12 @@ import numpy as np
 import oracle
 import pytest
 
+from fwm_py.experiments.retrieval.model import Model
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.stream import Batch, Stream
+from fwm_py.experiments.retrieval.train import train
 from fwm_py.feature_maps import draw_omega
 from fwm_py.random import Philox
-from fwm_py.retrieval import Batch, Model, Settings, Stream, train
 
 SIZES = [(2, 1, False), (2, 2, True), (3, 3, True), (5, 8, False), (6, 17, True), (20, 16, True), (20, 64, False)]
 ONE_OF_EACH = [next(case for case in cases.MODEL_CASES if case.rule_row is row) for row in cases._core.READOUTS]

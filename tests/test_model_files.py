@@ -13,7 +13,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from fwm_py.retrieval import ATTN_NAMES, Model, Settings, Stream, parameter_shapes, train
+from fwm_py.experiments.retrieval.model import Model, parameter_shapes
+from fwm_py.experiments.retrieval.settings import ATTN_NAMES, Settings
+from fwm_py.experiments.retrieval.stream import Stream
+from fwm_py.experiments.retrieval.train import train
 
 SMALL = Settings(n_keys=5, attn_name="dpfp", attn_arg=2, update_rule="ours", hidden_size=6, batch_size=4, max_steps=20)
 

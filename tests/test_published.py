@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 import fwm_py
-from fwm_py.retrieval import Model, Settings, train
+from fwm_py.experiments.retrieval.model import Model
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.train import train
 
 WITHIN = 1e-3
 ALLOWED_TO_PART = 8  # of 320

@@ -53,4 +53,4 @@ def test_it_holds_what_is_tracked(tracked, tree):
 def test_data_is_packed_and_not_taken_for_a_package(tree):
     said = setuptools(tree, "build_py", "--build-lib", "library")
     assert "fwm_py.data" not in said and "configuration" not in said
-    assert (tree / "library" / "fwm_py" / "data" / "published.csv.gz").is_file()
+    assert (tree / "library" / "fwm_py" / "experiments" / "retrieval" / "data" / "published.csv.gz").is_file()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fwm_py import _core
-from fwm_py.retrieval import LIMITS, Settings
+from fwm_py.experiments.retrieval.settings import LIMITS, Settings
 
 HUGE = 10**5000
 

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from fwm_py import _core, sweep
-from fwm_py.experiments import COMMANDS, published_losses
-from fwm_py.logs import has_ended, read_log
-from fwm_py.manifest import Manifest
-from fwm_py.retrieval import UPDATE_RULES, Settings, train
-from fwm_py.sweep import Refused, Run, cost, reproduce, select
+from fwm_py import _core
+from fwm_py.experiments.retrieval import sweep
+from fwm_py.experiments.retrieval.logs import read_log
+from fwm_py.experiments.retrieval.manifest import Manifest
+from fwm_py.experiments.retrieval.paper import COMMANDS, published_losses
+from fwm_py.experiments.retrieval.settings import UPDATE_RULES, Settings
+from fwm_py.experiments.retrieval.sweep import Refused, Run, cost, reproduce, select
+from fwm_py.experiments.retrieval.train import has_ended, train
 
 SMALL = ["d64_dpfp?_sum_AssocSeq?0N20R0.csv", "d64_[dl]*_ours_AssocSeq40N20R1.csv"]  # a second's work in all
 ENOUGH_TO_KILL = ["d64_[dl]*_sum_AssocSeq*N[246]0R?.csv", "d64_[dl]*_ours_AssocSeq*N[246]0R?.csv"]  # seconds, 24 runs
@@ -322,7 +324,7 @@ def test_two_sweeps_exclude_each_other_and_the_lock_dies_with_its_process(folder
             "-c",
             f"""
 from pathlib import Path
-from fwm_py.sweep import locked
+from fwm_py.experiments.retrieval.sweep import locked
 with locked(Path({str(folder)!r})):
     print("held", flush=True)
     input()

@@ -11,7 +11,8 @@ import oracle_kernels
 import pytest
 
 from fwm_py import _core, feature_maps, readouts
-from fwm_py.retrieval import Settings, train
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.train import train
 
 ROWS = [(feature_maps, row) for row in _core.MAPS] + [(readouts, row) for row in _core.READOUTS]
 every_row = pytest.mark.parametrize("module, row", ROWS, ids=[row["name"] for _, row in ROWS])

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import fwm_py
-from fwm_py.retrieval import Model, Stream, train
+from fwm_py.experiments.retrieval.model import Model
+from fwm_py.experiments.retrieval.stream import Stream
+from fwm_py.experiments.retrieval.train import train
 
 THREADS = (1, 2, 3, 5)
 
@@ -89,7 +91,8 @@ def test_training_does_not_depend_on_threads(case):
 FORK = """
 import os, signal, sys
 import fwm_py
-from fwm_py.retrieval import Settings, train
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.train import train
 settings = Settings(n_keys=20, attn_name="dpfp", attn_arg=1, batch_size=64, max_steps=100)
 fwm_py.set_num_threads(2)
 before = train(settings)                 # the parent has been in a parallel region
@@ -106,7 +109,8 @@ print("done")
 POOL = """
 import multiprocessing
 import fwm_py
-from fwm_py.retrieval import Settings, train
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.train import train
 
 def run(seed):
     return train(Settings(n_keys=20, attn_name="linear", batch_size=64, max_steps=100, seed=seed))
@@ -122,7 +126,8 @@ if __name__ == "__main__":
 TORCH = """
 import sys
 {imports}
-from fwm_py.retrieval import Settings, train
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.train import train
 
 def multiply():
     torch = sys.modules.get("torch")

@@ -311,7 +311,7 @@ def test_enable_and_disable_in_any_order():
 
 
 def is_enabled():
-    return isinstance(modelling("qwen3_next").ALL_ATTENTION_FUNCTIONS, bridge._Attention)
+    return isinstance(modelling("qwen3_next").ALL_ATTENTION_FUNCTIONS, bridge.models._Attention)
 
 
 def test_enable_inside_a_with_statement_stays():
@@ -457,8 +457,8 @@ def test_transforms_get_the_original():
 
 
 def test_a_family_that_cannot_be_imported_changes_nothing(monkeypatch):
-    monkeypatch.setattr(bridge, "FAMILIES", (*bridge.FAMILIES, "llama_without"))
-    monkeypatch.setattr(bridge.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(bridge.families, "FAMILIES", (*bridge.FAMILIES, "llama_without"))
+    monkeypatch.setattr(bridge.families.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(ImportError):
         bridge.enable()
     assert bridge.disable() == {}

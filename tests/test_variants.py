@@ -30,7 +30,8 @@ def first_losses():
     """{model: {dtype: 50 training losses, then the evaluation after 100 steps}}, of this process's variant."""
     import cases
 
-    from fwm_py.retrieval import Model, Stream
+    from fwm_py.experiments.retrieval.model import Model
+    from fwm_py.experiments.retrieval.stream import Stream
 
     fwm_py.set_num_threads(1)
     results = {"variant": fwm_py.build_info()["variant"]}

@@ -366,7 +366,8 @@ typedef struct {
     PyObject *on_evaluation, *on_progress; /* or None */
 } Callbacks;
 
-/* With the GIL for as long as it takes: signals are looked for while `polls`. 0, or -1 with an exception. */
+/* With the GIL for as long as it takes: signals are looked for while `polls`. 1 if the evaluation says that the
+ * run has ended, else 0; -1 with an exception. */
 static int call_back(Callbacks *callbacks, bool polls, uint64_t step, double loss)
 {
     PyEval_RestoreThread(callbacks->state);
@@ -376,7 +377,7 @@ static int call_back(Callbacks *callbacks, bool polls, uint64_t step, double los
         callbacks->model->in_callback = true;
         PyObject *out = PyObject_CallFunction(function, "Kd", (unsigned long long)step, loss);
         callbacks->model->in_callback = false;
-        status = out ? 0 : -1;
+        status = !out ? -1 : polls ? 0 : PyObject_IsTrue(out);
         Py_XDECREF(out);
     }
     callbacks->state = PyEval_SaveThread();
@@ -477,7 +478,7 @@ static PyType_Slot slots[] = {{Py_tp_new, model_new},
                               {Py_tp_methods, methods},
                               {Py_tp_getset, properties},
                               {Py_tp_members, members},
-                              {Py_tp_doc, "The model of a run; see fwm_py.retrieval.Model."},
+                              {Py_tp_doc, "The model of a run; see fwm_py.experiments.retrieval.Model."},
                               {0, NULL}};
 
 int fwm_add_model(PyObject *module)

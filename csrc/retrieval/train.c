@@ -1,7 +1,6 @@
-/* The training loop: draw a batch, step, and every 100 steps evaluate and decide whether to continue. */
+/* The training loop: draw a batch, step, and every 100 steps evaluate and ask whether to go on. */
 #include "retrieval/train.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 #include "retrieval/pace.h"
@@ -31,24 +30,6 @@ int fwm_evaluate(FwmModel *model, FwmStream *stream, float *loss)
     return 0;
 }
 
-/* What decides when a run is over. */
-typedef struct {
-    float best;
-    int strikes;
-} Progress;
-
-static int is_over(Progress *progress, float loss)
-{
-    if (loss <= FWM_GOOD_ENOUGH)
-        return 1;
-    if (loss < progress->best) { /* a NaN is never less */
-        progress->best = loss;
-        progress->strikes = 0;
-        return 0;
-    }
-    return ++progress->strikes >= FWM_PATIENCE;
-}
-
 /* A batch in a single allocation: keys and values (B x L), query and answer (B). */
 static int32_t *allocate_batch(const FwmStream *stream, FwmBatch *batch)
 {
@@ -64,7 +45,6 @@ static FwmTrainStatus run(FwmModel *model, FwmStream *stream, double lr, uint64_
                           const FwmTrainCallbacks *callbacks, const FwmBatch *batch, int32_t *tokens)
 {
     const size_t BL = batch->n * stream->seq_len;
-    Progress progress = {.best = INFINITY};
     FwmPace pace = fwm_pace_start(model->threads);
     double last_poll = fwm_seconds();
     for (uint64_t step = 1; step <= max_steps; step++) {
@@ -76,10 +56,9 @@ static FwmTrainStatus run(FwmModel *model, FwmStream *stream, double lr, uint64_
             float evaluation;
             if (fwm_evaluate(model, stream, &evaluation) < 0)
                 return FWM_TRAIN_NO_MEMORY;
-            if (callbacks->on_evaluation(callbacks->context, step, evaluation))
-                return FWM_TRAIN_STOPPED;
-            if (is_over(&progress, evaluation))
-                return FWM_TRAIN_ENDED;
+            const int answer = callbacks->on_evaluation(callbacks->context, step, evaluation);
+            if (answer)
+                return answer > 0 ? FWM_TRAIN_ENDED : FWM_TRAIN_STOPPED;
         }
         if (now - last_poll > POLL_SECONDS) {
             if (callbacks->poll(callbacks->context, step, loss))

@@ -6,10 +6,8 @@
 #include "retrieval/stream.h"
 
 #define FWM_STEPS_PER_EVALUATION 100
-#define FWM_GOOD_ENOUGH 0.001f
-#define FWM_PATIENCE 11 /* evaluations in a row without a new best */
 
-/* A callback that returns other than 0 ends the training. */
+/* A callback that returns 0 lets the training go on; above 0 ends it; below 0 stops it, with an exception. */
 typedef struct {
     void *context;
     int (*on_evaluation)(void *context, uint64_t step, float loss);

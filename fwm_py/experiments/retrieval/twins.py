@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from fwm_py.checks import integer, shown
-from fwm_py.experiments import CUT_OFF, RUNS
-from fwm_py.jobs import WorkerKilled, run_all
-from fwm_py.logs import format_loss, log_name
-from fwm_py.retrieval import Model, Settings, train
-from fwm_py.sweep import cost
-from fwm_py.tables import Table, beside
+from fwm_py.experiments.jobs import WorkerKilled, run_all
+from fwm_py.experiments.retrieval.logs import format_loss, log_name
+from fwm_py.experiments.retrieval.model import Model
+from fwm_py.experiments.retrieval.paper import CUT_OFF, RUNS
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.sweep import cost
+from fwm_py.experiments.retrieval.train import train
+from fwm_py.experiments.table import Table, beside
 
 MAX_TWINS = 10_000
 ENDING = ".twins.csv"

@@ -1,4 +1,4 @@
-"""The commands about many runs: `reproduce` makes them, `compare` and `figures` look at their logs."""
+"""`fwm-py reproduce`: the logs of the paper's runs, side by side."""
 
 from __future__ import annotations
 
@@ -11,22 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fwm_py.checks import shown
-from fwm_py.compare import compare, print_comparison
-from fwm_py.experiments import COMMANDS
-from fwm_py.failure import Failure, integer
-from fwm_py.jobs import MAX_JOBS, WorkerKilled
-from fwm_py.logs import format_loss
-from fwm_py.retrieval import LIMITS, Settings
-from fwm_py.sweep import Run, cost, reproduce, select
-from fwm_py.twins import MAX_TWINS, Band, make_twins, twin_runs
+from fwm_py.cli.failure import Failure, integer
+from fwm_py.experiments.jobs import MAX_JOBS
+from fwm_py.experiments.retrieval.logs import format_loss
+from fwm_py.experiments.retrieval.paper import COMMANDS
+from fwm_py.experiments.retrieval.settings import LIMITS
+from fwm_py.experiments.retrieval.sweep import Run, cost, reproduce, select
 
 if TYPE_CHECKING:
     from distributed import Client
 
 RECENT = 5
-
-
-# ---- reproduce ----
 
 
 def add_reproduce_flags(parser: argparse.ArgumentParser) -> None:
@@ -170,118 +165,6 @@ def print_summary(runs: Sequence[Run], seconds: float) -> None:
         f"{sum(run.steps for run in runs)} steps in {seconds:.1f} s, {total:.1f} s of cores",
         flush=True,
     )
-
-
-# ---- compare ----
-
-
-def add_compare_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="the logs")
-    parser.add_argument(
-        "--twins",
-        metavar="K",
-        help="first train K copies of runs, whose initial weights are moved by one unit in "
-        "the last place, and keep the band of their last losses in FOLDER.twins.csv",
-    )
-    parser.add_argument(
-        "--only",
-        metavar="PATTERN",
-        nargs="+",
-        default=[],
-        help="with --twins: of the logs that fit one of these (default: N <= 200 with the rules sum and ours)",
-    )
-    parser.add_argument(
-        "--jobs", metavar="J", help="with --twins: twins side by side (default: the cores this process may use)"
-    )
-
-
-def run_compare(args: argparse.Namespace) -> int:
-    parser: argparse.ArgumentParser = args.parser
-    jobs = None if args.jobs is None else integer(parser, "jobs", args.jobs, 1, MAX_JOBS)
-    if args.twins is None and (args.only or jobs):
-        parser.error(f"--{'only' if args.only else 'jobs'}: goes with --twins")
-    try:
-        if args.twins is not None:
-            train_twins(args.folder, integer(parser, "twins", args.twins, 1, MAX_TWINS), chosen_twins(args), jobs)
-        comparison = compare(args.folder)
-    except ValueError as error:
-        raise Failure(2, str(error)) from None
-    except OSError as error:
-        raise Failure(
-            2, f"FOLDER: got {shown(args.folder)}, expected a folder of logs ({error.strerror}: {error.filename})"
-        ) from None
-    print_comparison(comparison)
-    return 1 if comparison.failures else 0
-
-
-def chosen_twins(args: argparse.Namespace) -> list[Settings]:
-    try:
-        return twin_runs(args.only)
-    except ValueError as error:
-        args.parser.error(f"--only: {error}")
-
-
-def train_twins(folder: str, count: int, runs: Sequence[Settings], jobs: int | None) -> None:
-    started = time.monotonic()
-
-    def show(name: str, band: Band) -> None:
-        print(
-            f"{name}: {count} twins, {format_loss(band.low)} to {format_loss(band.high)} "
-            f"({time.monotonic() - started:.0f} s)",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    try:
-        make_twins(folder, runs, count, jobs, show)
-    except KeyboardInterrupt:
-        raise Failure(
-            130, "interrupted; the bands that are there are kept, and the same command goes on from them"
-        ) from None
-    except WorkerKilled as error:
-        raise Failure(1, str(error)) from None
-    except OSError as error:
-        if not Path(folder).is_dir():
-            raise
-        raise Failure(
-            1,
-            f"{error.filename}: {error.strerror}; the bands that are there are whole, and the same command goes "
-            f"on from them",
-        ) from None
-
-
-# ---- figures ----
-
-
-def add_figures_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="the logs")
-    parser.add_argument(
-        "--out", metavar="FOLDER", default="figures", help="for <name>.png and <name>.svg (default figures)"
-    )
-    parser.add_argument(
-        "--no-overlay",
-        dest="overlay",
-        action="store_false",
-        help="without the published losses, hollow markers over ours",
-    )
-
-
-def run_figures(args: argparse.Namespace) -> int:
-    from fwm_py import figures
-
-    try:
-        losses = figures.load(args.folder)
-        for name, reason in losses.skipped:
-            print(f"not drawn: {shown(name)}: {reason}", file=sys.stderr)
-        for path in figures.save(losses, args.out, args.overlay):
-            print(path)
-    except ImportError as error:
-        raise Failure(1, str(error)) from None
-    except ValueError as error:
-        raise Failure(2, str(error)) from None
-    except OSError as error:
-        raise Failure(2, f"{shown(error.filename)}: {error.strerror}") from None
-    return 0
 
 
 # ---- progress ----

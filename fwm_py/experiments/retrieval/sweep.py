@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import fnmatch
 import functools
 import os
@@ -18,11 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fwm_py._core import build_info, map_features
 from fwm_py.checks import flag, instance, integer, shown
-from fwm_py.experiments import COMMANDS, RUNS, Command, Rows, published_losses
-from fwm_py.jobs import WorkerKilled, run_all
-from fwm_py.logs import log_name
-from fwm_py.manifest import Manifest, differences
-from fwm_py.retrieval import LIMITS, Settings, train
+from fwm_py.experiments.jobs import WorkerKilled, run_all
+from fwm_py.experiments.retrieval.logs import log_name
+from fwm_py.experiments.retrieval.manifest import Manifest, differences
+from fwm_py.experiments.retrieval.paper import COMMANDS, RUNS, Command, Rows, published_losses
+from fwm_py.experiments.retrieval.settings import LIMITS, Settings
+from fwm_py.experiments.retrieval.train import train
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -171,6 +171,8 @@ def _matches(run: Run, pattern: str) -> bool:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder against other sweeps; the lock ends with this process, however it ends."""
+    import fcntl  # which Windows lacks
+
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -1,9 +1,4 @@
-"""The command line: `fwm-py <command>`, or `python -m fwm_py <command>`; `train` is here, the others in `cli_sweep`.
-
-Exit status: 0 when every run has come to its end, 2 for a wrong argument or a log folder that cannot be written
-(nothing is written then), 130 after Ctrl-C, 1 for any other failure. Progress goes to stderr, live on a terminal, else
-as a line now and then; what a command has done goes to stdout.
-"""
+"""`fwm-py train`: runs one after another, each into its log."""
 
 from __future__ import annotations
 
@@ -13,16 +8,17 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import fwm_py
-from fwm_py import _core, cli_sweep
+from fwm_py import _core
 from fwm_py.checks import shown
-from fwm_py.failure import Failure, integer
-from fwm_py.logs import LogWriter, format_loss, log_name
-from fwm_py.retrieval import ATTN_NAMES, GENERATORS, LIMITS, UPDATE_RULES, Model, Settings, step_size, train
+from fwm_py.cli.failure import Failure, integer
+from fwm_py.experiments.retrieval.logs import LogWriter, format_loss, log_name
+from fwm_py.experiments.retrieval.model import Model
+from fwm_py.experiments.retrieval.settings import ATTN_NAMES, GENERATORS, LIMITS, UPDATE_RULES, Settings, step_size
+from fwm_py.experiments.retrieval.train import train
 
-PROGRAM = "fwm-py"
 PLAIN_PROGRESS_SECONDS = 10.0
 MAX_THREADS = 1024
 SETTING_FLAGS = (
@@ -37,49 +33,6 @@ SETTING_FLAGS = (
     "max_steps",
     "favor_generator",
 )
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors on one line."""
-
-    def error(self, message: str) -> NoReturn:
-        message = " ".join(message.removeprefix("argument ").split())
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command `argv` (default: the process's arguments) and return its exit status.
-
-    Raises
-    ------
-    SystemExit
-        With status 2 for wrong arguments, 0 for `--help` and `--version`.
-    """
-    parser = make_parser()
-    args, unknown = parser.parse_known_args(argv)
-    if args.command is None:
-        parser.error(f"command: got none, expected {', '.join(COMMANDS)}")
-    if unknown:
-        flags = ", ".join(
-            action.option_strings[0]
-            for action in args.parser._actions
-            if action.dest in vars(args) and action.option_strings
-        )
-        args.parser.error(f"{shown(unknown[0])}: an unknown argument, expected {flags} or --help")
-    try:
-        status = args.run(args)
-        sys.stdout.flush()
-        return status
-    except Failure as failure:
-        print(f"{args.parser.prog}: error: {failure}", file=sys.stderr)
-        return failure.status
-    except OSError as error:  # of our output: what is still in the buffer must go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            print(
-                f"{args.parser.prog}: error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr
-            )
-        return 1
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -130,24 +83,6 @@ def train_one(settings: Settings, folder: str) -> None:
 
 
 # ---- arguments ----
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=PROGRAM, description=fwm_py.__doc__, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {fwm_py.__version__}")
-    commands = parser.add_subparsers(metavar="command", dest="command", parser_class=Parser)
-    for name, (summary, description, epilog, add_flags, run) in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=description,
-            epilog=epilog and epilog(),
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(parser=command, run=run)
-        add_flags(command)
-    return parser
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
@@ -297,44 +232,3 @@ class LiveProgress:
 
 def make_progress(settings: Settings) -> Progress:
     return LiveProgress(settings) if sys.stderr.isatty() else PlainProgress(settings)
-
-
-# ---- commands ----
-
-COMMANDS = {  # name: summary, description, what its help ends with, its flags, what it does
-    "train": (
-        "train and write logs",
-        "Train the associative-retrieval experiment for N = begin, begin + step, .., end keys, each N a run "
-        "of its own,\n"
-        "and write the evaluation losses of each run to a CSV file in the log folder.",
-        tables,
-        add_train_flags,
-        run_train,
-    ),
-    "reproduce": (
-        "make the logs of the paper's 320 runs",
-        "Make the logs of the paper's 320 runs, side by side on all cores. Logs that are there already, as\n"
-        "<folder>.manifest.csv has them, are not made again: a sweep that was interrupted goes on.",
-        None,
-        cli_sweep.add_reproduce_flags,
-        cli_sweep.run_reproduce,
-    ),
-    "compare": (
-        "say how logs agree with the published ones",
-        "Compare the logs of a folder with the published ones: first rows, lengths, last losses, and where\n"
-        "<folder>.twins.csv has them, the bands in which the last losses of runs scatter. Exit status 1 where they "
-        "agree too little.",
-        None,
-        cli_sweep.add_compare_flags,
-        cli_sweep.run_compare,
-    ),
-    "figures": (
-        "draw the paper's figures from logs",
-        "Draw the paper's six figures from the logs of a folder, and write each as PNG and SVG. Logs that are "
-        "not whole, or none\n"
-        "of the paper's, are named and not drawn. Needs pip install 'fwm_py[figures]'.",
-        None,
-        cli_sweep.add_figures_flags,
-        cli_sweep.run_figures,
-    ),
-}

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from typing import IO
 
 from fwm_py.checks import shown
-from fwm_py.experiments import COMMANDS, CUT_OFF, RUNS, Command, Rows, published_losses
-from fwm_py.files import PARTIAL
-from fwm_py.logs import has_ended, log_name, read_log
-from fwm_py.manifest import Manifest
-from fwm_py.tables import beside
-from fwm_py.twins import ENDING as TWINS
-from fwm_py.twins import Band, read_twins
+from fwm_py.experiments.files import PARTIAL
+from fwm_py.experiments.retrieval.logs import log_name, read_log
+from fwm_py.experiments.retrieval.manifest import Manifest
+from fwm_py.experiments.retrieval.paper import COMMANDS, CUT_OFF, RUNS, Command, Rows, published_losses
+from fwm_py.experiments.retrieval.train import has_ended
+from fwm_py.experiments.retrieval.twins import ENDING as TWINS
+from fwm_py.experiments.retrieval.twins import Band, read_twins
+from fwm_py.experiments.table import beside
 
 FIRST_ROWS_FLOOR = 312
 """Of the 320 first rows, so many agree to 1e-3."""

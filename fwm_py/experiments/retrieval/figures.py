@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fwm_py.checks import flag
-from fwm_py.experiments import COMMANDS, RUNS, Rows, published_losses
-from fwm_py.files import PARTIAL, write_file
-from fwm_py.logs import has_ended, log_name, read_log
-from fwm_py.manifest import Manifest
+from fwm_py.experiments.files import PARTIAL, write_file
+from fwm_py.experiments.retrieval.logs import log_name, read_log
+from fwm_py.experiments.retrieval.manifest import Manifest
+from fwm_py.experiments.retrieval.paper import COMMANDS, RUNS, Rows, published_losses
+from fwm_py.experiments.retrieval.train import has_ended
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

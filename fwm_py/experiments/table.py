@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fwm_py.checks import shown
-from fwm_py.files import write_file
+from fwm_py.experiments.files import write_file
 
 
 def beside(folder: str | os.PathLike[str], ending: str) -> Path:

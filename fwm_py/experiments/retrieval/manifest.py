@@ -14,10 +14,11 @@ import re
 from pathlib import Path
 
 from fwm_py import __version__
-from fwm_py.files import publish, write_partial
-from fwm_py.logs import format_log, has_ended, log_name, read_log
-from fwm_py.retrieval import Settings
-from fwm_py.tables import Table, beside
+from fwm_py.experiments.files import publish, write_partial
+from fwm_py.experiments.retrieval.logs import format_log, log_name, read_log
+from fwm_py.experiments.retrieval.settings import Settings
+from fwm_py.experiments.retrieval.train import has_ended
+from fwm_py.experiments.table import Table, beside
 
 ENDING = ".manifest.csv"
 WAY_OUT = "fwm-py reproduce --adopt records the whole logs again, --force makes them again"

@@ -15,8 +15,8 @@ import io
 
 import numpy as np
 
-from fwm_py.logs import log_name
-from fwm_py.retrieval import Settings
+from fwm_py.experiments.retrieval.logs import log_name
+from fwm_py.experiments.retrieval.settings import Settings
 
 Rows = list[tuple[int, float]]
 
@@ -105,7 +105,7 @@ def published_losses() -> dict[str, Rows]:
     The losses are the float32 numbers that the published logs write, `nan` among them. See THIRD_PARTY.md for their
     source.
     """
-    packed = importlib.resources.files("fwm_py").joinpath("data/published.csv.gz").read_bytes()
+    packed = importlib.resources.files("fwm_py.experiments.retrieval").joinpath("data/published.csv.gz").read_bytes()
     logs: dict[str, Rows] = {name: [] for name in RUNS}
     for row in csv.DictReader(io.StringIO(gzip.decompress(packed).decode("ascii"))):
         settings = Settings(

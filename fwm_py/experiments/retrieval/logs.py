@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import math
 import os
 import re
 from collections.abc import Iterable
@@ -16,12 +15,10 @@ from types import TracebackType
 import numpy as np
 
 from fwm_py.checks import instance, shown
-from fwm_py.files import naming
-from fwm_py.retrieval import MAP_ARGUMENTS, Settings
+from fwm_py.experiments.files import naming
+from fwm_py.experiments.retrieval.settings import MAP_ARGUMENTS, Settings
 
 HEADER = "step,eval-loss"
-STEPS_PER_EVALUATION = 100
-GOOD_ENOUGH = float(np.float32(0.001))
 _ROW = re.compile(r"([0-9]+),(nan|-?inf|-?[0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]+)?)")
 
 
@@ -172,29 +169,3 @@ def read_log(path: str | os.PathLike[str]) -> list[tuple[int, float]]:
             raise fail(number, f"a step above {rows[-1][0]}")
         rows.append((step, float(np.float32(match[2]))))
     return rows
-
-
-def has_ended(rows: list[tuple[int, float]], max_steps: int = Settings.max_steps) -> bool:
-    """Whether the last of `rows` is where a run ends by the rule of the experiments.
-
-    Parameters
-    ----------
-    rows : list of (int, float)
-        Step and evaluation loss of every evaluation so far, as `read_log` gives them.
-    max_steps : int
-        That of the run's settings.
-
-    Returns
-    -------
-    bool
-        True when the last loss is at most 0.001, when the best loss was not beaten by the last eleven (NaN beats
-        nothing), or when there is no further evaluation up to `max_steps`.
-    """
-    best, strikes = math.inf, 0
-    for _, loss in rows:
-        if loss < best:
-            best, strikes = loss, 0
-        else:
-            strikes += 1
-    step, loss = rows[-1] if rows else (0, math.inf)
-    return loss <= GOOD_ENOUGH or strikes >= 11 or step + STEPS_PER_EVALUATION > max_steps

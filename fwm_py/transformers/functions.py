@@ -1,0 +1,138 @@
+"""Rules, convolutions and norms with the arguments that models give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.activations import ACT2FN
+
+import fwm_py.torch as fwm
+from fwm_py.transformers.packed import blank, has_tokens, in_one_row, packed_by, padding_of, spread
+
+WIDTHS = (2, 3, 4)  # of the convolution; others are left to the original
+FEW_NUMBERS = 65536  # fewer are left to the original by a norm without a gate: the call would take longer than the work
+
+
+def with_models_arguments(
+    function: Callable[..., tuple[Tensor, Tensor | None]],
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The rule with the models' arguments, which come by name from initial_state on."""
+
+    def rule(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        g: Tensor,
+        beta: Tensor,
+        *,
+        initial_state: Tensor | None = None,
+        output_final_state: bool = False,
+        use_qk_l2norm_in_kernel: bool = False,
+        cu_seqlens: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        packed, padding = packed_by(cu_seqlens, cu_seq_lens_q, seq_idx), padding_of(seq_idx)
+        rows = [in_one_row(blank(x, padding), packed) for x in (query, key, value, g, beta)]
+        with_states = initial_state is not None or output_final_state
+        kept = has_tokens(packed, padding) if with_states and cu_seqlens is None and cu_seq_lens_q is None else None
+        o, state = function(
+            *rows,
+            qk_norm="l2" if use_qk_l2norm_in_kernel else None,
+            cu_seqlens=packed,
+            initial_state=spread(initial_state, kept),
+            output_final_state=output_final_state,
+        )
+        o = blank(o.reshape(*query.shape[:2], *o.shape[2:]), padding)
+        return o, state if state is None or kept is None else state[kept]
+
+    return rule
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, packed: Tensor | None = None
+) -> Tensor:
+    """x (B, T, D); an activation that the kernel does not have comes behind it."""
+    inside = activation in (None, "silu", "swish")
+    y, _ = fwm.causal_conv1d(x, weight, bias, activation=activation if inside else None, cu_seqlens=packed)
+    return y if inside else ACT2FN[activation](y)
+
+
+def causal_conv1d_fn(
+    hidden_states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    cu_seqlens: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    **others: Any,
+) -> Tensor:
+    """hidden_states (B, D, T)."""
+    B, D, T = hidden_states.shape
+    packed = packed_by(cu_seqlens, cu_seq_lens_q, seq_idx)
+    if weight.shape[-1] not in WIDTHS and packed is None:  # the original would let packed sequences run into each other
+        return NotImplemented
+    padding = padding_of(seq_idx)
+    x = blank(hidden_states.transpose(1, 2), padding)
+    y = _convolve(in_one_row(x, packed), weight, bias, activation, packed)
+    return blank(y.reshape(B, T, D), padding).transpose(1, 2)
+
+
+def causal_conv1d_update(
+    hidden_states: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    **others: Any,
+) -> Tensor:
+    """hidden_states (B, D, T), as a rule one token; conv_state (B, D, ..): the last inputs, changed in place."""
+    T, W = hidden_states.shape[-1], weight.shape[-1]
+    if W not in WIDTHS:
+        return NotImplemented
+    window = torch.cat([conv_state, hidden_states], dim=-1)
+    conv_state.copy_(window[..., -conv_state.shape[-1] :])
+    y = _convolve(window[..., -(T + W - 1) :].transpose(1, 2), weight, bias, activation)
+    return y[:, -T:].transpose(1, 2).to(hidden_states.dtype)
+
+
+def gated_norm_forward(norm: torch.nn.Module, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
+    """forward of the models' RMSNormGated."""
+    if gate is None or gate.shape != hidden_states.shape or norm.weight.shape != hidden_states.shape[-1:]:
+        return NotImplemented
+    if norm.activation not in ("silu", "swish", "sigmoid"):
+        return NotImplemented
+    return fwm.rms_norm(hidden_states, norm.weight, gate, activation=norm.activation, eps=norm.variance_epsilon)
+
+
+def norm_forward(norm: torch.nn.Module, *args: Tensor, **options: Tensor) -> Tensor:
+    """forward of the models' RMSNorm, whose weight counts from 0 in the Qwen families, which call their epsilon eps."""
+    given = (*args, *options.values())  # under names that differ
+    if len(given) != 1:
+        return NotImplemented
+    hidden_states, weight = given[0], norm.weight
+    few = not torch.compiler.is_compiling() and hidden_states.numel() < FEW_NUMBERS  # a graph may serve many lengths
+    if few or weight.shape != hidden_states.shape[-1:] or getattr(norm, "group_size", None) is not None:
+        return NotImplemented
+    if hasattr(norm, "eps"):
+        return fwm.rms_norm(
+            hidden_states, 1 + weight.to(torch.promote_types(weight.dtype, torch.float32)), eps=norm.eps
+        )
+    if weight.dtype != hidden_states.dtype:  # theirs has the dtype that both promote to
+        return NotImplemented
+    return fwm.rms_norm(hidden_states, weight, eps=norm.variance_epsilon)
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch_chunk_gated_delta_rule": with_models_arguments(fwm.gated_delta_rule),
+    "torch_recurrent_gated_delta_rule": with_models_arguments(fwm.gated_delta_rule),
+    "chunk_kimi_delta_attention": with_models_arguments(fwm.kimi_delta_rule),
+    "recurrent_kimi_delta_attention": with_models_arguments(fwm.kimi_delta_rule),
+    "causal_conv1d_fn": causal_conv1d_fn,
+    "causal_conv1d_update": causal_conv1d_update,
+}

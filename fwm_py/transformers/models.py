@@ -1,0 +1,207 @@
+"""Our functions in the place of those that models have, and back."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import AttentionInterface
+
+from fwm_py.torch._arrays import PLAIN
+from fwm_py.transformers.attention import sdpa
+from fwm_py.transformers.families import modelling_files
+from fwm_py.transformers.functions import FUNCTIONS, gated_norm_forward, norm_forward
+
+Changed = dict[str, tuple[str, ...]]
+Place = tuple[ModuleType | type, str]
+
+_lock = threading.RLock()
+_replaced: dict[Place, tuple[Any, Any]] = {}  # what was there, and ours
+_holders: set[object] = set()  # `enable`, and every with statement: ours stay as long as there is one
+_on = False  # whether there is one; asked by what somebody has kept of ours
+
+
+def _is_ours(given: Iterable[Any]) -> bool:
+    """Plain tensors on the CPU, and not inside torch.func's transforms or derivatives in forward mode, which know no
+    operators like ours."""
+    tensors = [x for x in given if isinstance(x, Tensor)]
+    if not tensors or forward_ad._current_level >= 0:
+        return False
+    if any(type(x) not in PLAIN or x.device.type != "cpu" for x in tensors):
+        return False
+    return torch.compiler.is_dynamo_compiling() or torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _chosen(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def chosen(*args: Any, **options: Any) -> Any:
+        if _on and _is_ours((*args, *options.values())):
+            result = ours(*args, **options)
+            if result is not NotImplemented:
+                return result
+        return original(*args, **options)
+
+    return chosen
+
+
+def _of(kind: type, ours: Callable[..., Any]) -> Callable[..., Any]:
+    """Ours for this class, and not for those made from it, which may norm otherwise."""
+
+    def of(norm: torch.nn.Module, *args: Any, **options: Any) -> Any:
+        if type(norm) is not kind or type(getattr(norm, "weight", None)) not in PLAIN:
+            return NotImplemented
+        return ours(norm, *args, **options)
+
+    return of
+
+
+class _Kept:
+    """The forward that a hook of accelerate has found in a norm and keeps in it: ours in the place of the class's."""
+
+    name = "_old_forward"
+
+    def __init__(self, original: Callable[..., Any], ours: Callable[..., Any]) -> None:
+        self.original, self.ours = original, ours
+
+    def __get__(self, norm: torch.nn.Module | None, kind: type) -> Any:
+        if norm is None:
+            return self
+        if self.name not in vars(norm):
+            raise AttributeError(self.name)
+        kept = vars(norm)[self.name]
+        return MethodType(self.ours, norm) if getattr(kept, "__func__", None) is self.original else kept
+
+    def __set__(self, norm: torch.nn.Module, kept: Any) -> None:
+        vars(norm)[self.name] = kept
+
+    def __delete__(self, norm: torch.nn.Module) -> None:
+        if vars(norm).pop(self.name, None) is None:
+            raise AttributeError(self.name)
+
+
+class _Attention(AttentionInterface):
+    """A model's attention functions, registered before or later, with ours in the place of transformers' own sdpa."""
+
+    def __init__(self, original: AttentionInterface) -> None:
+        self._local_mapping = original._local_mapping
+        self._sdpa = _chosen(sdpa_attention_forward, sdpa)
+
+    def __getitem__(self, key: str) -> Callable[..., Any]:
+        function = super().__getitem__(key)
+        return self._sdpa if function is sdpa_attention_forward else function
+
+
+def functions_of(module: ModuleType) -> Iterator[tuple[Place, Any, Any]]:
+    """Where a modelling file has something that we replace, what is there, and ours."""
+    for name, ours in FUNCTIONS.items():
+        if hasattr(module, name):
+            original = getattr(module, name)
+            yield (module, name), original, _chosen(original, ours)
+    for kind in vars(module).values():
+        if (
+            not isinstance(kind, type)
+            or kind.__module__ != module.__name__
+            or kind.__name__.endswith("UnweightedRMSNorm")
+        ):
+            continue
+        for ending, ours in (("RMSNorm", norm_forward), ("RMSNormGated", gated_norm_forward)):
+            if kind.__name__.endswith(ending):
+                original, chosen = kind.forward, _chosen(kind.forward, _of(kind, ours))
+                yield (kind, "forward"), original, chosen
+                yield (kind, _Kept.name), None, _Kept(original, chosen)
+    functions = getattr(module, "ALL_ATTENTION_FUNCTIONS", None)
+    if isinstance(functions, AttentionInterface):
+        yield (module, "ALL_ATTENTION_FUNCTIONS"), functions, _Attention(functions)
+
+
+def _names(keys: Iterable[Place]) -> Changed:
+    changed: Changed = {}
+    for owner, name in keys:
+        if name == _Kept.name:
+            continue
+        module, name = (
+            (owner.__name__, name) if isinstance(owner, ModuleType) else (owner.__module__, f"{owner.__name__}.{name}")
+        )
+        family = module.rpartition("modeling_")[2]
+        changed[family] = (*changed.get(family, ()), name)
+    return changed
+
+
+def hold(holder: object) -> Changed:
+    """Put ours in place, as long as this holder or another does not let go."""
+    global _on
+    places = []
+    with _lock:
+        for module in list(modelling_files()):  # all are there before one is changed
+            for place, original, ours in list(functions_of(module)):
+                if place not in _replaced:
+                    _replaced[place] = original, ours
+                    setattr(*place, ours)
+                    places.append(place)
+        _holders.add(holder)
+        _on = True
+    return _names(places)
+
+
+def let_go(holder: object) -> Changed:
+    global _on
+    restored = []
+    with _lock:
+        _holders.discard(holder)
+        _on = bool(_holders)
+        while not _on and _replaced:
+            place, (original, ours) = _replaced.popitem()
+            if getattr(*place) is not ours:  # somebody has replaced it since
+                continue
+            if original is None:
+                delattr(*place)
+            else:
+                setattr(*place, original)
+            restored.append(place)
+    return _names(reversed(restored))
+
+
+def enable() -> Changed:
+    """Let models on the CPU use the kernels of `fwm_py`, until `disable()`.
+
+    Returns
+    -------
+    dict
+        The functions that this call has replaced, for each family of models that the installed transformers has.
+    """
+    return hold(enable)
+
+
+def disable() -> Changed:
+    """End what `enable()` began, however often it was called, and put back what was there before.
+
+    Inside a `with enabled()`, of any thread, the kernels stay until the last of those ends.
+
+    Returns
+    -------
+    dict
+        The functions that this call has put back.
+    """
+    return let_go(enable)
+
+
+@contextmanager
+def enabled() -> Iterator[Changed]:
+    """The kernels for the time of a with statement, for all threads.
+
+    They go when nobody holds them any more: neither `enable()` nor another `with enabled()`, in whatever order.
+    """
+    holder = object()
+    changed = hold(holder)
+    try:
+        yield changed
+    finally:
+        let_go(holder)
