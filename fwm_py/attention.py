@@ -25,6 +25,15 @@ for some queries, or a scale that is not finite in q's dtype; MemoryError. The m
 
 Sources: Vaswani et al. 2017, arXiv 1706.03762; the softmax in tiles: Milakov, Gimelshein 2018, arXiv 1805.02867; Dao et
 al. 2022, arXiv 2205.14135.
+
+>>> import numpy as np
+>>> from fwm_py import softmax_attention, softmax_attention_backward
+>>> random = np.random.default_rng(0)
+>>> q, k, v = (random.standard_normal((1, 9, 2, 16)) for _ in range(3))  # 9 tokens, 2 heads of 16
+>>> o, lse = softmax_attention(q, k, v, return_lse=True)
+>>> gradients = softmax_attention_backward(np.ones_like(o), q, k, v, o=o, lse=lse)
+>>> bool(np.allclose(gradients.dv[0].sum(), o.size))  # the weights of each query add up to 1
+True
 """
 
 from __future__ import annotations

@@ -28,8 +28,15 @@ The message begins with the argument's name.
 
 With one token a call and `out=(y, state)`, `initial_state=state`, the convolution decodes:
 
->>> y, state = causal_conv1d(x, weight, activation="silu", output_final_state=True)                   # of a prompt
->>> causal_conv1d(x1, weight, activation="silu", initial_state=state, out=(y1, state))                # the next token
+>>> import numpy as np
+>>> from fwm_py import causal_conv1d
+>>> random = np.random.default_rng(0)
+>>> x, weight = random.standard_normal((1, 9, 32)), random.standard_normal((32, 4))  # 9 tokens, 32 channels
+>>> y, state = causal_conv1d(x[:, :8], weight, activation="silu", output_final_state=True)  # a prompt
+>>> out = (np.empty((1, 1, 32)), state)
+>>> y, state = causal_conv1d(x[:, 8:], weight, activation="silu", initial_state=state, out=out)  # the next token
+>>> bool(np.allclose(y, causal_conv1d(x, weight, activation="silu")[0][:, 8:]))
+True
 """
 
 from __future__ import annotations

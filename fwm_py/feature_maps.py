@@ -7,6 +7,14 @@ Common to all of them: x has shape (..., d) with any leading axes, d >= 1, and i
 order and alignment may be any. The result has x's dtype. Values that are not finite propagate. Inputs are never
 changed. Errors: TypeError for a dtype that is not float32 or float64, or for arguments whose dtypes differ; ValueError
 for shapes that do not fit, an empty feature axis, or an argument out of its range; MemoryError.
+
+>>> import numpy as np
+>>> from fwm_py import feature_maps
+>>> x = np.array([[1.0, -2.0]])
+>>> feature_maps.dpfp(x, nu=1)
+array([[2., 0., 0., 0.]])
+>>> feature_maps.dpfp_backward(np.ones((1, 4)), x, nu=1)
+array([[ 2., -1.]])
 """
 
 from __future__ import annotations

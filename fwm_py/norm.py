@@ -27,6 +27,15 @@ count as 0. Several Python threads may call at once; they run side by side.
 Errors: TypeError for an argument of another type or dtype than said here; ValueError for shapes that do not fit, D = 0,
 an activation not listed, a bad eps, and an out that cannot be written to or overlaps; MemoryError. The message begins
 with the argument's name.
+
+>>> import numpy as np
+>>> from fwm_py import rms_norm, rms_norm_backward
+>>> x = np.array([[3.0, 4.0], [6.0, 8.0]])
+>>> rms_norm(x, np.ones(2)).round(3)
+array([[0.849, 1.131],
+       [0.849, 1.131]])
+>>> rms_norm_backward(np.ones_like(x), x, np.ones(2)).dweight.round(3)
+array([1.697, 2.263])
 """
 
 from __future__ import annotations

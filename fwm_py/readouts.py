@@ -1,7 +1,7 @@
-"""Rules of memory in the form of the retrieval experiments: one query is answered after a sequence of writes.
+"""Read-outs, the rules as the retrieval experiments use them: one query is answered after a sequence of writes.
 
 A sequence writes L associations of a key k_t and a one-hot value v_t; then the memory is read with a query q. Values
-are given by their indices. Every rule is a pair of functions: `<name>(...)` and `<name>_backward(dy, ...)`, the
+are given by their indices. Every read-out is a pair of functions: `<name>(...)` and `<name>_backward(dy, ...)`, the
 gradient of sum(dy * <name>(...)) with respect to keys, beta and query.
 
 Common to all of them, for a batch of B sequences, L pairs each, p features and N values:
@@ -11,7 +11,7 @@ keys : array (B, L, p), float32 or float64
 values : array (B, L), any integer dtype
     Indices 0..N-1.
 beta : array (B, L), of keys' dtype
-    Write strengths, for the rules that have them.
+    Write strengths, for the read-outs that have them.
 query : array (B, p), of keys' dtype
 n_values : int
     N, at least 1.
@@ -23,6 +23,13 @@ are never changed. Errors: TypeError for a dtype that is not as above; ValueErro
 empty feature axis, or a value outside 0..N-1; MemoryError.
 
 Source: Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, and its published program, whose epsilons these are.
+
+>>> import numpy as np
+>>> from fwm_py import readouts
+>>> keys = np.eye(3)[np.newaxis]  # one sequence of 3 pairs, whose keys are orthogonal
+>>> values, beta = np.array([[2, 0, 1]]), np.ones((1, 3))
+>>> readouts.delta_rule(keys, values, beta, query=keys[:, 0], n_values=4).round(3)  # of the first key: value 2
+array([[0., 0., 1., 0.]])
 """
 
 from __future__ import annotations

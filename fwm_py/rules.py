@@ -59,8 +59,24 @@ listed, bad cu_seqlens, and an out that cannot be written to or overlaps; Memory
 
 With one token a call and `out=(o, state)`, `initial_state=state`, these functions decode:
 
->>> o, state = gated_delta_rule(q, k, v, g, beta, output_final_state=True)                    # of a prompt
->>> gated_delta_rule(q1, k1, v1, g1, beta1, initial_state=state, out=(o1, state))             # the next token
+>>> import numpy as np
+>>> from fwm_py import gated_delta_rule, gated_delta_rule_backward
+>>> random = np.random.default_rng(0)
+>>> q, k, v = (random.standard_normal((1, 9, 2, 16)) for _ in range(3))  # 9 tokens, 2 heads of 16
+>>> g, beta = -random.random((1, 9, 2)), random.random((1, 9, 2))
+>>> inputs = (q, k, v, g, beta)
+>>> o, state = gated_delta_rule(*(x[:, :8] for x in inputs), qk_norm="l2", output_final_state=True)  # a prompt
+>>> out = (np.empty((1, 1, 2, 16)), state)
+>>> o, state = gated_delta_rule(*(x[:, 8:] for x in inputs), qk_norm="l2", initial_state=state, out=out)  # the next
+>>> whole, _ = gated_delta_rule(*inputs, qk_norm="l2")
+>>> bool(np.allclose(o, whole[:, 8:]))
+True
+
+and these are the gradients of whole.sum():
+
+>>> gradients = gated_delta_rule_backward(np.ones_like(whole), *inputs, qk_norm="l2")
+>>> gradients.dg.shape
+(1, 9, 2)
 """
 
 from __future__ import annotations

@@ -1,12 +1,17 @@
-"""The examples run, and show what they say they show."""
+"""The examples run, and show what they say they show; those of the docstrings too."""
 
+import doctest
+import importlib
 import os
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import fwm_py
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -37,3 +42,18 @@ def test_speed_up_qwen3_next():
     pytest.importorskip("transformers")
     losses = re.findall(r"loss ([\d.]+)", run("speed_up_qwen3_next.py"))
     assert len(losses) == 2 and abs(float(losses[0]) - float(losses[1])) < 1e-4
+
+
+SHOW = {f"fwm_py.{name}" for name in "attention convolution feature_maps norm random readouts rules torch".split()}
+MODULES = [module.name for module in pkgutil.walk_packages(fwm_py.__path__, "fwm_py.") if "__main__" not in module.name]
+
+
+@pytest.mark.parametrize("name", ["fwm_py", *MODULES])
+def test_docstrings(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where examples may write
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        pytest.skip(f"needs an extra: {error}")
+    failed, tried = doctest.testmod(module)
+    assert not failed and (tried or name not in SHOW)

@@ -60,7 +60,8 @@ def chosen_twins(args: argparse.Namespace) -> list[Settings]:
     try:
         return twin_runs(args.only)
     except ValueError as error:
-        args.parser.error(f"--only: {error}")
+        parser: argparse.ArgumentParser = args.parser
+        parser.error(f"--only: {error}")
 
 
 def train_twins(folder: str, count: int, runs: Sequence[Settings], jobs: int | None) -> None:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         args.parser.error(f"{shown(unknown[0])}: an unknown argument, expected {flags} or --help")
     try:
-        status = args.run(args)
+        status: int = args.run(args)
         sys.stdout.flush()
         return status
     except Failure as failure:

@@ -23,9 +23,14 @@ subclasses of Tensor that handle operators themselves (DTensor), ValueError for 
 PyTorch's RuntimeError where there is no memory for a result. Inputs stay as they are, and so do their storages: FSDP
 may free and fill them.
 
+>>> import torch
 >>> import fwm_py.torch as fwm
+>>> q, k, v = (torch.randn(2, 9, 4, 16, requires_grad=True) for _ in range(3))  # 2 rows of 9 tokens, 4 heads of 16
+>>> g, beta = -torch.rand(2, 9, 4), torch.rand(2, 9, 4)
 >>> o, state = fwm.gated_delta_rule(q, k, v, g, beta, qk_norm="l2", output_final_state=True)
 >>> o.square().sum().backward()
+>>> k.grad.shape
+torch.Size([2, 9, 4, 16])
 
 Needs PyTorch: pip install 'fwm_py[torch]'.
 """
@@ -124,7 +129,8 @@ def linear_attention(
     method: Method = "chunked",
 ) -> tuple[Tensor, SumState | None]:
     """`fwm_py.linear_attention`; with normalize, states are pairs (S, z)."""
-    _check_flag("normalize", normalize), _check_flag("output_final_state", output_final_state)
+    _check_flag("normalize", normalize)
+    _check_flag("output_final_state", output_final_state)
     if normalize and not (initial_state is None or (isinstance(initial_state, tuple) and len(initial_state) == 2)):
         raise TypeError(
             f"initial_state: got {type(initial_state).__name__}, expected a tuple (S, z) where normalize is True"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ def shown(x: Any) -> str:
     return repr(x) if isinstance(x, (str, int, float, type(None))) else type(x).__name__
 
 
-WORDS = {
+WORDS: dict[str, tuple[Any, str]] = {
     "Tensor": (Tensor, "a tensor"),
     "float": ((float, int), "a number"),
     "int": (int, "an integer"),
@@ -114,6 +114,10 @@ def to_memory(x: Tensor, read_only: bool = False) -> np.ndarray:
     return _core.array_at(x, address, x.shape, None if x.is_contiguous() else x.stride(), TYPES[x.dtype], read_only)
 
 
+@overload
+def to_array(x: Tensor, dtype: torch.dtype) -> np.ndarray: ...
+@overload
+def to_array(x: Tensor | None, dtype: torch.dtype) -> np.ndarray | None: ...
 def to_array(x: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
     """Its numbers, to be read, without a copy where it is contiguous and of that dtype."""
     if x is None:
@@ -138,7 +142,7 @@ def empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def to_write(tensors: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...]) -> tuple[np.ndarray | None, ...]:
+def to_write(tensors: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> tuple[Any, ...]:
     """Arrays to write gradients into, where there is an input."""
     return tuple(None if of is None else to_memory(x) for x, of in zip(tensors, inputs))
 
@@ -147,5 +151,5 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype is dtype else x.to(dtype)
 
 
-def cast_like(gradients: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+def cast_like(gradients: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     return tuple(x if of is None else cast(x, of.dtype) for x, of in zip(gradients, inputs))

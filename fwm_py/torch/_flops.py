@@ -12,6 +12,7 @@ As in PyTorch, products of matrices and vectors alone, two FLOP for a multiplica
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -49,7 +50,7 @@ def feature_map(function: str, x: Shape, nu: int | None, omega: Shape | None, **
     return 0 if omega is None else 2 * prod(x) * omega[1]
 
 
-FORMULAS = {
+FORMULAS: dict[str, Callable[..., int]] = {
     "rule": rule,
     "rule_backward": lambda function, do, dstate, dtotal, *args, **kwargs: 2 * rule(function, *args),
     "softmax_attention": softmax,

@@ -102,13 +102,13 @@ def refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
     raise RuntimeError("fwm_py.torch: gradients cannot be differentiated again")
 
 
-def gradients_like(inputs: tuple[Tensor | None, ...], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+def gradients_like(inputs: Sequence[Tensor | None], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
     """Tensors for gradients, of the inputs' shapes and dtypes (or this one); empty where there is no input."""
     like = next(x for x in inputs if x is not None)
     return tuple(like.new_empty(0) if x is None else empty_like(x, dtype or x.dtype) for x in inputs)
 
 
-def given(gradients: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def given(gradients: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """Gradients of the inputs that there are."""
     return tuple(None if x is None else gradient for gradient, x in zip(gradients, inputs))
 
@@ -174,8 +174,8 @@ def rule_backward_kernel(
     dtype = computed_in(NAMES, inputs, options[-2])
     dfinal = pair(to_array(dstate, dtype), to_array(dtotal, dtype))
     gradients = gradients_like(inputs, dtype)
-    *tokens, dstate, dtotal = to_write(gradients, inputs)
-    out = *(x for x in tokens if x is not None), pair(dstate, dtotal)
+    *tokens, state, total = to_write(gradients, inputs)
+    out = *(x for x in tokens if x is not None), pair(state, total)
     arguments = core_arguments(function, inputs, options, dtype)
     run(lambda: _core.rule_backward(function, do=to_array(do, dtype), dfinal_state=dfinal, **arguments, out=out))
     return cast_like(gradients, inputs)
@@ -228,7 +228,7 @@ def attended_in(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
 def softmax_kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
     dtype = attended_in(q, k, v)
     o = q.new_empty((*q.shape[:3], v.shape[3]), dtype=dtype)
-    arrays = {"q": to_array(q, dtype), "k": to_array(k, dtype), "v": to_array(v, dtype)}
+    arrays: dict[str, Any] = {"q": to_array(q, dtype), "k": to_array(k, dtype), "v": to_array(v, dtype)}
     _, lse = run(
         lambda: _core.attention_forward(**arrays, causal=causal, scale=scale, return_lse=True, out=to_memory(o))
     )
@@ -245,7 +245,7 @@ def softmax_backward_kernel(
 ) -> tuple[Tensor, ...]:
     dtype = attended_in(q, k, v)
     named = {"do": do, "q": q, "k": k, "v": v, "o": o, "lse": lse}
-    arrays = {name: to_array(x, dtype) for name, x in named.items()}
+    arrays: dict[str, Any] = {name: to_array(x, dtype) for name, x in named.items()}
     gradients = gradients_like((q, k, v), dtype)
     run(lambda: _core.attention_backward(**arrays, causal=causal, scale=scale, out=to_write(gradients, (q, k, v))))
     return cast_like(gradients, (q, k, v))
@@ -327,7 +327,7 @@ def convolution_shapes(*args: Any) -> tuple[Tensor, Tensor]:
 
 def convolution_backward_kernel(dy: Tensor, dfinal_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     *inputs, cu_seqlens, activation = args
-    dtype = convolved_in(*inputs, cu_seqlens)
+    dtype = convolved_in(*args[:5])
     gradients = gradients_like(inputs, dtype)
     run(
         lambda: _core.convolution_backward(
@@ -379,9 +379,9 @@ def norm_kernel(*args: Any) -> Tensor:
     *tensors, activation, eps = args
     dtype = normed_in(*tensors)
     y = empty_like(tensors[0], dtype)
-    x, weight, gate = (to_array(tensor, dtype) for tensor in tensors)
+    arrays: dict[str, Any] = {name: to_array(x, dtype) for name, x in zip(("x", "weight", "gate"), tensors)}
     out = to_memory(y)
-    run(lambda: _core.norm_forward(x=x, weight=weight, gate=gate, activation=activation, eps=eps, out=out))
+    run(lambda: _core.norm_forward(**arrays, activation=activation, eps=eps, out=out))
     return cast(y, tensors[0].dtype)
 
 
@@ -394,12 +394,14 @@ def norm_backward_kernel(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *tensors, activation, eps = args
     dtype = normed_in(*tensors)
     gradients = gradients_like(tensors, dtype)
-    arrays = {name: to_array(x, dtype) for name, x in zip(("dy", "x", "weight", "gate"), (dy, *tensors))}
+    arrays: dict[str, Any] = {
+        name: to_array(x, dtype) for name, x in zip(("dy", "x", "weight", "gate"), (dy, *tensors))
+    }
     run(lambda: _core.norm_backward(**arrays, activation=activation, eps=eps, out=to_write(gradients, tensors)))
     return cast_like(gradients, tensors)
 
 
-norm = define("rms_norm", f"({NORMED}) -> Tensor", norm_kernel, norm_shapes)
+norm: Callable[..., Tensor] = define("rms_norm", f"({NORMED}) -> Tensor", norm_kernel, norm_shapes)
 norm_backward = define(
     "rms_norm_backward",
     f"(Tensor dy, {NORMED}) -> (Tensor, Tensor, Tensor)",
@@ -454,12 +456,12 @@ def map_shapes(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -
 def map_backward_kernel(function: str, dy: Tensor, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
     dtype = computed_in(("x", "omega"), (x, omega))
     dx = empty_like(x, dtype)
-    arrays = {"dy": to_array(dy, dtype), "x": to_array(x, dtype)}
+    arrays: dict[str, Any] = {"dy": to_array(dy, dtype), "x": to_array(x, dtype)}
     run(lambda: _core.map_backward(function, **arrays, **map_arguments(nu, omega, dtype), out=(to_memory(dx),)))
     return cast(dx, x.dtype)
 
 
-feature_map = define(
+feature_map: Callable[..., Tensor] = define(
     "feature_map", "(str function, Tensor x, int? nu, Tensor? omega) -> Tensor", map_kernel, map_shapes
 )
 feature_map_backward = define(

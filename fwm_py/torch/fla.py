@@ -1,6 +1,6 @@
 """The names of the Triton package flash-linear-attention, for code that was written against it.
 
->>> from fwm_py.torch.fla import chunk_gated_delta_rule, chunk_kda   # was: from fla.ops...
+>>> from fwm_py.torch.fla import chunk_gated_delta_rule, chunk_kda  # was: from fla.ops...
 
 `chunk_` and `fused_recurrent_` compute the same and are the same here. Arguments have the package's order and defaults;
 an option that `fwm_py` does not have is refused by its name (NotImplementedError), never ignored.

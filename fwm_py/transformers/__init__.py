@@ -7,7 +7,10 @@ place of what surrounds the rule: RMS norms, gated and not, and softmax attentio
 mask but the causal one:
 
 >>> import fwm_py.transformers
->>> fwm_py.transformers.enable()
+>>> replaced = fwm_py.transformers.enable()
+>>> replaced["qwen3_next"][:2]
+('torch_chunk_gated_delta_rule', 'torch_recurrent_gated_delta_rule')
+>>> put_back = fwm_py.transformers.disable()
 
 Prefill, cached decoding and training work as before; the gradients are those of `fwm_py.torch`. In these layers
 sequences packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`, where -1 marks padding: such tokens

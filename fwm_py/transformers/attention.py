@@ -22,10 +22,11 @@ def sdpa(
     scaling: float | None = None,
     is_causal: bool | None = None,
     **others: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, None] | Any:
     """query (B, HQ, T, K), key (B, H, S, K), value (B, H, S, V) -> (B, T, HQ, V).
 
-    Each key head becomes a sequence of its own, since that is how its tokens lie.
+    Each key head becomes a sequence of its own, since that is how its tokens lie. NotImplemented leaves the call to the
+    original.
     """
     (B, HQ, T, _), (_, H, S, _) = query.shape, key.shape
     more = [

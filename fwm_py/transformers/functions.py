@@ -1,4 +1,7 @@
-"""Rules, convolutions and norms with the arguments that models give them."""
+"""Rules, convolutions and norms with the arguments that models give them.
+
+One that returns NotImplemented leaves the call to the original.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +58,11 @@ def with_models_arguments(
 
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, packed: Tensor | None = None
-) -> Tensor:
+) -> Any:
     """x (B, T, D); an activation that the kernel does not have comes behind it."""
-    inside = activation in (None, "silu", "swish")
-    y, _ = fwm.causal_conv1d(x, weight, bias, activation=activation if inside else None, cu_seqlens=packed)
-    return y if inside else ACT2FN[activation](y)
+    inside: Any = activation if activation in ("silu", "swish") else None
+    y, _ = fwm.causal_conv1d(x, weight, bias, activation=inside, cu_seqlens=packed)
+    return y if activation == inside else ACT2FN[activation](y)
 
 
 def causal_conv1d_fn(
@@ -71,7 +74,7 @@ def causal_conv1d_fn(
     cu_seq_lens_q: Tensor | None = None,
     seq_idx: Tensor | None = None,
     **others: Any,
-) -> Tensor:
+) -> Tensor | Any:
     """hidden_states (B, D, T)."""
     B, D, T = hidden_states.shape
     packed = packed_by(cu_seqlens, cu_seq_lens_q, seq_idx)
@@ -90,7 +93,7 @@ def causal_conv1d_update(
     bias: Tensor | None = None,
     activation: str | None = None,
     **others: Any,
-) -> Tensor:
+) -> Tensor | Any:
     """hidden_states (B, D, T), as a rule one token; conv_state (B, D, ..): the last inputs, changed in place."""
     T, W = hidden_states.shape[-1], weight.shape[-1]
     if W not in WIDTHS:
@@ -101,7 +104,7 @@ def causal_conv1d_update(
     return y[:, -T:].transpose(1, 2).to(hidden_states.dtype)
 
 
-def gated_norm_forward(norm: torch.nn.Module, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
+def gated_norm_forward(norm: Any, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor | Any:
     """forward of the models' RMSNormGated."""
     if gate is None or gate.shape != hidden_states.shape or norm.weight.shape != hidden_states.shape[-1:]:
         return NotImplemented
@@ -110,7 +113,7 @@ def gated_norm_forward(norm: torch.nn.Module, hidden_states: Tensor, gate: Tenso
     return fwm.rms_norm(hidden_states, norm.weight, gate, activation=norm.activation, eps=norm.variance_epsilon)
 
 
-def norm_forward(norm: torch.nn.Module, *args: Tensor, **options: Tensor) -> Tensor:
+def norm_forward(norm: Any, *args: Tensor, **options: Tensor) -> Tensor | Any:
     """forward of the models' RMSNorm, whose weight counts from 0 in the Qwen families, which call their epsilon eps."""
     given = (*args, *options.values())  # under names that differ
     if len(given) != 1:

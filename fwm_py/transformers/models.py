@@ -95,7 +95,7 @@ class _Attention(AttentionInterface):
         self._sdpa = _chosen(sdpa_attention_forward, sdpa)
 
     def __getitem__(self, key: str) -> Callable[..., Any]:
-        function = super().__getitem__(key)
+        function: Callable[..., Any] = super().__getitem__(key)  # type: ignore[no-untyped-call]
         return self._sdpa if function is sdpa_attention_forward else function
 
 
@@ -105,12 +105,9 @@ def functions_of(module: ModuleType) -> Iterator[tuple[Place, Any, Any]]:
         if hasattr(module, name):
             original = getattr(module, name)
             yield (module, name), original, _chosen(original, ours)
-    for kind in vars(module).values():
-        if (
-            not isinstance(kind, type)
-            or kind.__module__ != module.__name__
-            or kind.__name__.endswith("UnweightedRMSNorm")
-        ):
+    kinds: list[Any] = [kind for kind in vars(module).values() if isinstance(kind, type)]
+    for kind in kinds:
+        if kind.__module__ != module.__name__ or kind.__name__.endswith("UnweightedRMSNorm"):
             continue
         for ending, ours in (("RMSNorm", norm_forward), ("RMSNormGated", gated_norm_forward)):
             if kind.__name__.endswith(ending):

@@ -4,9 +4,11 @@ A run trains one model on sequences of random key-value pairs and measures how w
 key (Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, Settings 1 and 2). The same settings and seed give the same run
 as the program published with the paper. The loop runs in C, without the interpreter's lock.
 
-    >>> from fwm_py.experiments.retrieval import Settings, train
-    >>> rows = train(Settings(n_keys=20, attn_name="dpfp", attn_arg=1))
-    >>> step, loss = rows[0]
+>>> from fwm_py.experiments.retrieval import Settings, train
+>>> rows = train(Settings(n_keys=20, attn_name="dpfp", attn_arg=1, max_steps=200))
+>>> for step, loss in rows:
+...     print(step, round(loss, 4))
+100 0.0008
 """
 
 from fwm_py.experiments.retrieval.logs import LogWriter, log_name, read_log

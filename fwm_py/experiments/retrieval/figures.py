@@ -3,9 +3,9 @@
 The value of a run is its last loss. Our losses are filled markers and lines; the published ones, where they are drawn
 as well, hollow markers around them.
 
-    >>> from fwm_py import figures
-    >>> losses = figures.load("logs")
-    >>> figures.setting1_scatter(losses, figures.published()).savefig("setting1.svg")
+>>> from fwm_py.experiments.retrieval import figures
+>>> losses = figures.published()  # or figures.load("logs"), a folder of ours
+>>> figures.setting1_scatter(losses).savefig("setting1.svg")
 
 matplotlib and pandas are imported when a function needs them: `pip install 'fwm_py[figures]'`.
 """
@@ -309,7 +309,7 @@ def deviations(losses: Losses, published: Losses, setting: int | None = None) ->
 
 def _setting1(look: dict[str, Any], losses: Losses, published: Losses | None) -> Figure:
     axes = _axes("number of unique keys / sequence length")
-    _plot(axes, SETTING_1, look, "n_keys", losses.last, published and published.last)
+    _plot(axes, SETTING_1, look, "n_keys", losses.last, None if published is None else published.last)
     _tick(axes.xaxis, 40, 20)
     if axes.get_ylim()[1] < 10:  # a run that diverged would have too many ticks
         _tick(axes.yaxis, 0.1, 0.05)
@@ -318,7 +318,7 @@ def _setting1(look: dict[str, Any], losses: Losses, published: Losses | None) ->
 
 def _setting2(look: dict[str, Any], losses: Losses, published: Losses | None) -> Axes:
     axes = _axes("number of unique keys")
-    _plot(axes, SETTING_2, look, "n_keys", losses.last, published and published.last)
+    _plot(axes, SETTING_2, look, "n_keys", losses.last, None if published is None else published.last)
     _log_scale(axes)
     _tick(axes.xaxis, 20)
     return axes
@@ -327,7 +327,8 @@ def _setting2(look: dict[str, Any], losses: Losses, published: Losses | None) ->
 def _curves(setting: int, n_keys: int, styles: dict[str, Style], losses: Losses, published: Losses | None) -> Axes:
     axes = _axes("step")
     axes.set_title(f"Setting {setting} with {n_keys} unique keys", fontsize=18)
-    _plot(axes, styles, CURVES, "step", losses.of(n_keys), published and published.of(n_keys))
+    theirs = None if published is None else published.of(n_keys)
+    _plot(axes, styles, CURVES, "step", losses.of(n_keys), theirs)
     return axes
 
 
@@ -354,7 +355,7 @@ def _plot(
         raise NothingToDraw(f"figures: got no whole log of {', '.join(styles)}")
     around = HOLLOW | {"markersize": look["markersize"] + 4, "markevery": look.get("markevery")}
     for label, (color, marker, line) in styles.items():
-        legend = {"label": label}
+        legend: dict[str, Any] = {"label": label}
         for table, how in ((ours, {"linestyle": line, "markeredgewidth": 0} | look), (theirs, around)):
             rows = None if table is None else table[table["label"] == label]
             if rows is not None and len(rows):
@@ -390,7 +391,7 @@ def _finished(axes: Axes) -> Figure:
     axes.grid(which="major", color="0.8")
     axes.grid(which="minor", color="0.9", linewidth=0.5)
     axes.legend(title="label", fontsize=13, title_fontsize=14, loc="upper left", bbox_to_anchor=(1.01, 1))
-    figure = axes.get_figure(root=True)
+    figure: Figure = axes.figure  # type: ignore[assignment]
     figure.tight_layout()
     return figure
 

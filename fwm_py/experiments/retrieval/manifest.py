@@ -11,7 +11,9 @@ import dataclasses
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fwm_py import __version__
 from fwm_py.experiments.files import publish, write_partial
@@ -24,7 +26,7 @@ ENDING = ".manifest.csv"
 WAY_OUT = "fwm-py reproduce --adopt records the whole logs again, --force makes them again"
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 COLUMNS = ("log", *SETTINGS, "version", "variant", "seconds", "sha256")
-_SETTING_TYPES = {
+_SETTING_TYPES: dict[str, Callable[[str], Any]] = {
     "attn_name": str,
     "update_rule": str,
     "favor_generator": str,

@@ -138,9 +138,9 @@ def select(
         integer("max_n", max_n, *LIMITS["n_keys"])
     if isinstance(only, str):
         raise TypeError(f"only: got {shown(only)}, expected a list of patterns")
-    runs = [Run(command, settings) for command in COMMANDS for settings in command.runs]
+    runs = [(command, Run(command, settings)) for command in COMMANDS for settings in command.runs]
     for pattern in only:
-        if not any(_matches(run, pattern) for run in runs):
+        if not any(_matches(run, pattern) for _, run in runs):
             raise ValueError(
                 f"only: got {shown(pattern)}, expected a pattern that fits the name of a log or a command, "
                 f"such as '*dpfp1_ours*'"
@@ -148,13 +148,13 @@ def select(
     cheapest = {command: min(command.runs, key=cost) for command in COMMANDS}
     chosen = [
         run
-        for run in runs
-        if setting in (None, run.command.setting)
+        for command, run in runs
+        if setting in (None, command.setting)
         and (not only or any(_matches(run, pattern) for pattern in only))
         and (max_n is None or run.settings.n_keys <= max_n)
         and (
             not quick
-            or run.settings == cheapest[run.command]
+            or run.settings == cheapest[command]
             or (run.settings.n_keys % 40 == 20 and cost(run.settings) <= QUICK_SECONDS)
         )
     ]

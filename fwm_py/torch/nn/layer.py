@@ -99,10 +99,17 @@ class FastWeightAttention(nn.Module):
 
     Examples
     --------
+    >>> import torch
+    >>> from fwm_py.torch.nn import FastWeightAttention
     >>> layer = FastWeightAttention(256, heads=4, feature_map="dpfp", rule="delta_rule")
-    >>> y = layer(x)                                                  # x, y (B, T, 256)
-    >>> y, state = layer(x[:, :10], return_state=True)                # token by token from here
-    >>> y, state = layer(x[:, 10:11], state, return_state=True)
+    >>> x = torch.randn(2, 11, 256)
+    >>> y = layer(x)
+    >>> y.shape
+    torch.Size([2, 11, 256])
+    >>> prompt, state = layer(x[:, :10], return_state=True)
+    >>> last, state = layer(x[:, 10:], state, return_state=True)  # token by token from here
+    >>> torch.allclose(last, y[:, 10:], atol=1e-5)
+    True
     """
 
     def __init__(
@@ -146,7 +153,7 @@ class FastWeightAttention(nn.Module):
         m = self.head_dim if features is None else features
         argument = {"": 0, "nu": self.nu, "m": m}[self.map_argument]
         self.features = _core.map_features(feature_map, self.head_dim, argument) if feature_map else self.head_dim
-        made = {"device": device, "dtype": dtype}
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.q_proj = nn.Linear(d_model, heads * self.head_dim, bias=bias, **made)
         self.k_proj = nn.Linear(d_model, heads * self.head_dim, bias=bias, **made)
         self.v_proj = nn.Linear(d_model, heads * self.value_dim, bias=bias, **made)
@@ -163,6 +170,7 @@ class FastWeightAttention(nn.Module):
             self.A_log = nn.Parameter(torch.empty(heads, **made))
             self.dt_bias = nn.Parameter(torch.empty(gates, **made))
         if self.map_argument == "m":
+            self.omega: Tensor
             self.register_buffer("omega", torch.empty(self.head_dim, m, **made))
         self.reset_parameters()
 
@@ -193,7 +201,8 @@ class FastWeightAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the parameters, and FAVOR+'s directions, anew."""
-        for name, module in self.named_children():
+        projections: dict[str, Any] = dict(self.named_children())
+        for name, module in projections.items():
             nn.init.xavier_uniform_(module.weight, gain=2**-0.5 if name in ("q_proj", "k_proj", "v_proj") else 1.0)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -204,7 +213,8 @@ class FastWeightAttention(nn.Module):
                 self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
         if self.map_argument == "m" and not self.omega.is_meta:
             seed = int(torch.randint(2**32, (), device="cpu"))
-            self.omega.copy_(torch.from_numpy(feature_maps.draw_omega(*self.omega.shape, Philox(seed))))
+            omega = feature_maps.draw_omega(self.head_dim, self.omega.shape[1], Philox(seed))
+            self.omega.copy_(torch.from_numpy(omega))
 
     def _map(self, x: Tensor) -> Tensor:
         if self.feature_map is None:
@@ -218,7 +228,7 @@ class FastWeightAttention(nn.Module):
         """What the rule takes: q, k, v, then g, beta, or b and w."""
 
         def split(y: Tensor, size: int) -> Tensor:
-            return y.unflatten(-1, (self.heads, size))
+            return y.reshape(*y.shape[:-1], self.heads, size)
 
         inputs = [
             self._map(split(self.q_proj(x), self.head_dim)),
