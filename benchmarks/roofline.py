@@ -4,7 +4,7 @@
 
 Rates: the float32 product of big square matrices (FLOP/s) and the triad a = b + s c (bytes/s, three arrays of the
 stated size together), with the threads torch was told to use. Work: FLOP and bytes of one training step by formulas,
-for the fast forms (docs/mathematics.md). The limit is the larger of FLOP / product rate and bytes / triad rate.
+for the fast forms (docs/mathematics). The limit is the larger of FLOP / product rate and bytes / triad rate.
 
 The counts are lower bounds that leave out whatever an implementation might avoid:
 - FLOP: the matrix products and the work per token that the forms need, an exponential counted as EXP_FLOP. Work per

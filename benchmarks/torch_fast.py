@@ -3,7 +3,7 @@
     python benchmarks/torch_fast.py      checks loss and gradients against torch_program.py, every map with every rule
 
 Because values are one-hot, W_k x = P[key] + W_k[:, value] with P projected once per key; one query a sequence needs
-no memory of size N x p, but for the norm in fwm. docs/mathematics.md derives these forms.
+no memory of size N x p, but for the norm in fwm. docs/mathematics derives these forms.
 Shapes as in torch_program.py; C is the number of tokens in a chunk, R of the rows of a memory.
 """
 

@@ -1,11 +1,13 @@
-"""The order of csrc: layers call downwards, no circles, and a name for one struct alone."""
+"""The order of csrc: layers call downwards, no circles, a name for one struct alone, and a page for each file with
+mathematics; and no dead link in the documentation."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).parent.parent / "csrc"
+ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="csrc is not here")
 
 # From low to high: a file includes what stands in its own layer or below.
@@ -118,3 +120,61 @@ def test_no_enumerator_of_one_letter_in_a_header():
                 names = [entry.split("=")[0].strip() for entry in body.split(",")]
                 assert all(len(name) != 1 for name in names), (path, names)
             assert not re.findall(r"^#define [A-Z]\b", (CSRC / path).read_text(), re.MULTILINE), path
+
+
+# ---- documentation ----
+
+# Folders of csrc/kernels with mathematics, and the names of their files that have none.
+WITH_MATHEMATICS = ("attention", "convolution", "maps", "norm", "retrieval", "rules")
+WITHOUT = ("table.c", "operation.c")
+DERIVED = [
+    path
+    for path in FILES
+    if path.startswith(tuple(f"kernels/{folder}/" for folder in WITH_MATHEMATICS))
+    and path.endswith(".c")
+    and not path.endswith(WITHOUT)
+]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+
+
+def first_comment(path):
+    return re.match(r"/\*.*?\*/", (CSRC / path).read_text(), flags=re.DOTALL)[0]
+
+
+def without_code(text):
+    """Markdown without blocks and spans of code, in which brackets are no links and # no heading."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def links_of(page):
+    """The targets in this tree, as they are written."""
+    targets = re.findall(r"\]\(([^()\s]+)\)", without_code((ROOT / page).read_text()))
+    return [target for target in targets if not target.startswith(("https://", "http://", "mailto:"))]
+
+
+def anchors_of(path):
+    """The anchors that the headings of a page have on GitHub."""
+    text = re.sub(r"^ *```.*?^ *```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", DERIVED)
+def test_a_file_with_mathematics_names_its_page(path):
+    """And the page links to the file."""
+    pages = re.findall(r"docs/mathematics/\w+\.md", first_comment(path))
+    assert len(pages) == 1 and (ROOT / pages[0]).is_file(), f"{path} names {pages}"
+    assert f"../../csrc/{path}" in links_of(pages[0]), f"{pages[0]} has no link to csrc/{path}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_link_is_dead(page):
+    for link in links_of(page):
+        name, _, anchor = link.partition("#")
+        target = ROOT / page if not name else (ROOT / page).parent / name
+        assert target.exists(), f"{page} links to {link}"
+        assert not anchor or anchor in anchors_of(target), f"{page} links to {link}"
+
+
+def test_links_are_found():
+    assert len(DERIVED) > 30 and sum(map(len, map(links_of, PAGES))) > 100

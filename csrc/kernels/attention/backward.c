@@ -10,7 +10,9 @@
  *
  * Five products for a tile. A task is a block of tokens (their rows) against a block of keys, and adds to all three
  * gradients. In a round, key block n is paired with token block n + round, modulo the number of blocks: no two tasks of
- * a round add to the same numbers, and the order of additions is that of the rounds, whatever the number of threads. */
+ * a round add to the same numbers, and the order of additions is that of the rounds, whatever the number of threads.
+ *
+ * Derived in docs/mathematics/softmax_attention.md. */
 #include <string.h>
 
 #include "kernels/attention/softmax_attention.h"

@@ -6,7 +6,9 @@
  *
  * The parts are then combined: with m the largest of the parts' m,
  *
- *     o = sum 2^(m_part - m) o_part / sum 2^(m_part - m) l_part. */
+ *     o = sum 2^(m_part - m) o_part / sum 2^(m_part - m) l_part.
+ *
+ * Derived in docs/mathematics/softmax_attention.md. */
 #include "kernels/attention/softmax_attention.h"
 
 #include "kernels/attention/tiles.h"

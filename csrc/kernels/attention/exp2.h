@@ -4,7 +4,9 @@
  * 2^x = 2^n 2^r, n = round(x), |r| <= 1/2; 2^r by a polynomial whose relative error (minimax) is 2e-9 in float32 and
  * 3e-18 in float64. n comes out of an addition that leaves n + bias in the lowest bits of the sum, from where a shift
  * makes 2^n. Within 1 ulp (1.3 without fused multiply-adds); below the smallest normal number a result may be 0, and
- * below 2^-127 (2^-1023) it is; NaN stays NaN. x must be below 128 (1024). */
+ * below 2^-127 (2^-1023) it is; NaN stays NaN. x must be below 128 (1024).
+ *
+ * See docs/mathematics/softmax_attention.md. */
 #ifndef FWM_KERNELS_ATTENTION_EXP2_H
 #define FWM_KERNELS_ATTENTION_EXP2_H
 

@@ -9,7 +9,9 @@
  *
  * m_i is a running maximum of s2_ij that may lag behind: only where a score exceeds it by more than HEADROOM does it
  * move to the maximum, and l_i and o_i are multiplied by 2^(old - new). (Milakov, Gimelshein 2018; Dao et al. 2022;
- * Vaswani et al. 2017.) */
+ * Vaswani et al. 2017.)
+ *
+ * Derived in docs/mathematics/softmax_attention.md. */
 #include "kernels/attention/softmax_attention.h"
 
 #include "kernels/attention/tiles.h"

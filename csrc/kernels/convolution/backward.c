@@ -13,7 +13,9 @@
  * where dz is 0 outside the sequence. For t < 0, dx_t is the gradient of the initial state; where token t is part of
  * the final state, the gradient of that is added to dx_t. A block goes through its tokens from last to first and keeps
  * W rows of dz; dz of the W - 1 tokens behind the block is recomputed. Each block writes its own sums over tokens, and
- * these are added in the order of the blocks, so that the bits do not depend on the number of threads. */
+ * these are added in the order of the blocks, so that the bits do not depend on the number of threads.
+ *
+ * Derived in docs/mathematics/causal_conv1d.md. */
 #include <string.h>
 
 #include "kernels/base/vector.h"

@@ -1,4 +1,6 @@
-/* What a block reads: its filters, and the sequences that its tokens belong to. */
+/* What a block reads: its filters, and the sequences that its tokens belong to.
+ *
+ * See docs/mathematics/causal_conv1d.md. */
 #include "kernels/convolution/block.h"
 
 #include "kernels/base/vector.h"

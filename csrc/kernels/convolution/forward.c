@@ -2,7 +2,9 @@
  *
  *     z_t = bias + sum_w weight_w x_{t - W + 1 + w},   y_t = z_t, or silu(z_t) = z_t / (1 + exp(-z_t))
  *
- * where x_{-1} .. x_{-W + 1} are the initial state, or zeros. The final state is x_{T - W + 1} .. x_{T - 1}. */
+ * where x_{-1} .. x_{-W + 1} are the initial state, or zeros. The final state is x_{T - W + 1} .. x_{T - 1}.
+ *
+ * Derived in docs/mathematics/causal_conv1d.md. */
 #include "kernels/base/vector.h"
 #include "kernels/base/vmath.h"
 #include "kernels/convolution/block.h"

@@ -11,7 +11,9 @@
  * Cyclic indices cost nothing, because a row of r has a copy of its end in front of it and a row of products a copy of
  * its start behind it. Tokens are handled in small groups: the rows of a group are all written before the first of them
  * is read at an offset, because a load that spans two recent stores has to wait for both; and a group is small enough
- * to stay in the first-level cache. */
+ * to stay in the first-level cache.
+ *
+ * Derived in docs/mathematics/feature_maps.md. */
 #include <stdbool.h>
 #include <string.h>
 

@@ -2,7 +2,9 @@
  *
  * Backward: saved phi. dphi/dx is 1 for x > 0, where phi > 1, and exp(x) = phi elsewhere:
  *
- *     dx = min(phi, 1) dphi */
+ *     dx = min(phi, 1) dphi
+ *
+ * Derived in docs/mathematics/feature_maps.md. */
 #include <string.h>
 
 #include "kernels/base/vmath.h"

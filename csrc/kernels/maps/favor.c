@@ -11,7 +11,9 @@
  *     du[i] = e[i] - e[m + i]
  *     dx    = -(sum of e) x                              and dx += Omega du, which omega_backward adds (omega.h)
  *
- * A NaN in x stays NaN. */
+ * A NaN in x stays NaN.
+ *
+ * Derived in docs/mathematics/feature_maps.md. */
 #include <stdbool.h>
 #include <string.h>
 

@@ -5,7 +5,9 @@
  *     column j: alpha = -sign(a_jj) |a_{j..d, j}|,  v = a_{j..d, j} - alpha e_1,  H_j = I - 2 v v^T / v^T v
  *     R = H_{d-1} .. H_0 A,   Q = H_0 .. H_{d-1};   H_j = I where all of column j below the diagonal is 0
  *
- * A is stored transposed, so that the column being reflected is a contiguous row. */
+ * A is stored transposed, so that the column being reflected is a contiguous row.
+ *
+ * Derived in docs/mathematics/feature_maps.md. */
 #include "kernels/maps/omega.h"
 
 #include <math.h>

@@ -2,7 +2,9 @@
  *
  * Backward: saved phi.
  *
- *     dx = (1 - phi^2) dphi */
+ *     dx = (1 - phi^2) dphi
+ *
+ * Derived in docs/mathematics/feature_maps.md. */
 #include <string.h>
 
 #include "kernels/base/vmath.h"

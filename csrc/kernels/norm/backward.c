@@ -14,7 +14,9 @@
  *
  * There are three loops over a row: for r; for dn, stored in dx, and all the rest; and for dx. Each block of rows
  * writes its own dweight, and these are added in the order of the blocks, so that the bits do not depend on the number
- * of threads. */
+ * of threads.
+ *
+ * Derived in docs/mathematics/rms_norm.md. */
 #include <string.h>
 
 #include "kernels/norm/norm.h"

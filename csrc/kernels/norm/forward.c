@@ -2,7 +2,9 @@
  *
  *     n = r x with r = 1 / sqrt(mean(x^2) + eps),   y = weight n a
  *
- * where a = 1 without a gate, else a = s, or z s (SiLU), with s = 1 / (1 + exp(-z)). */
+ * where a = 1 without a gate, else a = s, or z s (SiLU), with s = 1 / (1 + exp(-z)).
+ *
+ * Derived in docs/mathematics/rms_norm.md. */
 #include "kernels/norm/norm.h"
 #include "runtime/threads.h"
 

@@ -3,7 +3,9 @@
  *     m = 0.9 m + 0.1 g,   v = 0.999 v + 0.001 g^2
  *     p -= lr / (1 - 0.9^t) * m / (sqrt(v) / sqrt(1 - 0.999^t) + eps)
  *
- * Dense: a number whose gradient is 0 is updated too, because its m need not be 0. */
+ * Dense: a number whose gradient is 0 is updated too, because its m need not be 0.
+ *
+ * Derived in docs/mathematics/retrieval.md. */
 #include "kernels/retrieval/adam.h"
 
 #include <math.h>

@@ -3,7 +3,9 @@
  *
  * All keys are projected once, as keys and as queries. A sequence is then one task: its queries are answered together,
  * except with FAVOR+, where every chunk is a forward pass with its own Omega. An Omega is found by its position in the
- * stream, so that sequences need not wait for each other. */
+ * stream, so that sequences need not wait for each other.
+ *
+ * Derived in docs/mathematics/retrieval.md. */
 #include "kernels/retrieval/evaluation.h"
 
 #include <math.h>

@@ -2,7 +2,9 @@
  * the whole backward, one sequence at a time in one thread's cache.
  *
  * Backward: a token's pre-activation is by_key[key] + by_value[value], so its gradient is scattered to both rows, in
- * tables of its block of sequences; beta = logistic(logit) gives dlogit = dbeta beta (1 - beta). */
+ * tables of its block of sequences; beta = logistic(logit) gives dlogit = dbeta beta (1 - beta).
+ *
+ * Derived in docs/mathematics/retrieval.md. */
 #include "kernels/retrieval/mapped.h"
 
 #include <string.h>

@@ -1,4 +1,4 @@
-/* Omega of a forward pass, a task a block. */
+/* Omega of a forward pass, a task a block. See docs/mathematics/feature_maps.md. */
 #include "kernels/retrieval/omega.h"
 
 #include <string.h>

@@ -1,5 +1,7 @@
 /* A pass of the model from end to end, in the order of the data: Omega, projections, sequences, and then the gradients
- * of the parameters, stored or taken directly by Adam. */
+ * of the parameters, stored or taken directly by Adam.
+ *
+ * See docs/mathematics/retrieval.md. */
 #include "kernels/retrieval/pass.h"
 
 #include <string.h>

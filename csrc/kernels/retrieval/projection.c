@@ -12,7 +12,9 @@
  *
  * In an update Adam takes each tile of gradients while it is in the cache. dE needs the weights from before the update:
  * these are in their transposes. A tile of dE is kept in scratch, and only until Adam has taken it, because dE, m,
- * v and E are most of the bytes that a step moves. */
+ * v and E are most of the bytes that a step moves.
+ *
+ * Derived in docs/mathematics/retrieval.md. */
 #include "kernels/retrieval/projection.h"
 
 #include <string.h>

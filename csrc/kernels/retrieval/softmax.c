@@ -8,7 +8,9 @@
  *
  * Backward: from ds_t (readouts/softmax.c), dS[key, b] and dT[value, b] are sums over tokens; then
  *
- *     dE = dS R,   dR = dS^T E,   dW_k = Q^T dR,   dW_v = Q^T dT^T,   dQ = dR W_k^T + dT^T W_v^T */
+ *     dE = dS R,   dR = dS^T E,   dW_k = Q^T dR,   dW_v = Q^T dT^T,   dQ = dR W_k^T + dT^T W_v^T
+ *
+ * Derived in docs/mathematics/readout_softmax.md. */
 #include "kernels/retrieval/softmax.h"
 
 #include <math.h>

@@ -1,4 +1,6 @@
-/* What a pass shares: parameters, gradients, and the arrays between the phases. */
+/* What a pass shares: parameters, gradients, and the arrays between the phases.
+ *
+ * See docs/mathematics/retrieval.md. */
 #include "kernels/retrieval/step.h"
 
 static void take_activations(Step *s, size_t B, Arena *arena)

@@ -5,7 +5,9 @@
  *          y = 0                             dx = 0                           where all of x is 0
  *
  * A map may give a token features that are all 0: DPFP of alternating signs, FAVOR+ that has underflowed. Such a key
- * writes nothing and such a query reads 0. Subnormal numbers count as 0. The backward needs only the inputs. */
+ * writes nothing and such a query reads 0. Subnormal numbers count as 0. The backward needs only the inputs.
+ *
+ * Derived in docs/mathematics/rules.md. */
 #ifndef FWM_KERNELS_RULES_QK_NORM_H
 #define FWM_KERNELS_RULES_QK_NORM_H
 

@@ -1,5 +1,7 @@
 /* The rules at one token: see tokens.h. The loops use no vec, because K and V need not be multiples of a vector's
- * lanes. */
+ * lanes.
+ *
+ * Derived in docs/mathematics/rules.md. */
 #include "kernels/rules/tokens.h"
 
 #include "kernels/base/vector.h"

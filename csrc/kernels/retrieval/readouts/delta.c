@@ -33,7 +33,9 @@
  *
  * and likewise w . k in the backward, so that three independent sums over p take the place of two dependent ones; and
  * one saved u a pair is enough, that of its second token. Keys are not divided by their totals: the scale
- * 1 / sum(phi_t) is applied to the results. */
+ * 1 / sum(phi_t) is applied to the results.
+ *
+ * Derived in docs/mathematics/readout_delta.md. */
 #include <stdbool.h>
 #include <string.h>
 

@@ -41,7 +41,9 @@
  * has fallen below GONE times what it was at the end. Both thresholds lie below the resolution of the number type
  * (test_readouts.py compares with the full form). Without them most of the work would be on numbers that vanish in
  * every sum, many of them subnormal and slow. The stop requires that c does not accumulate rounding errors: it is
- * summed anew at every chunk. */
+ * summed anew at every chunk.
+ *
+ * Derived in docs/mathematics/readout_fwm.md. */
 #include <math.h>
 #include <string.h>
 

@@ -6,7 +6,9 @@
  *
  *     dx = (dy - mean(dy) - y mean(dy y)) / deviation
  *
- * In double, because the variance falls below eps after some training. */
+ * In double, because the variance falls below eps after some training.
+ *
+ * Derived in docs/mathematics/readout_fwm.md. */
 #ifndef FWM_KERNELS_RETRIEVAL_READOUTS_LAYER_NORM_H
 #define FWM_KERNELS_RETRIEVAL_READOUTS_LAYER_NORM_H
 

@@ -5,7 +5,9 @@
  * Backward: saved w and y.
  *
  *     ds_t = w_t (dy[v_t] - dy . y)
- *     dk_t = ds_t q / sqrt(p),   dq = sum_t ds_t k_t / sqrt(p) */
+ *     dk_t = ds_t q / sqrt(p),   dq = sum_t ds_t k_t / sqrt(p)
+ *
+ * Derived in docs/mathematics/readout_softmax.md. */
 #include "kernels/retrieval/readouts/softmax.h"
 
 #include <math.h>

@@ -10,7 +10,9 @@
  *
  *     g_t = (dy[v_t] - dy . y) / den
  *     dk_t = g_t q
- *     dq   = sum_t g_t k_t */
+ *     dq   = sum_t g_t k_t
+ *
+ * Derived in docs/mathematics/readout_sum.md. */
 #include <string.h>
 
 #include "kernels/base/arena.h"

@@ -5,7 +5,9 @@
  * The columns' shares of a chunk's gradients are added up slab by slab, and the value heads of a key head add to its dk
  * and dq in order, whichever thread computed them: the bits do not depend on the number of threads. With as many key
  * heads as threads, a task is a key head. With fewer, heads run one after the other, and the threads share the slabs
- * and the chunks of a segment. */
+ * and the chunks of a segment.
+ *
+ * See docs/mathematics/rules.md. */
 #include "kernels/rules/family/family.h"
 
 #include <string.h>

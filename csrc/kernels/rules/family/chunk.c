@@ -1,4 +1,4 @@
-/* The part of a chunk that needs no state: see chunk.h. */
+/* The part of a chunk that needs no state: see chunk.h. Derived in docs/mathematics/rules.md. */
 #include "kernels/rules/family/chunk.h"
 
 #include <string.h>

@@ -21,7 +21,9 @@
  * kept in two numbers.
  *
  * The tail, a last chunk with fewer tokens, is filled up with tokens of zeros and a gate of 1, which read and write
- * nothing. */
+ * nothing.
+ *
+ * Derived in docs/mathematics/rules.md. */
 #ifndef FWM_KERNELS_RULES_FAMILY_CHUNK_H
 #define FWM_KERNELS_RULES_FAMILY_CHUNK_H
 

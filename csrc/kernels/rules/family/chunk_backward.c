@@ -22,7 +22,9 @@
  *
  *     dden_t = -(do . y) / den^2 = -(x0_t . dx0_t + sum_s scores_ts dscores_ts) / den_t
  *
- * is added to dscores_ts (s <= t), and, times z0 and x_t, to dx_t and dz0. */
+ * is added to dscores_ts (s <= t), and, times z0 and x_t, to dx_t and dz0.
+ *
+ * Derived in docs/mathematics/rules.md. */
 #include "kernels/rules/family/chunk.h"
 
 #include <string.h>

@@ -1,6 +1,8 @@
 /* The family, forward. A task is the value heads of a key head. They share keys, and their values lie side by side: so
  * all of them go over some chunks before the first goes over the next chunks. For each head the task prepares the
- * chunks, and runs slab after slab over them. */
+ * chunks, and runs slab after slab over them.
+ *
+ * See docs/mathematics/rules.md. */
 #include "kernels/rules/family/family.h"
 
 #include <string.h>

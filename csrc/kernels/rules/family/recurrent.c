@@ -4,7 +4,9 @@
  *
  * computed as n = u - S^T (a e), o = S^T (a q) + (k . q) n, so that S is read once for both products and once for the
  * write. In the write a S is added up from two parts (exp_in_two), and the state is rounded once: the rounding of a
- * weak gate's a, or of a S, would have the same sign at all tokens. */
+ * weak gate's a, or of a S, would have the same sign at all tokens.
+ *
+ * Derived in docs/mathematics/rules.md. */
 #include "kernels/rules/family/recurrent.h"
 
 #include <string.h>

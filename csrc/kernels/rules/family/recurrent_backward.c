@@ -11,7 +11,9 @@
  *     dS' = dS - e dn^T;   dg_i = <dS'_i, S'_i>;   dS = diag(a) dS'
  *
  * As in the forward a has two parts, and the state and dS are rounded once a token: diag(a) dS' is computed together
- * with the addition of q do^T at the token before. */
+ * with the addition of q do^T at the token before.
+ *
+ * Derived in docs/mathematics/rules.md. */
 #include "kernels/rules/family/recurrent.h"
 
 #include <string.h>

@@ -1,4 +1,4 @@
-/* Tokens of one head, gathered and scattered: see rows.h. */
+/* Tokens of one head, gathered and scattered: see rows.h. See docs/mathematics/rules.md. */
 #include "kernels/rules/family/rows.h"
 
 #include <stddef.h>

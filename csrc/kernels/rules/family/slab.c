@@ -4,7 +4,9 @@
  *     S = diag(decay) S0 + K1^T N
  *
  * with A and P the blocks of scores for E and the queries. Two products of M x K x W and K x C x W, and triangular ones
- * of C x C x W. 6 K V operations a token in all, as in the recurrence, and (2 C + ..) V more. */
+ * of C x C x W. 6 K V operations a token in all, as in the recurrence, and (2 C + ..) V more.
+ *
+ * Derived in docs/mathematics/rules.md. */
 #include "kernels/rules/family/slab.h"
 
 #include <string.h>

@@ -11,7 +11,9 @@
  *     dS0 = diag(decay) dS + X0^T Y
  *
  * dX0 and dK1 are computed transposed, because then the state is read along its rows. 12 K V operations a token with an
- * erase key. */
+ * erase key.
+ *
+ * Derived in docs/mathematics/rules.md. */
 #include "kernels/rules/family/slab.h"
 
 #include <string.h>

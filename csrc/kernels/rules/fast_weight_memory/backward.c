@@ -38,7 +38,9 @@
  *
  * Saved: only the inputs. Recomputed: states at two levels. n chunks are cut into about sqrt(n) segments; a first pass
  * leaves a checkpoint, the state, before each segment; of the current segment all states between chunks, all r and all
- * s are recomputed. */
+ * s are recomputed.
+ *
+ * Derived in docs/mathematics/fast_weight_memory.md. */
 #include "kernels/rules/fast_weight_memory/fast_weight_memory.h"
 
 #include <string.h>

@@ -32,7 +32,9 @@
  * A norm of 1 is the rule's usual state, and a write that changes nothing (beta = 0) leaves it there: it is not
  * clamped. As rounding errors would decide that, and the gradient with it, the plain recurrence clamps where |S~|^2
  * exceeds 1 by more than ROUNDING; the chunks, which know the change of n by itself, take an n within ROUNDING of 1 for
- * 1 at their start. */
+ * 1 at their start.
+ *
+ * Derived in docs/mathematics/fast_weight_memory.md. */
 #include "kernels/rules/fast_weight_memory/fast_weight_memory.h"
 
 #include <float.h>
