@@ -1,7 +1,8 @@
-"""The examples run, and show what they say they show; those of the docstrings too."""
+"""The examples run, and show what they say they show; those of docstrings, README and docs/api.md too."""
 
 import doctest
 import importlib
+import importlib.util
 import os
 import pkgutil
 import re
@@ -57,3 +58,15 @@ def test_docstrings(name, tmp_path, monkeypatch):
         pytest.skip(f"needs an extra: {error}")
     failed, tried = doctest.testmod(module)
     assert not failed and (tried or name not in SHOW)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
+    """One after the other, as a reader types them; those of PyTorch where it is."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (EXAMPLES.parent / page).read_text(), re.DOTALL | re.MULTILINE)
+    has_torch, names = importlib.util.find_spec("torch") is not None, {}
+    assert len(blocks) > 1
+    for block in blocks:
+        if has_torch or "torch" not in block:
+            exec(block, names)
