@@ -5,8 +5,7 @@
  * the sum of a row that depends on its key and a row that depends on its value, so u is computed once for each key and
  * each value, not once for each token.
  *
- * A new map is one file that defines a FeatureMap, a row in table.c, and a documented function in
- * fwm_py/feature_maps.py. */
+ * How to add one: docs/architecture.md. */
 #ifndef FWM_KERNELS_MAPS_MAP_H
 #define FWM_KERNELS_MAPS_MAP_H
 

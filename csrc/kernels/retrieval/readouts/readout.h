@@ -8,7 +8,7 @@
  * the scratch what the backward needs. The backward returns the gradients of the keys tile by tile (at most FWM_TILE
  * tokens; each read-out has its own order of tiles), so that the feature map's backward finds them in the cache.
  *
- * A new read-out is one file, a row in table.c, and a documented function in fwm_py/readouts.py. */
+ * How to add one: docs/architecture.md. */
 #ifndef FWM_KERNELS_RETRIEVAL_READOUTS_READOUT_H
 #define FWM_KERNELS_RETRIEVAL_READOUTS_READOUT_H
 
