@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def run_python(*arguments, isa=None):
 
 def first_losses():
     """{model: {dtype: 50 training losses, then the evaluation after 100 steps}}, of this process's variant."""
-    import cases
+    from support import cases
 
     from fwm_py.experiments.retrieval.model import Model
     from fwm_py.experiments.retrieval.stream import Stream
@@ -47,7 +48,7 @@ def first_losses():
 
 def kernel_results():
     """Results and gradients of the rules, in both methods and precisions, by a name for each."""
-    from kernel_cases import KERNEL_CASES, METHODS, SIZES
+    from support.rule_cases import KERNEL_CASES, METHODS, SIZES
 
     results = {}
     for case in KERNEL_CASES:
@@ -65,6 +66,7 @@ def kernel_results():
 
 def convolution_results():
     """The same of the causal convolution."""
+    sys.path.append(str(Path(__file__).parent / "operations"))
     import test_convolution
 
     results = {}
@@ -117,7 +119,7 @@ def test_the_kernels_of_a_variant_follow_the_baseline(computed, isa):
 def test_a_variant_follows_the_baseline(results, isa):
     """Where float32 follows float64. Maps of both signs may have sums near zero, which leave float32 no digits:
     correct programs part at once."""
-    import cases
+    from support import cases
 
     assert results[isa]["variant"] == isa
     for case in cases.MODEL_CASES:
