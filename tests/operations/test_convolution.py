@@ -1,165 +1,21 @@
-"""The causal convolution against its equation in plain NumPy, and its gradient against central differences."""
+"""The causal convolution beyond the contract: SiLU, packed sequences, states, NaN, PyTorch, messages."""
 
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support import cases
+from support.contract import assert_close, bits, without
+from support.convolution_cases import OPTIONAL, backward, everything, forward, inputs
+from support.refusals import assert_refused
 
 import fwm_py
-from fwm_py.convolution import CausalConv1dGradients, causal_conv1d, causal_conv1d_backward
-
-# --- the equation --------------------------------------------------------------------------------------------------
-
-
-def oracle(x, weight, bias=None, *, activation=None, initial_state=None):
-    """(y, final_state)"""
-    (B, T, D), W = x.shape, weight.shape[1]
-    before = np.zeros((B, W - 1, D)) if initial_state is None else initial_state
-    seen = np.concatenate([before, x], axis=1)
-    z = np.zeros((B, T, D)) if bias is None else np.broadcast_to(bias, (B, T, D)).copy()
-    for t in range(T):
-        for w in range(W):
-            z[:, t] += weight[:, w] * seen[:, t + w]
-    return z if activation is None else z / (1 + np.exp(-z)), seen[:, T:]
-
-
-def oracle_backward(dy, x, weight, bias=None, *, activation=None, initial_state=None, dfinal_state=None):
-    (B, T, D), W = x.shape, weight.shape[1]
-    before = np.zeros((B, W - 1, D)) if initial_state is None else initial_state
-    seen = np.concatenate([before, x], axis=1)
-    dseen, dweight, dbias = np.zeros(seen.shape), np.zeros((D, W)), np.zeros(D)
-    if dfinal_state is not None:
-        dseen[:, T:] += dfinal_state
-    z, _ = oracle(x, weight, bias, initial_state=initial_state)
-    s = 1 / (1 + np.exp(-z))
-    dz = dy if activation is None else dy * (s + z * s * (1 - s))
-    for t in range(T):
-        dbias += dz[:, t].sum(axis=0)
-        for w in range(W):
-            dweight[:, w] += (dz[:, t] * seen[:, t + w]).sum(axis=0)
-            dseen[:, t + w] += weight[:, w] * dz[:, t]
-    return CausalConv1dGradients(
-        dseen[:, W - 1 :],
-        dweight,
-        None if bias is None else dbias,
-        None if initial_state is None else dseen[:, : W - 1],
-    )
-
-
-def inputs(B=2, T=9, D=5, W=4, dtype=np.float64, seed=0, n=None):
-    """All arrays of a backward, by name."""
-    normal, state = np.random.default_rng(seed).standard_normal, (B if n is None else n, W - 1, D)
-    shapes = {
-        "dy": (B, T, D),
-        "x": (B, T, D),
-        "weight": (D, W),
-        "bias": (D,),
-        "initial_state": state,
-        "dfinal_state": state,
-    }
-    return {name: normal(shape).astype(dtype) for name, shape in shapes.items()}
-
-
-def forward(arrays, **options):
-    """causal_conv1d with the arrays that it takes, and with the state."""
-    its = {name: array for name, array in arrays.items() if name not in ("dy", "dfinal_state")}
-    return causal_conv1d(**its, **({"output_final_state": True} | options))
-
-
-def backward(arrays, **options):
-    return causal_conv1d_backward(**arrays, **options)
-
-
-def everything(arrays, **options):
-    """Results and gradients that there are."""
-    return [a for a in (*forward(arrays, **options), *backward(arrays, **options)) if a is not None]
-
-
-def bits(results):
-    return [(a.dtype, a.shape, a.tobytes()) for a in results]
-
-
-def without(arrays, *names):
-    return {name: array for name, array in arrays.items() if name not in names}
-
-
-def assert_close(got, expected, tolerance):
-    """Within tolerance of the tensor's largest value."""
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max(initial=0) <= tolerance * max(1, np.abs(expected).max(initial=0))
-
+from fwm_py.convolution import causal_conv1d, causal_conv1d_backward
 
 every_activation = pytest.mark.parametrize("activation", [None, "silu"])
 every_width = pytest.mark.parametrize("W", [2, 3, 4])
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 # --- what is computed ----------------------------------------------------------------------------------------------
-
-# (T, D): fewer tokens than a filter has numbers; vectors' widths, and blocks of 256 tokens and 256 channels, crossed.
-SIZES = [
-    *itertools.product((0, 1, 2, 3, 17), (1, 5, 16, 33, 130)),
-    (255, 3),
-    (256, 3),
-    (257, 3),
-    (259, 3),
-    (300, 5),
-    (600, 257),
-    (5, 512),
-    (2, 600),
-]
-OPTIONAL = [(), ("bias",), ("initial_state",), ("dfinal_state",), ("bias", "initial_state", "dfinal_state")]
-
-
-@every_activation
-@every_width
-@pytest.mark.parametrize("T, D", SIZES)
-def test_forward_and_gradient_are_the_equation(T, D, W, activation):
-    for left_out in OPTIONAL:
-        arrays = without(inputs(2, T, D, W), *left_out)
-        its = without(arrays, "dy", "dfinal_state")
-        for got, expected in zip(
-            forward(arrays, activation=activation), oracle(**its, activation=activation), strict=True
-        ):
-            assert got.dtype == np.float64 and got.flags.c_contiguous
-            assert_close(got, expected, 1e-12)
-        gradients, expected_gradients = (
-            backward(arrays, activation=activation),
-            oracle_backward(**arrays, activation=activation),
-        )
-        for name, got, expected in zip(gradients._fields, gradients, expected_gradients, strict=True):
-            assert (got is None) == (name[1:] in left_out) and (got is None) == (expected is None)
-            if got is not None:
-                assert got.dtype == np.float64 and got.flags.c_contiguous
-                assert_close(got, expected, 1e-12)
-
-
-@every_activation
-@every_width
-@pytest.mark.parametrize("T", [0, 1, 2, 3, 6])
-def test_gradient_by_central_differences(T, W, activation):
-    arrays = inputs(2, T, 3, W)
-
-    def loss():
-        y, state = forward(arrays, activation=activation)
-        return (arrays["dy"] * y).sum() + (arrays["dfinal_state"] * state).sum()
-
-    gradients = backward(arrays, activation=activation)
-    for name, gradient in gradients._asdict().items():
-        cases.assert_gradient(gradient, cases.central_differences(loss, arrays[name[1:]]), name=name)
-
-
-@every_activation
-@every_width
-def test_float32_follows_float64(W, activation):
-    arrays = inputs(1, 2000, 130, W, np.float32)
-    wide = {name: array.astype(np.float64) for name, array in arrays.items()}
-    for got, expected in zip(
-        everything(arrays, activation=activation), everything(wide, activation=activation), strict=True
-    ):
-        assert got.dtype == np.float32
-        assert np.abs(got - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
 @every_dtype
@@ -179,9 +35,8 @@ def test_silu_of_every_size(dtype):
 
 
 def test_swish_is_silu():
-    arrays = inputs()
-    assert bits(everything(arrays, activation="swish")) == bits(everything(arrays, activation="silu"))
-    assert bits(everything(arrays, activation=None)) != bits(everything(arrays, activation="silu"))
+    silu, swish, none = (bits(everything(inputs(), activation=name)) for name in ("silu", "swish", None))
+    assert swish == silu != none
 
 
 @every_activation
@@ -307,13 +162,6 @@ def test_packed_states_in_place_where_a_sequence_crosses_blocks():
         np.testing.assert_array_equal(state, final)
 
 
-def test_without_the_state():
-    arrays = inputs()
-    y, state = forward(arrays, output_final_state=False)
-    assert state is None
-    np.testing.assert_array_equal(y, forward(arrays)[0])
-
-
 @pytest.mark.parametrize("B, T, offsets", [(0, 5, None), (3, 0, None), (0, 0, None), (1, 0, (0,)), (1, 0, (0, 0, 0))])
 def test_empty(B, T, offsets):
     n = B if offsets is None else len(offsets) - 1
@@ -360,39 +208,34 @@ def test_nan_reaches_those_who_see_it(W, activation, dtype):
     np.testing.assert_array_equal(got[~np.isnan(got)], y[~np.isnan(got)])
 
 
-# --- threads -------------------------------------------------------------------------------------------------------
+# --- arguments -----------------------------------------------------------------------------------------------------
 
 
-@every_dtype
-@every_width
-@pytest.mark.parametrize(
-    "B, T, D, offsets",
-    [
-        (1, 1100, 80, None),
-        (3, 700, 40, None),
-        (2, 1, 40000, None),
-        (90, 3, 300, None),
-        (1, 900, 600, (0, 3, 3, 250, 600, 900)),
-    ],
-)
-def test_the_same_bits_for_every_number_of_threads(B, T, D, offsets, W, dtype):
-    arrays = inputs(B, T, D, W, dtype, n=None if offsets is None else len(offsets) - 1)
-    results = []
-    for n in (1, 2, 3, 5):
-        fwm_py.set_num_threads(n)
-        results.append(bits(everything(arrays, activation="silu", cu_seqlens=offsets)))
-    assert all(result == results[0] for result in results[1:])
+def test_lists():
+    assert causal_conv1d([[[1.0], [2.0]]], [[10.0, 1.0]], [100.0])[0].tolist() == [[[101.0], [112.0]]]
 
 
-def test_many_callers_at_once():
-    fwm_py.set_num_threads(2)
-    work = [inputs(1, 300 + i, 260, 2 + i % 3, np.float32, seed=i) for i in range(8)]
-    expected = [bits(everything(arrays)) for arrays in work]
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(3):
-            assert list(pool.map(lambda arrays: bits(everything(arrays)), work)) == expected
+GOOD = inputs(2, 3, 5, 4)
 
 
-def test_subnormal_numbers_are_the_callers_again():
-    everything(inputs(dtype=np.float32), activation="silu")
-    assert np.float32(1e-40) * np.ones(64, np.float32).sum() > 0
+def refused(instead, name, exception):
+    """By the backward, and by the forward unless the argument is the backward's."""
+    assert_refused(lambda: backward(GOOD | instead), name, exception)
+    if name not in ("dy", "dfinal_state"):
+        assert_refused(lambda: forward(GOOD | instead), name, exception)
+
+
+def test_sizes():
+    for W in (0, 1, 5, 8):
+        refused({"weight": np.ones((5, W))}, "weight", ValueError)
+    refused(
+        {name: GOOD[name][..., :0] for name in GOOD if name != "weight"} | {"weight": GOOD["weight"][:0]},
+        "x",
+        ValueError,
+    )
+    with pytest.raises(ValueError, match=r"^weight: got W = 5, expected 2 to 4"):
+        causal_conv1d(GOOD["x"], np.ones((5, 5)))
+    with pytest.raises(TypeError, match=r"^weight: got float64, expected float32, as x has"):
+        causal_conv1d(GOOD["x"].astype(np.float32), GOOD["weight"])
+    with pytest.raises(ValueError, match=r"^initial_state: got shape .*, expected \(n, W - 1, D\)"):
+        causal_conv1d(GOOD["x"], GOOD["weight"], initial_state=np.ones((2, 4, 5)))

@@ -1,16 +1,22 @@
-"""Signatures and documentation of the rules; good but unusual arguments: out, makes of arrays, nothing."""
+"""Arguments of the rules beyond the contract: signatures, out, places of tokens, nothing, pairs, numbers of heads.
+
+Everything follows from the rows of `_core.RULES` and the signatures of fwm_py.rules: a new row is tested here as it
+comes.
+"""
 
 import inspect
-import re
-import threading
 
 import numpy as np
 import pytest
-from support import cases
-from support.rule_calls import CALLS, Call, array_arguments, bits, every_call, every_forward, flat, forms
+from support.calls import RULE_BACKWARDS, RULE_CALLS, RULE_FORWARDS, RuleCall, bits, flat, forms
+from support.refusals import assert_refused
 
 import fwm_py
 from fwm_py import _core, rules
+
+every_call = pytest.mark.parametrize("call", RULE_CALLS, ids=str)
+every_forward = pytest.mark.parametrize("call", RULE_FORWARDS, ids=str)
+every_backward = pytest.mark.parametrize("call", RULE_BACKWARDS, ids=str)
 
 # --- as the table says ---------------------------------------------------------------------------------------------
 
@@ -22,7 +28,7 @@ def test_signatures_follow_the_table(row):
     options |= {"qk_norm"} if row["has_qk_norm"] else set()
     options |= {"clamp_first"} if row["clamps"] else set()
     for backward, first, own in ((False, [], {"output_final_state", "out"}), (True, ["do"], {"dfinal_state", "out"})):
-        call = Call(row, forms(row)[0][0], False, backward)
+        call = RuleCall(row, forms(row)[0][0], False, backward)
         kinds = {
             kind: [name for name, p in call.parameters.items() if p.kind == kind]
             for kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -39,41 +45,7 @@ def test_nothing_public_without_a_row():
     assert set(rules.__all__) <= set(fwm_py.__all__)
 
 
-@every_call
-def test_functions_are_documented(call):
-    documentation = rules.__doc__ + call.function.__doc__  # what all functions take is said once
-    assert all(re.search(rf"\b{name}\b", documentation) for name in call.parameters)
-    assert all(p.annotation is not inspect.Parameter.empty for p in call.parameters.values())
-    assert inspect.signature(call.function).return_annotation is not inspect.Signature.empty
-
-
-@every_call
-def test_missing_and_unknown_arguments(call):
-    good = call.good()
-    for name, parameter in call.parameters.items():
-        if parameter.default is inspect.Parameter.empty:
-            with pytest.raises(TypeError, match=name):
-                call({other: value for other, value in good.items() if other != name})
-    with pytest.raises(TypeError, match="surprise"):
-        call({**good, "surprise": 1})
-
-
 # --- out -----------------------------------------------------------------------------------------------------------
-
-
-@every_forward
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_out_is_returned(call, dtype):
-    good = call.good(dtype)
-    expected = call(good)
-    o, state = call.out(good)
-    result = call({**good, "out": (o, state), "output_final_state": False})
-    assert all(a is b for a, b in zip(flat(result), flat((o, state)), strict=True)) and bits(result) == bits(expected)
-    o = np.full_like(o, 7)
-    result, none = call({**good, "out": o, "output_final_state": False})
-    assert result is o and none is None and bits(o) == bits(expected[0])
-    result, final = call({**good, "out": o})
-    assert result is o and bits(final) == bits(expected[1])
 
 
 @every_forward
@@ -89,22 +61,22 @@ def test_the_state_in_place(call):
         assert bits((o, state)) == bits((o_kept, kept))
 
 
+@every_forward
+def test_out_in_the_gaps_of_a_strided_input(call):
+    good = call.good(B=2, T=1)
+    q, o = good["q"], call(good)[0]
+    memory = np.zeros((2, 200))
+    memory[:, : q[0].size] = q.reshape(2, -1)
+    strided = memory[:, : q[0].size].reshape(q.shape)
+    assert np.shares_memory(strided, memory)
+    gap = memory.ravel()[100 : 100 + o.size].reshape(o.shape)
+    result, _ = call({**good, "q": strided, "out": gap})
+    assert result is gap and bits(result) == bits(call(good)[0])
+    touching = memory.ravel()[201 - o.size : 201].reshape(o.shape)
+    assert_refused(lambda: call({**good, "q": strided, "out": touching}), "out", ValueError)
+
+
 # --- unusual arrays ------------------------------------------------------------------------------------------------
-
-
-@every_call
-@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
-def test_arrays_of_any_make(call, packed):
-    good = call.good(packed=packed)
-    before, expected = bits([array for _, array, _ in array_arguments(call, good)]), bits(call(good))
-    for _, array, put in array_arguments(call, good):
-        for make in cases.MAKES:
-            given = make(array)
-            inside = given.tobytes()
-            assert bits(call(put(given))) == expected
-            assert given.tobytes() == inside
-        assert bits(call(put(array.tolist()))) == expected
-    assert bits([array for _, array, _ in array_arguments(call, good)]) == before
 
 
 def in_a_projection(a):
@@ -148,23 +120,6 @@ def test_tokens_inside_larger_arrays(call, B, T, method):
 
 
 @every_call
-def test_cu_seqlens_of_any_integers(call):
-    good = call.good(packed=True)
-    expected, offsets = bits(call(good)), good["cu_seqlens"]
-    for dtype in "bBhHiIqQ":
-        assert bits(call({**good, "cu_seqlens": offsets.astype(dtype)})) == expected
-    for given in (
-        offsets.tolist(),
-        cases.strided(offsets),
-        cases.swapped_bytes(offsets),
-        cases.read_only(offsets),
-        cases.backwards(offsets),
-        cases.unaligned(offsets),
-    ):
-        assert bits(call({**good, "cu_seqlens": given})) == expected
-
-
-@every_call
 def test_many_packed_sequences(call):
     """As many as do not fit into the room that a call has anyway: one token each, as rows of one token are."""
     rows = call.good(B=50, T=1)
@@ -201,7 +156,7 @@ def test_forward_of_nothing(call, sizes):
     assert call({**good, "output_final_state": False})[1] is None
 
 
-@pytest.mark.parametrize("call", [call for call in CALLS if call.backward], ids=str)
+@every_backward
 @pytest.mark.parametrize("sizes", [{"B": 0}, {"T": 0}, {"B": 0, "T": 0}], ids=str)
 def test_backward_of_nothing(call, sizes):
     good = call.good(**sizes)
@@ -229,7 +184,7 @@ def test_no_sequences_at_all(call):
     assert all(a.size == 0 for a in flat(call(given)))
 
 
-@pytest.mark.parametrize("call", [call for call in CALLS if call.backward], ids=str)
+@every_backward
 def test_gradients_are_named_as_the_inputs(call):
     good = call.good()
     gradients = call(good)
@@ -240,19 +195,43 @@ def test_gradients_are_named_as_the_inputs(call):
     assert all(a.dtype == np.float64 and a.flags.c_contiguous and a.flags.owndata for a in flat(gradients))
 
 
+# --- bad arguments -------------------------------------------------------------------------------------------------
+
+
 @every_call
-def test_threads_of_python_call_at_once(call):
-    good = [call.good(seed=seed, T=20) for seed in range(4)]
-    expected, results = [bits(call(arguments)) for arguments in good], [[] for _ in good]
+def test_bad_pairs(call):
+    good = call.good()
+    for name in {"initial_state", "dfinal_state"} & good.keys():
+        if call.normalize:
+            S, z = good[name]
+            for given, exception in (
+                (S, TypeError),
+                ([S, z], TypeError),
+                ((S,), ValueError),
+                ((S, z, z), ValueError),
+                ((), ValueError),
+                ((S, None), TypeError),
+                ((z, S), ValueError),
+            ):
+                assert_refused(lambda: call({**good, name: given}), name, exception)
+        else:
+            assert_refused(lambda: call({**good, name: (good[name],)}), name, ValueError)  # an array of one axis more
 
-    def work(i):
-        for _ in range(20):
-            results[i].append(bits(call(good[i])))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(good))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert all(result == expected[i] for i, several in enumerate(results) for result in several)
-    assert [len(several) for several in results] == [20] * len(good)
+@every_call
+def test_empty_sizes_and_heads(call):
+    good = call.good()
+    for name in ("q", "k", "v"):
+        for axis in (2, 3):
+            empty = np.take(good[name], [], axis=axis)
+            assert_refused(lambda: call({**good, name: empty}), name, ValueError)
+    three = {name: np.concatenate([good[name], good[name]], axis=2)[:, :, :3] for name in ("q", "k", "v")}
+    three["v"] = good["v"][:, :, :3]
+    for name in three:  # HQ, H, HV are 2, 2, 4
+        assert_refused(lambda: call({**good, name: three[name]}), "v" if name == "k" else name, ValueError)
+    for HQ, H, HV in ((1, 1, 1), (2, 2, 6), (3, 1, 3), (6, 1, 3), (8, 2, 4), (4, 2, 4)):
+        heads = flat(call(call.good(HQ=HQ, H=H, HV=HV)))[0].shape[2]
+        assert heads == (HQ if call.backward else max(HQ, HV))
+    for HQ, H, HV in ((1, 2, 4), (3, 2, 4), (6, 2, 4), (2, 4, 2), (2, 1, 4)):
+        with pytest.raises(ValueError, match=r"^[qv]: got \d heads"):
+            call(call.good(HQ=HQ, H=H, HV=HV))

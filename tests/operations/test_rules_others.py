@@ -10,7 +10,7 @@ import importlib.util
 import numpy as np
 import pytest
 from support import cases, oracle
-from support.rule_cases import KERNEL_CASES, METHODS, Sizes, assert_close
+from support.rule_cases import METHODS, RULE_CASES, Sizes, assert_close
 
 from fwm_py import readouts, rules
 
@@ -21,7 +21,7 @@ def plain(function, gate="", **options):
     """The case of a function, with these options."""
     return next(
         case
-        for case in KERNEL_CASES
+        for case in RULE_CASES
         if case.function == function and case.gate in (gate, gate or case.gate) and dict(case.options) == options
     )
 
@@ -222,7 +222,7 @@ def as_kernel_inputs(inputs):
 
 @every_method
 def test_the_sum_rule_of_the_experiments(method):
-    inputs = cases.rule_inputs(3, 40, 12, 5)
+    inputs = cases.readout_inputs(3, 40, 12, 5)
     q, k, v, _ = as_kernel_inputs(inputs)
     dy = np.random.default_rng(1).standard_normal((3, 5))
     do = np.zeros((3, 40, 1, 5))
@@ -240,7 +240,7 @@ def test_the_sum_rule_of_the_experiments(method):
 @every_method
 def test_the_delta_rule_of_the_experiments(method):
     """Which divides a query by its sum plus 1e-6."""
-    inputs = cases.rule_inputs(3, 40, 12, 5)
+    inputs = cases.readout_inputs(3, 40, 12, 5)
     q, k, v, beta = as_kernel_inputs(inputs)
     q[:, :-1] = 1
     o, _ = rules.delta_rule(q, k, v, beta, scale=1.0, qk_norm="sum", method=method)
@@ -252,7 +252,7 @@ def test_the_delta_rule_of_the_experiments(method):
 @every_method
 def test_the_fast_weight_memory_of_the_experiments(method):
     """Which is read through a layer norm; its first write is unclamped."""
-    inputs = cases.rule_inputs(3, 40, 12, 5)
+    inputs = cases.readout_inputs(3, 40, 12, 5)
     q, k, v, beta = as_kernel_inputs(inputs)
     o, _ = rules.fast_weight_memory(q, k, v, beta, scale=1.0, clamp_first=False, method=method)
     y = readouts.fwm_rule(inputs.keys, inputs.values, inputs.beta, inputs.query, 5)

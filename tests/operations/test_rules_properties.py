@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support.rule_cases import KERNEL_CASES, METHODS, Sizes, assert_close
+from support.rule_cases import METHODS, RULE_CASES, Sizes, assert_close
 
-every_case = pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
+every_case = pytest.mark.parametrize("case", RULE_CASES, ids=str)
 
 
 @st.composite
@@ -173,7 +173,7 @@ def test_shared_heads_are_copies(case, sizes, seed, method):
 # --- the rules -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [case for case in KERNEL_CASES if case.strengths], ids=str)
+@pytest.mark.parametrize("case", [case for case in RULE_CASES if case.strengths], ids=str)
 @quick(5)
 @given(**calls)
 def test_no_strength_leaves_the_state(case, sizes, seed, method):
@@ -190,7 +190,7 @@ def test_no_strength_leaves_the_state(case, sizes, seed, method):
     assert_close({"S": case.forward(x, sizes, method=method)["final_state"]}, {"S": expected}, 1e-12)
 
 
-DELTA = [case for case in KERNEL_CASES if case.strengths and not case.options and case.function != "fast_weight_memory"]
+DELTA = [case for case in RULE_CASES if case.strengths and not case.options and case.function != "fast_weight_memory"]
 
 
 @pytest.mark.parametrize("case", DELTA, ids=str)
@@ -212,7 +212,7 @@ def test_a_key_returns_what_was_written_last(case, seed, method, K, T):
     np.testing.assert_allclose(o, x["v"][:, last], atol=1e-11)
 
 
-LINEAR = [case for case in KERNEL_CASES if case.function != "fast_weight_memory"]
+LINEAR = [case for case in RULE_CASES if case.function != "fast_weight_memory"]
 
 
 @pytest.mark.parametrize("case", LINEAR, ids=str)

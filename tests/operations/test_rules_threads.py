@@ -1,71 +1,19 @@
 """The rules on several threads: the same bits, calls side by side, forks, memory that does not grow."""
 
 import os
-import threading
 
 import numpy as np
 import pytest
-from support.rule_cases import KERNEL_CASES, METHODS, Sizes, bits, run_python
+from support.rule_cases import METHODS, RULE_CASES, run_python
 
 import fwm_py
-
-THREADS = (1, 2, 3, 5)
-every_case = pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
-
-SHARED = {  # what the threads share: heads of many sequences, columns and chunks of one head, value heads of a key head
-    "many-heads": Sizes(3, 50, 4, 4, 4, 20, 24),
-    "one-head": Sizes(1, 300, 1, 1, 1, 20, 150),
-    "key-head-of-many": Sizes(1, 60, 1, 8, 1, 20, 40),
-    "queries-of-one-state": Sizes(1, 60, 1, 2, 8, 20, 40),
-    "packed": Sizes(1, 200, 1, 2, 2, 20, 40, (0, 3, 3, 150, 200)),
-}
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("sizes", SHARED.values(), ids=SHARED)
-@every_case
-def test_the_same_bits(case, sizes, method, dtype):
-    x, results = case.inputs(sizes, dtype=dtype), []
-    for n in THREADS:
-        fwm_py.set_num_threads(n)
-        results.append(bits(case, x, sizes, method))
-    assert all(result == results[0] for result in results)
-
-
-@pytest.mark.parametrize("n_threads", [1, 2])
-def test_calls_side_by_side(n_threads):
-    """Python threads that call at the same time get what each gets alone."""
-    sizes = Sizes(2, 100, 1, 2, 1, 20, 40)
-    fwm_py.set_num_threads(n_threads)
-    work = [
-        (case, case.inputs(sizes, seed, np.float32), method)
-        for seed, case in enumerate(KERNEL_CASES)
-        for method in METHODS
-    ]
-    alone = [bits(case, x, sizes, method) for case, x, method in work]
-    together, start = [None] * len(work), threading.Barrier(4)
-
-    def run(first):
-        start.wait(60)
-        for i in range(first, len(work), 4):
-            case, x, method = work[i]
-            together[i] = [bits(case, x, sizes, method) for _ in range(3)]
-
-    callers = [threading.Thread(target=run, args=(first,)) for first in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join(120)
-    assert together == [[expected] * 3 for expected in alone]
-
 
 FORK = """
 import os, signal
 import fwm_py
-from support.rule_cases import KERNEL_CASES, Sizes, bits
+from support.rule_cases import RULE_CASES, Sizes, bits
 sizes = Sizes(2, 100, 2, 4, 2, 20, 40)
-work = [(case, case.inputs(sizes), sizes) for case in KERNEL_CASES]
+work = [(case, case.inputs(sizes), sizes) for case in RULE_CASES]
 fwm_py.set_num_threads(2)
 before = [bits(*arguments) for arguments in work]  # the parent has been in a parallel region
 child = os.fork()
@@ -83,13 +31,13 @@ MEMORY = """
 import resource, sys
 import numpy as np
 import fwm_py
-from support.rule_cases import KERNEL_CASES, Sizes
+from support.rule_cases import RULE_CASES, Sizes
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 fwm_py.set_num_threads(1)
-case, method = KERNEL_CASES[int(sys.argv[1])], sys.argv[2]
+case, method = RULE_CASES[int(sys.argv[1])], sys.argv[2]
 sizes = Sizes(1, 1024, 32, 32, 32, 64, 64)
 x = case.inputs(sizes._replace(H=1, HV=1, HQ=1), dtype=np.float32)
 x = {name: np.repeat(a, 32, axis=1 if name.endswith(("_state", "_sum")) else 2) for name, a in x.items()}
@@ -124,10 +72,10 @@ def test_a_forked_child_works():
 
 @pytest.mark.skipif(os.name != "posix", reason="peak memory as POSIX tells it")
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("case", [case for case in KERNEL_CASES if not case.options], ids=str)
+@pytest.mark.parametrize("case", [case for case in RULE_CASES if not case.options], ids=str)
 def test_the_backward_keeps_states_of_one_head(case, method):
     """The states of all heads, one for every 16 tokens, would take 33 MB."""
-    assert float(run_python(MEMORY, str(KERNEL_CASES.index(case)), method)) < 12
+    assert float(run_python(MEMORY, str(RULE_CASES.index(case)), method)) < 12
 
 
 @pytest.mark.slow

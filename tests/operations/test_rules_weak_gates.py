@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from support.rule_cases import KERNEL_CASES, METHODS, Sizes
+from support.rule_cases import METHODS, RULE_CASES, Sizes
 
 from fwm_py import gated_linear_attention
 
-GATED = [case for case in KERNEL_CASES if case.gate and not case.options]
+GATED = [case for case in RULE_CASES if case.gate and not case.options]
 SIZES = Sizes(1, 8192, 1, 1, 1, 64, 64)
 
 # Of the largest number, for outputs and gradients. Token by token a sum's state is rounded 8192 times, and is only as

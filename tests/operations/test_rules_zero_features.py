@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from support.rule_cases import KERNEL_CASES, METHODS, Sizes, assert_close
+from support.rule_cases import METHODS, RULE_CASES, Sizes, assert_close
 
-CASES = [case for case in KERNEL_CASES if case.option("qk_norm") == "sum"]
+CASES = [case for case in RULE_CASES if case.option("qk_norm") == "sum"]
 SIZES = [Sizes(1, 1, 1, 1, 1, 3, 2), Sizes(2, 40, 1, 2, 4, 5, 33), Sizes(1, 35, 2, 2, 2, 17, 3, (0, 1, 18, 35))]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -14,7 +14,7 @@ zero_or_less_than_counts = pytest.mark.parametrize("nothing", [0, "subnormal"])
 
 
 def test_every_rule_with_a_norm_is_here():
-    assert {case.function for case in KERNEL_CASES if case.option("qk_norm")} == {case.function for case in CASES}
+    assert {case.function for case in RULE_CASES if case.option("qk_norm")} == {case.function for case in CASES}
 
 
 def without_features(case, sizes, name, tokens, nothing, dtype):

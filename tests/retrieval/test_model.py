@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from support import cases, oracle
+from support import cases, oracle, training_oracle
 
 from fwm_py.experiments.retrieval.model import Model
 from fwm_py.experiments.retrieval.settings import Settings
@@ -40,7 +40,7 @@ def as_float64(parameters):
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 def test_initial_parameters(case, n_keys, d, seed):
     model = Model(case.settings(n_keys=n_keys, hidden_size=d, seed=seed))
-    expected = oracle.initial_parameters(n_keys, d, case.map_row is None, oracle.TorchCpu(seed))
+    expected = training_oracle.initial_parameters(n_keys, d, case.map_row is None, training_oracle.TorchCpu(seed))
     assert set(model.parameters) == set(expected)
     for name, array in expected.items():
         ours = model.parameters[name]
@@ -245,7 +245,7 @@ def test_steps_are_adam_on_the_gradients(case, dtype):
     stream, tolerance = Stream(settings), 1e-12 if dtype == np.float64 else 2e-6
     ours = as_float64(model.parameters)
     trained = {name: ours[name] for name in oracle.trained_names(settings.rule)}
-    adam = oracle.Adam(trained)
+    adam = training_oracle.Adam(trained)
     for step in range(12):
         batch = stream.batch()
         loss, gradients = model.loss_and_gradients(batch)
@@ -261,7 +261,7 @@ def test_steps_move_every_number_of_a_large_matrix(case):
     settings, model, _, _ = make(case, n_keys=280, hidden_size=32, batch_size=3)
     stream, ours = Stream(settings), {name: array.copy() for name, array in model.parameters.items()}
     trained = {name: ours[name] for name in oracle.trained_names(settings.rule)}
-    adam = oracle.Adam(trained)
+    adam = training_oracle.Adam(trained)
     for _ in range(2):
         batch = stream.batch()
         adam.update(trained, model.loss_and_gradients(batch)[1], 0.01)
@@ -279,8 +279,9 @@ def test_a_run_is_the_oracles_run(case):
     map_name, argument, rule = case.oracle_arguments(settings)
     if omega is not None:
         argument = settings.attn_arg
-    losses, rows = oracle.train(3, 2, map_name, argument, rule, True, 2, 2, settings.resolved_lr, 100)
-    for name, array in oracle.initial_parameters(3, 2, case.map_row is None, oracle.TorchCpu(2)).items():
+    losses, rows = training_oracle.train(3, 2, map_name, argument, rule, True, 2, 2, settings.resolved_lr, 100)
+    generator = training_oracle.TorchCpu(2)
+    for name, array in training_oracle.initial_parameters(3, 2, case.map_row is None, generator).items():
         model.parameters[name][...] = array  # ours may differ in the last bit of a normal
     stream = Stream(settings)
     ours = [model.step(stream.batch()) for _ in range(100)]
@@ -394,70 +395,6 @@ def test_max_steps(max_steps, n_rows):
     assert [step for step, _ in train(settings)] == [100, 200][:n_rows]
 
 
-# --- evaluation ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_keys, replace, batch_size", [(5, False, 32), (40, True, 32), (30, True, 7)])
-@pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
-def test_evaluation(case, n_keys, replace, batch_size):
-    """Chunks of the queries, whatever their size, weigh the same; the stream goes on behind the evaluation."""
-    settings, model, _, _ = make(case, np.float64, n_keys=n_keys, hidden_size=8, replace=replace, batch_size=batch_size)
-    ours, theirs = Stream(settings), oracle.Stream(settings.seed, n_keys, batch_size, replace)
-    arguments = case.oracle_arguments(settings)
-    expected = oracle.evaluate(theirs, lambda batch: oracle.loss(model.parameters, *arguments, batch))
-    loss = model.evaluate(ours)
-    assert np.float32(loss) == loss and loss == pytest.approx(float(expected), rel=5e-7)
-    for got, same in zip(ours.batch(), theirs.batch()):
-        np.testing.assert_array_equal(got, same)
-
-
-def mean_without_halves(losses):
-    """The float32 mean of one who forgets that sums of more than 128 numbers are halved."""
-    sums = np.zeros(8, np.float32)
-    for i in range(0, len(losses) // 8 * 8, 8):
-        sums += losses[i : i + 8]
-    total = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
-    for loss in losses[len(losses) // 8 * 8 :]:
-        total += loss
-    return total / np.float32(len(losses))
-
-
-def test_evaluation_sums_more_than_128_chunks_in_halves():
-    """To the bit NumPy's float32 mean; a sum in another order is another number for some seeds."""
-    others = 0
-    for seed in range(8):
-        settings = Settings(n_keys=40, attn_name="linear", hidden_size=8, batch_size=1, seed=seed)
-        model, chunks = Model(settings, np.float64), []
-        oracle.evaluate(
-            oracle.Stream(seed, 40, 1, False),
-            lambda batch: (
-                chunks.append(model.loss(Batch(batch[0], batch[1] + 40, batch[2], batch[3] + 40))) or chunks[-1]
-            ),
-        )
-        chunks = np.array(chunks, np.float32)
-        assert len(chunks) == 800
-        assert model.evaluate(Stream(settings)) == np.mean(chunks) == oracle.pairwise_mean(chunks)
-        others += np.mean(chunks) != mean_without_halves(chunks)
-    assert others > 2
-
-
-@every_model
-def test_evaluation_is_the_loss_of_its_chunks(case):
-    """Over 200 keys: the first 200 queries of each sequence, in chunks of 150 and 50."""
-    settings = case.settings(n_keys=210, hidden_size=16, batch_size=150)
-    model, same = Model(settings, np.float64), Model(settings, np.float64)
-    sizes = []
-
-    def chunk_loss(batch):
-        keys, values, query, answer = batch
-        sizes.append(len(query))
-        return same.loss(Batch(keys, values + 210, query, answer + 210))
-
-    expected = oracle.evaluate(oracle.Stream(1, 210, 150, False), chunk_loss)
-    assert sizes == [150, 50] * 20
-    assert model.evaluate(Stream(settings)) == pytest.approx(float(expected), rel=1e-5, nan_ok=True)
-
-
 # --- FAVOR+'s Omega ------------------------------------------------------------------------------------------------
 
 FAVOR_CASES = [case for case in cases.MODEL_CASES if case.map_row and case.map_row["argument"] == "m"]
@@ -486,8 +423,8 @@ def test_every_forward_pass_draws_an_omega(case):
 def test_omega_of_a_run_on_a_cpu(case, d):
     """mt19937 goes on where the initialisation stopped, its kept normal (d < 4) included."""
     settings, model, batch, _ = make(case, n_keys=3, hidden_size=d, favor_generator="mt19937", seed=11)
-    generator = oracle.TorchCpu(11)
-    oracle.initial_parameters(3, d, False, generator)
+    generator = training_oracle.TorchCpu(11)
+    training_oracle.initial_parameters(3, d, False, generator)
     for _ in range(3):
         omega = oracle.draw_omega(d, settings.attn_arg, generator.normal)
         assert model.loss(batch) == pytest.approx(model.loss(batch, omega), rel=1e-4)

@@ -5,40 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import training_oracle
 
 from fwm_py._core import Stream
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden_batches.json").read_text())["batches"]
-
-
-class StreamOracle:
-    """The data in plain NumPy, as the specification of the experiments words it."""
-
-    def __init__(self, seed, n_keys, batch_size, replace):
-        self.random = np.random.RandomState(seed)
-        self.n_keys, self.batch_size, self.replace = n_keys, batch_size, replace
-
-    def sequence(self, length):
-        keys = self.random.choice(np.arange(self.n_keys), length, self.replace)
-        values = self.random.choice(np.arange(self.n_keys, 2 * self.n_keys), length, self.replace)
-        return keys, values
-
-    def batch(self):
-        rows = []
-        for _ in range(self.batch_size):
-            keys, values = self.sequence(2 * self.n_keys if self.replace else self.n_keys)
-            query = self.random.choice(keys)
-            rows.append((keys, values, query, values[np.flatnonzero(keys == query)[-1]]))
-        return tuple(np.array(column) for column in zip(*rows))
-
-    def evaluation(self):
-        sequences = []
-        for _ in range(20):
-            keys, values = self.sequence(self.n_keys)
-            queries = np.unique(keys)[:200]
-            answers = np.array([values[np.flatnonzero(keys == query)[-1]] for query in queries])
-            sequences.append((keys, values, queries, answers))
-        return sequences
 
 
 def assert_same(ours, expected):
@@ -54,7 +25,7 @@ def assert_same(ours, expected):
 def test_against_numpy(n_keys, replace, seed, batch_size):
     """Batches and evaluations in turn: an evaluation consumes the stream, the next batch goes on from there."""
     arguments = seed, n_keys, batch_size, replace
-    stream, oracle = Stream(*arguments), StreamOracle(*arguments)
+    stream, oracle = Stream(*arguments), training_oracle.Stream(*arguments)
     for step in range(6):
         assert_same(stream.batch(), oracle.batch())
         if step % 2 == 1:
@@ -78,7 +49,7 @@ def test_streams_are_independent():
     first, second = Stream(1, 20, 4, True), Stream(1, 20, 4, True)
     first.batch()
     first.evaluation()
-    assert_same(second.batch(), StreamOracle(1, 20, 4, True).batch())
+    assert_same(second.batch(), training_oracle.Stream(1, 20, 4, True).batch())
 
 
 def test_a_batch_beyond_memory_consumes_nothing():
@@ -86,7 +57,7 @@ def test_a_batch_beyond_memory_consumes_nothing():
     for _ in range(2):
         with pytest.raises(MemoryError):
             stream.batch()
-    assert_same(stream.evaluation()[0], StreamOracle(1, 2**10, 1, True).evaluation()[0])
+    assert_same(stream.evaluation()[0], training_oracle.Stream(1, 2**10, 1, True).evaluation()[0])
 
 
 @pytest.mark.parametrize("method", ["batch", "evaluation"])
@@ -105,7 +76,7 @@ def test_each_failing_allocation_consumes_nothing(method):
             testcapi.remove_mem_hooks()
         failures += 1
     assert failures > 3
-    expected = getattr(StreamOracle(1, 20, 4, True), method)()
+    expected = getattr(training_oracle.Stream(1, 20, 4, True), method)()
     for ours, theirs in zip([drawn], [expected]) if method == "batch" else zip(drawn, expected):
         assert_same(ours, theirs)
 

@@ -37,28 +37,6 @@ def assert_all_equal(results):
 # --- bit for bit ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("case", cases.MAP_CASES, ids=str)
-def test_maps_do_not_depend_on_threads(case, dtype):
-    random = np.random.default_rng(1)
-    x = random.standard_normal((3, 333, 37)).astype(dtype)
-    dy = random.standard_normal((3, 333, case.width(37))).astype(dtype)
-    assert_all_equal(with_every_number_of_threads(lambda: (case.forward(x).tobytes(), case.backward(dy, x).tobytes())))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("B", [2, 37])
-@pytest.mark.parametrize("case", cases.RULE_CASES, ids=str)
-def test_rules_do_not_depend_on_threads(case, B, dtype):
-    inputs = cases.rule_inputs(B, 50, 40, 21).astype(dtype)
-    dy = np.random.default_rng(2).standard_normal((B, 21)).astype(dtype)
-    assert_all_equal(
-        with_every_number_of_threads(
-            lambda: (case.forward(inputs).tobytes(), [g.tobytes() for g in case.backward(dy, inputs).values()])
-        )
-    )
-
-
 @pytest.mark.parametrize(
     "sizes", [dict(n_keys=20, batch_size=32), dict(n_keys=75, batch_size=33, hidden_size=40)], ids=["20", "75"]
 )

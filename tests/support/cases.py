@@ -4,6 +4,7 @@ A new row of a table is a new case of every test here. A row without an oracle (
 oracle.py) stops the collection of the tests.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +13,9 @@ from fwm_py import _core, feature_maps, readouts
 from fwm_py.experiments import retrieval
 from support import oracle
 
-for _table, _oracles, _name in ((_core.MAPS, oracle.MAPS, "MAPS"), (_core.READOUTS, oracle.RULES, "RULES")):
-    for _row in _table:
-        if _row["name"] not in _oracles:
+for _table, *_names in ((_core.MAPS, "MAPS"), (_core.READOUTS, "READOUTS", "GRADIENTS")):
+    for _row, _name in itertools.product(_table, _names):
+        if _row["name"] not in getattr(oracle, _name):
             raise LookupError(
                 f"{_row['name']} has no oracle: write it in tests/support/oracle.py and add it to {_name} there"
             )
@@ -66,10 +67,10 @@ class MapCase(NamedTuple):
 
 MAP_CASES = [MapCase(row, number) for row in _core.MAPS for number in ARGUMENTS[row["argument"]]]
 
-# --- rules ---------------------------------------------------------------------------------------------------------
+# --- read-outs -----------------------------------------------------------------------------------------------------
 
 
-class RuleInputs(NamedTuple):
+class ReadoutInputs(NamedTuple):
     """keys (B, L, p), values (B, L), beta (B, L), query (B, p), and the number N of values."""
 
     keys: np.ndarray
@@ -79,16 +80,10 @@ class RuleInputs(NamedTuple):
     n_values: int
 
     def astype(self, dtype):
-        return RuleInputs(
-            *(a.astype(dtype) for a in (self.keys,)),
-            self.values,
-            self.beta.astype(dtype),
-            self.query.astype(dtype),
-            self.n_values,
-        )
+        return self._replace(**{name: getattr(self, name).astype(dtype) for name in ("keys", "beta", "query")})
 
 
-class RuleCase(NamedTuple):
+class ReadoutCase(NamedTuple):
     row: dict
 
     def __str__(self):
@@ -111,13 +106,13 @@ class RuleCase(NamedTuple):
         return ("keys", "beta", "query") if self.row["uses_beta"] else ("keys", "query")
 
     def oracle(self, inputs):
-        return oracle.RULES[self.row["name"]](*inputs)
+        return oracle.READOUTS[self.row["name"]](*inputs)
 
 
-RULE_CASES = [RuleCase(row) for row in _core.READOUTS]
+READOUT_CASES = [ReadoutCase(row) for row in _core.READOUTS]
 
 
-def rule_inputs(B, L, p, N, seed=0, repeat_keys=False):
+def readout_inputs(B, L, p, N, seed=0, repeat_keys=False):
     """Positive keys and queries, so that no rule divides by a sum near zero, of norm 0.6 to 1.6 so that fwm's clamp
     acts on some tokens and not on others; with repeat_keys a sequence has few different keys."""
     random = np.random.default_rng(seed)
@@ -127,7 +122,7 @@ def rule_inputs(B, L, p, N, seed=0, repeat_keys=False):
     keys *= random.uniform(0.6, 1.6, (B, L, 1)) / np.linalg.norm(keys, axis=-1, keepdims=True)
     values = random.integers(0, N, (B, L))
     values[:, 1:2] = (values[:, :1] + 1) % N  # sum and softmax have no gradient where all values are the same
-    return RuleInputs(keys, values, random.uniform(0.1, 0.9, (B, L)), query, N)
+    return ReadoutInputs(keys, values, random.uniform(0.1, 0.9, (B, L)), query, N)
 
 
 # --- models --------------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """The experiments in plain NumPy, written from their equations: what the C code is tested against.
 
 Nothing here is clever: one loop over the tokens of a sequence, the memory W kept whole (N x p), the input of the
-projections written out (N + E wide), gradients without any derivation. B sequences go side by side in the first axis.
+projections written out (N + E wide). B sequences go side by side in the first axis. Gradients are derived by
+hand; test_oracle.py holds them against `gradient`, which needs no derivation.
 
 Symbols: N keys and N values, L tokens a sequence, B sequences, d the width of the projections, E the width of an
 embedding, p the width of a feature map. Values are 0..N-1 here, tokens N..2N-1 in a batch.
 
-Every function of real arrays also takes complex ones, because `gradient` differentiates by the complex step:
+Forward functions of real arrays also take complex ones, because `gradient` differentiates by the complex step:
 f(x + ih) = f(x) + ih f'(x) + O(h^2), so Im f(x + ih) / h is f'(x) to the last digit when h is 1e-30. Therefore
 decisions (is x positive?) look at the real part only, and |x|^2 is sum(x * x), never abs.
 """
@@ -72,7 +73,7 @@ def draw_omega(d, m, normal):
     return np.array(columns[:m]).T
 
 
-# --- rules: keys (B, L, p), values (B, L) integers, beta (B, L) or None, query (B, p) -> y (B, N) -------------------
+# --- read-outs: keys (B, L, p), values (B, L) integers, beta (B, L) or None, query (B, p) -> y (B, N) ---------------
 
 
 def sum_rule(keys, values, beta, query, n_values):
@@ -138,10 +139,88 @@ def layer_norm(y):
     return centred / np.sqrt((centred * centred).mean(1, keepdims=True) + 1e-5)
 
 
+# --- their gradients, dy (B, N) -> {"keys", "beta" where there is one, "query"} --------------------------------------
+
+
+def sum_gradient(dy, keys, values, beta, query, n_values):
+    """y is sum_t v_t (k_t . q) over sum_t k_t . q + 1e-6: `slope` is that of k_t . q."""
+    y = sum_rule(keys, values, beta, query, n_values)
+    of_token = np.take_along_axis(dy, values, axis=1)
+    slope = (of_token - (dy * y).sum(1, keepdims=True)) / ((keys.sum(1) * query).sum(1, keepdims=True) + 1e-6)
+    return {"keys": slope[..., None] * query[:, None], "query": (slope[..., None] * keys).sum(1)}
+
+
+def softmax_gradient(dy, keys, values, beta, query, n_values):
+    scores = (keys * query[:, None]).sum(2) / np.sqrt(keys.shape[2])
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    weights, of_token = weights / weights.sum(1, keepdims=True), np.take_along_axis(dy, values, axis=1)
+    slope = weights * (of_token - (weights * of_token).sum(1, keepdims=True)) / np.sqrt(keys.shape[2])
+    return {"keys": slope[..., None] * query[:, None], "query": (slope[..., None] * keys).sum(1)}
+
+
+def delta_gradient(dy, keys, values, beta, query, n_values):
+    total, den = keys.sum(2, keepdims=True), query.sum(1, keepdims=True) + 1e-6
+    tokens = written(keys / total, values, beta, n_values, clamps=False)
+    y = read(tokens[-1][-1], query) / den
+    dk, dbeta = written_gradient(outer(dy / den, query), keys / total, beta, tokens)
+    dquery = (read(tokens[-1][-1].swapaxes(1, 2), dy) - (dy * y).sum(1, keepdims=True)) / den
+    return {"keys": (dk - (dk * keys / total).sum(2, keepdims=True)) / total, "beta": dbeta, "query": dquery}
+
+
+def fwm_gradient(dy, keys, values, beta, query, n_values):
+    tokens = written(keys, values, beta, n_values, clamps=True)
+    answer = read(tokens[-1][-1], query)
+    y, deviation = layer_norm(answer), np.sqrt(answer.var(1, keepdims=True) + 1e-5)
+    danswer = (dy - dy.mean(1, keepdims=True) - y * (dy * y).mean(1, keepdims=True)) / deviation
+    dk, dbeta = written_gradient(outer(danswer, query), keys, beta, tokens)
+    return {"keys": dk, "beta": dbeta, "query": read(tokens[-1][-1].swapaxes(1, 2), danswer)}
+
+
+def written(keys, values, beta, n_values, clamps):
+    """Of each token: the memory before it, the error v - W k, the norm divided by, the memory after it."""
+    memory, tokens = np.zeros((len(keys), n_values, keys.shape[2])), []
+    for t in range(keys.shape[1]):
+        before, error = memory, np.eye(n_values)[values[:, t]] - read(memory, keys[:, t])
+        memory = before + outer(beta[:, t, None] * error, keys[:, t])
+        norm = np.maximum(1, frobenius(memory)) if clamps and t > 0 else np.ones(len(keys))
+        memory = memory / norm[:, None, None]
+        tokens.append((before, error, norm, memory))
+    return tokens
+
+
+def written_gradient(dmemory, keys, beta, tokens):
+    """dkeys and dbeta from the gradient of the last memory; each line undoes one of `written`."""
+    dkeys, dbeta = np.empty(keys.shape), np.empty(beta.shape)
+    for t in reversed(range(keys.shape[1])):
+        before, error, norm, after = tokens[t]
+        along = np.where(norm > 1, (dmemory * after).sum((1, 2)), 0)  # W / |W|: dW = (d - <d, W> W) / |W|
+        dmemory = (dmemory - along[:, None, None] * after) / norm[:, None, None]
+        dwritten = read(dmemory, keys[:, t])
+        dbeta[:, t], derror = (dwritten * error).sum(1), beta[:, t, None] * dwritten
+        dkeys[:, t] = beta[:, t, None] * read(dmemory.swapaxes(1, 2), error) - read(before.swapaxes(1, 2), derror)
+        dmemory = dmemory - outer(derror, keys[:, t])
+    return dkeys, dbeta
+
+
+def outer(a, b):
+    return a[:, :, None] * b[:, None, :]
+
+
+def map_gradient(phi, dy, x, *argument):
+    """By one complex step a channel, which serves all rows."""
+    dx = np.empty(x.shape)
+    for i in range(x.shape[-1]):
+        moved = x.astype(np.complex128)
+        moved[..., i] += 1e-30j
+        dx[..., i] = (dy * phi(moved, *argument)).imag.sum(-1) / 1e-30
+    return dx
+
+
 # --- the model -----------------------------------------------------------------------------------------------------
 
 MAPS = {"linear": elu1, "tanh": tanh, "dpfp": dpfp, "favor": favor}
-RULES = {"sum": sum_rule, "fwm": fwm_rule, "ours": delta_rule, "softmax": softmax_rule}
+READOUTS = {"sum": sum_rule, "fwm": fwm_rule, "ours": delta_rule, "softmax": softmax_rule}
+GRADIENTS = {"sum": sum_gradient, "fwm": fwm_gradient, "ours": delta_gradient, "softmax": softmax_gradient}
 WITH_BETA = ("fwm", "ours")
 NEVER_TRAINED = ("embeddingV.weight", "W_v.weight", "W_v.bias", "W_f.weight", "W_f.bias")
 
@@ -172,7 +251,7 @@ def project(parameters, map_name, argument, keys, values, query):
 def read_out(parameters, map_name, argument, rule, keys, values, query):
     """y (B, N): what the memory of each sequence answers to its query."""
     k, beta, q = project(parameters, map_name, argument, keys, values, query)
-    return RULES[rule](k, values, beta, q, parameters["embeddingV.weight"].shape[0])
+    return READOUTS[rule](k, values, beta, q, parameters["embeddingV.weight"].shape[0])
 
 
 def loss(parameters, map_name, argument, rule, batch):
@@ -196,215 +275,41 @@ def gradient(f, arrays, h=1e-30):
 
 
 def loss_gradient(parameters, map_name, argument, rule, batch):
-    """The gradient of `loss` with respect to the trained parameters: the mean of that of each sequence.
+    """The gradient of `loss` with respect to the trained parameters.
 
     The loss of a sequence is NaN where a rule divides by the sum of no features. Its slope then is NaN in every number
     that its keys, strengths or query depend on, and 0 in the others.
     """
-    trained = {name: parameters[name] for name in trained_names(rule)}
-
-    def of_sequence(sequence):
-        def its_loss(moved):
-            return loss({**parameters, **moved}, map_name, argument, rule, sequence)
-
-        def its_inputs(moved):
-            parts = project({**parameters, **moved}, None, None, *sequence[:3])
-            return sum((np.cos(np.arange(a.size)) * a.ravel()).sum() for a in parts if a is not None)
-
-        if not np.isnan(its_loss({})):
-            return gradient(its_loss, trained)
-        return {name: np.where(slope == 0, 0, np.nan) for name, slope in gradient(its_inputs, trained).items()}
-
-    slopes = [of_sequence([a[i : i + 1] for a in batch]) for i in range(len(batch[0]))]
-    return {name: np.mean([slope[name] for slope in slopes], axis=0) for name in trained}
-
-
-# --- Adam ----------------------------------------------------------------------------------------------------------
+    keys, values, query, answer = batch
+    arguments = () if argument is None else (argument,)
+    raw_k, beta, raw_q = project(parameters, None, None, keys, values, query)
+    k, _, q = project(parameters, map_name, argument, keys, values, query)
+    y = READOUTS[rule](k, values, beta, q, parameters["embeddingV.weight"].shape[0])
+    d = GRADIENTS[rule]((y - np.eye(y.shape[1])[answer]) / len(y), k, values, beta, q, y.shape[1])
+    if map_name is not None:
+        d["keys"] = map_gradient(MAPS[map_name], d["keys"], raw_k, *arguments)
+        d["query"] = map_gradient(MAPS[map_name], d["query"], raw_q, *arguments)
+    lost = np.isnan(y).any(1)
+    slopes = project_gradient(parameters, d, beta, batch, ~lost)
+    anything = {name: np.cos(np.arange(a.size)).reshape(a.shape) for name, a in d.items()}
+    for b in np.flatnonzero(lost):
+        alone = project_gradient(parameters, anything, beta, batch, np.arange(len(y)) == b)
+        slopes = {name: slope + np.where(alone[name] == 0, 0, np.nan) for name, slope in slopes.items()}
+    return {name: slopes[name] for name in trained_names(rule)}
 
 
-class Adam:
-    """Dense, betas 0.9 and 0.999, eps 1e-8: a row without a gradient still moves while its first moment fades."""
-
-    def __init__(self, arrays):
-        self.step = 0
-        self.m = {name: np.zeros(a.shape) for name, a in arrays.items()}
-        self.v = {name: np.zeros(a.shape) for name, a in arrays.items()}
-
-    def update(self, arrays, gradients, lr):
-        self.step += 1
-        for name, g in gradients.items():
-            self.m[name] = 0.9 * self.m[name] + 0.1 * g
-            self.v[name] = 0.999 * self.v[name] + 0.001 * g * g
-            rate = lr / (1 - 0.9**self.step)
-            arrays[name] -= rate * self.m[name] / (np.sqrt(self.v[name]) / np.sqrt(1 - 0.999**self.step) + 1e-8)
-
-
-# --- initial parameters: the torch CPU generator -------------------------------------------------------------------
-
-
-class TorchCpu:
-    """torch.manual_seed(seed) on a CPU: the 32-bit words of MT19937, and how torch makes floats of them."""
-
-    def __init__(self, seed):
-        self.words = np.random.RandomState(seed)
-        self.spare = None
-
-    def bits(self, n):
-        return self.words.randint(0, 2**32, size=n, dtype=np.uint32).astype(np.uint64)
-
-    def uniform(self, shape, low, high):
-        """x (high - low) + low, rounded once to float32 (the products and sums are exact in float64)."""
-        x = (self.bits(int(np.prod(shape))) & np.uint64(2**24 - 1)) * 2.0**-24
-        low, high = np.float32(low), np.float32(high)
-        return (x * np.float64(high - low) + np.float64(low)).astype(np.float32).reshape(shape)
-
-    def normal(self, n):
-        """n float32 normals: Box-Muller on blocks of 16 uniforms, or on pairs of doubles when n < 16."""
-        if n < 16:
-            return np.array([self._one_normal() for _ in range(n)], np.float32)
-        x = self.uniform(n, 0, 1)
-        blocks = n // 16
-        x[: 16 * blocks] = self._box_muller(x[: 16 * blocks])
-        if n % 16:
-            x[-16:] = self._box_muller(self.uniform(16, 0, 1))  # the last 16 are drawn again
-        return x
-
-    @staticmethod
-    def _box_muller(uniforms):
-        x = uniforms.reshape(-1, 2, 8).astype(np.float64)
-        radius = np.sqrt(-2 * np.log(1 - x[:, 0])).astype(np.float32)
-        angle = (np.float64(np.float32(2 * np.pi)) * x[:, 1]).astype(np.float32)
-        pairs = np.stack([radius * np.cos(angle, dtype=np.float64), radius * np.sin(angle, dtype=np.float64)], axis=1)
-        return pairs.astype(np.float32).reshape(-1)
-
-    def _one_normal(self):
-        if self.spare is not None:
-            value, self.spare = self.spare, None
-            return value
-        u = [((int(hi) << 32 | int(lo)) & (2**53 - 1)) * 2.0**-53 for hi, lo in self.bits(4).reshape(2, 2)]
-        radius, angle = np.sqrt(-2 * np.log1p(-u[1])), 2 * np.pi * u[0]
-        self.spare = radius * np.sin(angle)
-        return radius * np.cos(angle)
-
-
-def initial_parameters(n_keys, d, softmax, generator):
-    """Published names -> float32 arrays, drawn in the published order from a TorchCpu (which goes on afterwards)."""
-    n, e = n_keys, int(2 * n_keys * 1.1)
-    parameters = {"embeddingV.weight": np.eye(n, dtype=np.float32)}
-    generator.normal(n * n)  # drawn, then overwritten by the identity
-    generator.normal(2 * n * e)  # drawn, then overwritten below
-    shapes = {"W_k": (d, e + n), "W_v": (d, e + n), "W_q": (d, e)}
-    if not softmax:
-        shapes.update({"W_f": (d, e + n), "W_b": (1, e + n)})
-    for name, shape in shapes.items():
-        bound = 1 / np.sqrt(shape[1])
-        parameters[name + ".weight"] = generator.uniform(shape, -bound, bound)
-        parameters[name + ".bias"] = generator.uniform(shape[:1], -bound, bound)
-    parameters["embeddingK.weight"] = generator.normal(2 * n * e).reshape(2 * n, e)
-    for name in ("W_v", "W_k", "W_q"):
-        xavier = np.sqrt(6 / sum(shapes[name]))
-        bound = xavier if softmax or name == "W_v" else 1 / np.sqrt(d)
-        parameters[name + ".weight"] = generator.uniform(shapes[name], -bound, bound)
-    return parameters
-
-
-# --- data and evaluation -------------------------------------------------------------------------------------------
-
-
-class Stream:
-    """Batches and evaluation sequences; one RandomState serves both, in the order they are asked for."""
-
-    def __init__(self, seed, n_keys, batch_size, replace):
-        self.random = np.random.RandomState(seed)
-        self.n_keys, self.batch_size, self.replace = n_keys, batch_size, replace
-
-    def _sequence(self, length):
-        n = self.n_keys
-        keys = self.random.choice(np.arange(n), size=length, replace=self.replace)
-        values = self.random.choice(np.arange(n, 2 * n), size=length, replace=self.replace)
-        return keys, values
-
-    def batch(self):
-        """keys (B, L), values (B, L), query (B,), answer (B,)."""
-        length = 2 * self.n_keys if self.replace else self.n_keys
-        rows = []
-        for _ in range(self.batch_size):
-            keys, values = self._sequence(length)
-            query = self.random.choice(keys)
-            rows.append((keys, values, query, values[keys == query][-1]))
-        return tuple(np.array(column) for column in zip(*rows))
-
-    def evaluation(self):
-        """20 times keys (N,), values (N,), queries (n,), answers (n,): the distinct keys in order, at most 200."""
-        sequences = []
-        for _ in range(20):
-            keys, values = self._sequence(self.n_keys)
-            queries = np.unique(keys)[:200]
-            sequences.append((keys, values, queries, np.array([values[keys == q][-1] for q in queries])))
-        return sequences
-
-
-def pairwise_mean(losses):
-    """The mean of float32 numbers as NumPy adds them; the order decides the last bits of an evaluation."""
-    losses = np.asarray(losses, np.float32)
-    return _pairwise_sum(losses) / np.float32(len(losses))
-
-
-def _pairwise_sum(x):
-    if len(x) > 128:
-        half = len(x) // 2 // 8 * 8
-        return _pairwise_sum(x[:half]) + _pairwise_sum(x[half:])
-    whole = len(x) // 8 * 8
-    total = np.float32(0)
-    if whole:
-        s = x[:8].copy()
-        for i in range(8, whole, 8):
-            s = s + x[i : i + 8]
-        total = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
-    for value in x[whole:]:
-        total = total + value
-    return total
-
-
-def evaluate(stream, chunk_loss):
-    """Evaluation loss, float32. `chunk_loss(batch)` is the loss of up to B queries, all on the same sequence."""
-    losses = []
-    for keys, values, queries, answers in stream.evaluation():
-        for start in range(0, len(queries), stream.batch_size):
-            query, answer = queries[start : start + stream.batch_size], answers[start : start + stream.batch_size]
-            same = np.ones((len(query), 1), np.int64)
-            losses.append(chunk_loss((same * keys, same * values - stream.n_keys, query, answer - stream.n_keys)))
-    return pairwise_mean(losses)
-
-
-# --- a whole training run ------------------------------------------------------------------------------------------
-
-
-def train(n_keys, d, map_name, argument, rule, replace, batch_size, seed, lr, max_steps):
-    """(training losses, [(step, evaluation loss)]) of max_steps steps in float64; slow, for tiny sizes only.
-
-    FAVOR+ (argument = m) draws a new Omega for every forward pass, from the generator of the initialisation.
-    """
-    generator, stream = TorchCpu(seed), Stream(seed, n_keys, batch_size, replace)
-    parameters = initial_parameters(n_keys, d, rule == "softmax", generator)
-    parameters = {name: a.astype(np.float64) for name, a in parameters.items()}
-    trained = {name: parameters[name] for name in trained_names(rule)}
-    adam, losses, rows = Adam(trained), [], []
-
-    def map_argument():
-        if map_name != "favor":
-            return argument
-        return draw_omega(d, argument, generator.normal).astype(np.float32).astype(np.float64)
-
-    def one_loss(batch):
-        return loss(parameters, map_name, map_argument(), rule, batch)
-
-    for step in range(1, max_steps + 1):
-        keys, values, query, answer = stream.batch()
-        batch, fixed = (keys, values - n_keys, query, answer - n_keys), map_argument()
-        losses.append(loss(parameters, map_name, fixed, rule, batch))
-        slopes = gradient(lambda a: loss({**parameters, **a}, map_name, fixed, rule, batch), trained)
-        adam.update(trained, slopes, lr)  # in place: the arrays are those of `parameters`
-        if step % 100 == 0:
-            rows.append((step, evaluate(stream, one_loss)))
-    return losses, rows
+def project_gradient(parameters, d, beta, batch, of):
+    """From the gradients of keys and query before the map, and of beta, those of the parameters, of some sequences."""
+    keys, values, query, _ = (array[of] for array in batch)
+    d = {name: array[of] for name, array in d.items()}
+    embedding, n = parameters["embeddingK.weight"], parameters["embeddingV.weight"].shape[0]
+    x = np.concatenate([np.eye(n)[values], embedding[keys]], axis=-1)
+    into, of_embedding = {"W_k": d["keys"]}, np.zeros(embedding.shape)
+    if "beta" in d:
+        into["W_b"] = (d["beta"] * beta[of] * (1 - beta[of]))[..., None]
+    slopes = {"W_q.weight": d["query"].T @ embedding[query], "W_q.bias": d["query"].sum(0)}
+    np.add.at(of_embedding, query, d["query"] @ parameters["W_q.weight"])
+    for name, dx in into.items():
+        slopes |= {f"{name}.weight": np.einsum("bli,blj->ij", dx, x), f"{name}.bias": dx.sum((0, 1))}
+        np.add.at(of_embedding, keys, (dx @ parameters[f"{name}.weight"])[..., n:])
+    return slopes | {"embeddingK.weight": of_embedding}

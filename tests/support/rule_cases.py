@@ -16,6 +16,7 @@ import numpy as np
 
 from fwm_py import _core, rules
 from support import rule_oracle
+from support.contract import Near
 
 for _row in _core.RULES:
     if _row["function"] not in rule_oracle.RULES:
@@ -47,7 +48,7 @@ class Sizes(NamedTuple):
         return self.B if self.cu_seqlens is None else len(self.cu_seqlens) - 1
 
 
-class KernelCase(NamedTuple):
+class RuleCase(NamedTuple):
     """A function, its gate and its options."""
 
     function: str
@@ -176,10 +177,10 @@ def _cases(row):
     if row["clamps"]:
         options += [(("clamp_first", False),)]
     strengths = tuple(row["strength"].split(", ")) if row["strength"] else ()
-    return [KernelCase(row["function"], gate, strengths, o) for gate in gates for o in options]
+    return [RuleCase(row["function"], gate, strengths, o) for gate in gates for o in options]
 
 
-KERNEL_CASES = [case for row in _core.RULES for case in _cases(row)]
+RULE_CASES = [case for row in _core.RULES for case in _cases(row)]
 
 # Sizes around the chunks' 16 tokens and around the vectors' and slabs' 16 and 32 columns.
 SIZES = [
@@ -214,11 +215,7 @@ def reference(case, sizes, **other):
 def assert_close(results, expected, tolerance, floor=1e-3):
     """Each array is off by at most `tolerance` of the largest of the expected one. The largest counts as `floor` where
     it is smaller: gradients may cancel, as that of a normalised key of a single channel does."""
-    assert results.keys() == expected.keys()
-    for name, wanted in expected.items():
-        assert results[name].shape == wanted.shape, name
-        scale, off = max(np.abs(wanted).max(initial=0), floor), np.abs(results[name] - wanted).max(initial=0)
-        assert off <= tolerance * scale, f"{name}: off by {off:.3g} where the largest is {scale:.3g}"
+    Near(tolerance, floor).check(results, expected)
 
 
 def bits(case, x, sizes, method="chunked"):
