@@ -1,11 +1,12 @@
-"""The order of csrc: layers call downwards, no circles, and a name for one struct alone."""
+"""The order of csrc: layers call downwards, no circles, a name for one struct alone. Tests share support alone."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).parent.parent / "csrc"
+TESTS = Path(__file__).parent
+CSRC = TESTS.parent / "csrc"
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="csrc is not here")
 
 # From low to high: a file includes what stands in its own layer or below.
@@ -118,3 +119,11 @@ def test_no_enumerator_of_one_letter_in_a_header():
                 names = [entry.split("=")[0].strip() for entry in body.split(",")]
                 assert all(len(name) != 1 for name in names), (path, names)
             assert not re.findall(r"^#define [A-Z]\b", (CSRC / path).read_text(), re.MULTILINE), path
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.relative_to(TESTS).as_posix())
+def test_no_test_imports_from_another(path):
+    """What several share is in support; programs in strings, too, import from there."""
+    text = path.read_text()
+    assert not re.findall(r"^\s*(?:from|import)\s[\w., ]*\btest_\w+", text, re.MULTILINE)
+    assert len(text.splitlines()) <= 500

@@ -6,50 +6,28 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from support import rule_cases  # noqa: E402
-from support.rule_cases import KERNEL_CASES, SIZES, SMALL, Sizes  # noqa: E402
+from support.rule_cases import RULE_CASES, SIZES, SMALL, Sizes  # noqa: E402
+from support.torch_cases import (  # noqa: E402, F401
+    MAPS,
+    conv_inputs,
+    convolve,
+    forward,
+    gated_inputs,
+    gradients,
+    map_arguments,
+    norm_inputs,
+    softmax_inputs,
+    tensors,
+    torch_threads,
+)
 
 import fwm_py  # noqa: E402
 import fwm_py.torch as fwm  # noqa: E402
 from fwm_py import _core, attention, convolution, feature_maps, norm  # noqa: E402
-from fwm_py.torch import _arrays, _operators, fla  # noqa: E402
+from fwm_py.torch import _arrays, _operators  # noqa: E402
 
 OPERATORS = torch.ops.fwm_py
-every_case = pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def torch_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def tensors(x, dtype=None, requires_grad=False):
-    return {name: torch.from_numpy(array.copy()).to(dtype).requires_grad_(requires_grad) for name, array in x.items()}
-
-
-def options_of(case, x, sizes):
-    options = dict(case.options) | {"output_final_state": True}
-    if "initial_state" in x:
-        options["initial_state"] = (
-            (x["initial_state"], x["initial_sum"]) if case.option("normalize") else x["initial_state"]
-        )
-    if sizes.cu_seqlens is not None:
-        options["cu_seqlens"] = torch.tensor(sizes.cu_seqlens)
-    return options
-
-
-def forward(case, x, sizes, **other):
-    """Results by name, as KernelCase.forward has them."""
-    o, state = getattr(fwm, case.function)(*(x[name] for name in case.arguments), **options_of(case, x, sizes) | other)
-    return dict(zip(("o", "final_state", "final_sum"), (o, *(state if isinstance(state, tuple) else (state,)))))
-
-
-def gradients(case, x, sizes):
-    results = forward(case, x, sizes)
-    sum((x["d" + name] * result).sum() for name, result in results.items()).backward()
-    return {name: x[name].grad for name in case.differentiable(x)}
+every_case = pytest.mark.parametrize("case", RULE_CASES, ids=str)
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------------
@@ -90,37 +68,6 @@ def test_gradcheck(case, sizes):
     assert torch.autograd.gradcheck(function, [x[name] for name in names])
 
 
-def softmax_inputs(dtype=torch.float64, requires_grad=True):
-    random = torch.Generator().manual_seed(0)
-    shapes = ((2, 7, 4, 5), (2, 9, 2, 5), (2, 9, 2, 3))
-    return [
-        torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).requires_grad_(requires_grad)
-        for shape in shapes
-    ]
-
-
-def conv_inputs(dtype=torch.float64, requires_grad=True):
-    random = torch.Generator().manual_seed(0)
-    shapes = ((2, 7, 5), (5, 4), (5,), (2, 3, 5))
-    return [
-        torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).requires_grad_(requires_grad)
-        for shape in shapes
-    ]
-
-
-def convolve(x, weight, bias, state, **options):
-    return fwm.causal_conv1d(
-        x, weight, bias, activation="silu", initial_state=state, output_final_state=True, **options
-    )
-
-
-def norm_inputs(dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in ((2, 3, 5), (5,), (2, 3, 5))
-    ]
-
-
 def test_softmax_convolution_and_norm():
     q, k, v = softmax_inputs()
     assert torch.autograd.gradcheck(lambda *x: fwm.softmax_attention(*x), (q, k, v))
@@ -142,15 +89,6 @@ def test_softmax_convolution_and_norm():
         expected = norm.rms_norm(*(x.detach().numpy() for x in norm_inputs()[:n]), **options)
         assert np.array_equal(fwm.rms_norm(*norm_inputs()[:n], **options).detach(), expected)
         assert torch.autograd.gradcheck(lambda *x: fwm.rms_norm(*x, **options), norm_inputs()[:n])
-
-
-OMEGA = torch.from_numpy(feature_maps.draw_omega(5, 7, fwm_py.random.Philox(1)))
-MAPS = {row["function"]: row for row in _core.MAPS}
-
-
-def map_arguments(row):
-    """nu and omega of the operator: for tokens of 5 numbers."""
-    return 2 if row["argument"] == "nu" else None, OMEGA if row["takes_omega"] else None
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -195,7 +133,7 @@ def test_half_outside_and_float32_inside(case, dtype):
 
 def test_a_mixture():
     """As models have it under autocast: gates in float32, the rest in bfloat16."""
-    case = next(case for case in KERNEL_CASES if case.function == "gated_delta_rule")
+    case = next(case for case in RULE_CASES if case.function == "gated_delta_rule")
     x = tensors(case.inputs(SIZES[5]), torch.bfloat16)
     x["g"], x["initial_state"] = x["g"].float(), x["initial_state"].float()
     x["g"].requires_grad_(), x["q"].requires_grad_()
@@ -224,7 +162,7 @@ def test_contiguous_tensors_are_not_copied(dtype):
 
 
 def test_any_strides():
-    case = next(case for case in KERNEL_CASES if case.function == "delta_rule")
+    case = next(case for case in RULE_CASES if case.function == "delta_rule")
     x = tensors(case.inputs(SIZES[3]))
     turned = {name: y.transpose(0, -1).contiguous().transpose(0, -1) for name, y in x.items()}
     assert all(
@@ -234,7 +172,7 @@ def test_any_strides():
 
 def test_views_of_a_projection():
     """The same bits, and no copy for a forward."""
-    case = next(case for case in KERNEL_CASES if case.function == "gated_delta_rule")
+    case = next(case for case in RULE_CASES if case.function == "gated_delta_rule")
     x = tensors(case.inputs(SIZES[3]))
     together = torch.cat([x[name].flatten(2) for name in ("q", "k", "v")], dim=2)
     views = dict(zip(("q", "k", "v"), together.split([x[name][0, 0].numel() for name in ("q", "k", "v")], dim=2)))
@@ -303,7 +241,7 @@ def test_opcheck_of_the_others():
 @pytest.mark.parametrize("function", ["gated_delta_rule", "linear_attention"])
 def test_compiled(function):
     """One graph, forward and backward."""
-    case = [case for case in KERNEL_CASES if case.function == function][1]
+    case = [case for case in RULE_CASES if case.function == function][1]
     x, again = (tensors(case.inputs(SIZES[5], dtype=np.float32), requires_grad=True) for _ in range(2))
     expected, compiled = gradients(case, x, SIZES[5]), torch.compile(forward, fullgraph=True, backend="aot_eager")
     results = compiled(case, again, SIZES[5])
@@ -315,13 +253,6 @@ def test_compiled(function):
 class Layer(torch.nn.Module):
     def forward(self, q, k, v, g, beta):
         return fwm.gated_delta_rule(q, k, v, g, beta, qk_norm="l2")[0]
-
-
-def gated_inputs():
-    case = next(case for case in KERNEL_CASES if case.function == "gated_delta_rule")
-    return [
-        torch.from_numpy(array).float() for name, array in case.inputs(SIZES[5], states=False).items() if name != "do"
-    ]
 
 
 def test_exported():
@@ -390,7 +321,7 @@ def test_threads_are_those_of_torch(threads):
 
 
 def test_the_same_bits_for_every_number_of_threads():
-    case = next(case for case in KERNEL_CASES if case.function == "kimi_delta_rule")
+    case = next(case for case in RULE_CASES if case.function == "kimi_delta_rule")
     sizes = Sizes(2, 70, 2, 4, 2, 16, 40)
     several = []
     for threads in (1, 2, 3):
@@ -466,63 +397,3 @@ def test_without_torch_it_says_what_to_install():
 
 def test_fwm_py_alone_does_not_import_torch():
     assert rule_cases.run_python("import sys, fwm_py; print('torch' in sys.modules)") == "False"
-
-
-# --- the names of the Triton package ----------------------------------------------------------------------------------
-
-
-def test_names_of_the_triton_package():
-    q, k, v, g, beta = gated_inputs()
-    channel = g[..., None].expand(*g.shape, k.shape[-1])
-    same = torch.equal
-    for prefix in ("chunk_", "fused_recurrent_"):
-        assert same(
-            getattr(fla, prefix + "delta_rule")(q, k, v, beta, use_qk_l2norm_in_kernel=True)[0],
-            fwm.delta_rule(q, k, v, beta, qk_norm="l2")[0],
-        )
-        assert same(
-            getattr(fla, prefix + "gated_delta_rule")(q, k, v, g=g, beta=beta, scale=0.3)[0],
-            fwm.gated_delta_rule(q, k, v, g, beta, scale=0.3)[0],
-        )
-        assert same(
-            getattr(fla, prefix + "kda")(q, k, v, channel, beta)[0], fwm.kimi_delta_rule(q, k, v, channel, beta)[0]
-        )
-        assert same(getattr(fla, prefix + "linear_attn")(q, k, v, normalize=False)[0], fwm.linear_attention(q, k, v)[0])
-    assert same(
-        fla.fused_recurrent_gated_delta_rule(q, k, v, gk=channel, beta=beta)[0],
-        fwm.kimi_delta_rule(q, k, v, channel, beta)[0],
-    )
-    assert same(fla.fused_recurrent_gated_delta_rule(q, k, v)[0], fwm.delta_rule(q, k, v, torch.ones_like(beta))[0])
-    cu_seqlens = torch.tensor([0, 9, 33])
-    o, state = fla.chunk_gated_delta_rule(q, k, v, g, beta, cu_seqlens=cu_seqlens, output_final_state=True)
-    assert same(o, fwm.gated_delta_rule(q, k, v, g, beta, cu_seqlens=cu_seqlens)[0]) and state.shape[0] == 2
-
-
-def test_normalised_reading_of_the_triton_package():
-    q, k, v = (x.abs() + 0.1 for x in gated_inputs()[:3])
-    q = q[:, :, :1].expand_as(k) if q.shape[2] != k.shape[2] else q
-    K = k.shape[-1]
-    weights = torch.einsum("bthk,bshk->bhts", q * K**-0.5, k).tril()
-    v_ = v[:, :, ::2] if v.shape[2] != k.shape[2] else v
-    expected = torch.einsum("bhts,bshv->bthv", weights / (weights.sum(-1, keepdim=True) + 1e-10), v_)
-    o, (S, z) = fla.chunk_linear_attn(q, k, v_, output_final_state=True)
-    assert torch.allclose(o, expected, atol=1e-5)
-    assert z.shape == (1, 1, k.shape[2], K) and torch.allclose(z[:, 0], k.sum(1), rtol=1e-5)
-    half = 16
-    first, state = fla.chunk_linear_attn(q[:, :half], k[:, :half], v_[:, :half], output_final_state=True)
-    rest, _ = fla.chunk_linear_attn(q[:, half:], k[:, half:], v_[:, half:], initial_state=state)
-    assert torch.allclose(torch.cat([first, rest], 1), expected, atol=1e-5)
-    zeros = torch.zeros_like(S)
-    assert all(
-        torch.equal(fla.chunk_linear_attn(q, k, v_, initial_state=start)[0], o) for start in (zeros, (zeros, None))
-    )
-
-
-@pytest.mark.parametrize("name", fla.__all__)
-def test_options_that_are_not_there_are_refused(name):
-    q, k, v, g, beta = gated_inputs()
-    rest = {"delta_rule": {"beta": beta}, "gated_delta_rule": {"g": g, "beta": beta}, "kda": {"g": g, "beta": beta}}
-    arguments = next((value for ending, value in sorted(rest.items(), reverse=True) if name.endswith(ending)), {})
-    for option in ("state_v_first", "head_first", "cp_context"):
-        with pytest.raises(NotImplementedError, match=f"^{option}: got True"):
-            getattr(fla, name)(q, k, v, **arguments, **{option: True})

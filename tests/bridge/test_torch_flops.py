@@ -4,8 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from support.rule_cases import KERNEL_CASES, SIZES  # noqa: E402
-from test_torch import MAPS, OMEGA, forward, map_arguments, tensors, torch_threads  # noqa: E402, F401
+from support.rule_cases import RULE_CASES, SIZES  # noqa: E402
+from support.torch_cases import MAPS, OMEGA, forward, map_arguments, tensors, torch_threads  # noqa: E402, F401
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import fwm_py.torch as fwm  # noqa: E402
@@ -34,7 +34,7 @@ def recurrence(S, q, k, v, corrects):
 
 
 @pytest.mark.parametrize("sizes", [SIZES[3], next(sizes for sizes in SIZES if sizes.HQ > sizes.HV)], ids=str)
-@pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
+@pytest.mark.parametrize("case", RULE_CASES, ids=str)
 def test_rules(case, sizes):
     x = tensors(case.inputs(sizes))
     names = case.differentiable(x)

@@ -4,8 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from support.rule_cases import KERNEL_CASES, SIZES  # noqa: E402
-from test_torch import (  # noqa: E402, F401
+from support.rule_cases import RULE_CASES, SIZES  # noqa: E402
+from support.torch_cases import (  # noqa: E402, F401
     MAPS,
     conv_inputs,
     convolve,
@@ -57,7 +57,7 @@ def feature_map(name):
     return call
 
 
-CALLS = {case.function: memory(case) for case in KERNEL_CASES}
+CALLS = {case.function: memory(case) for case in RULE_CASES}
 CALLS |= {"softmax_attention": softmax, "causal_conv1d": convolution, "rms_norm": norm}
 CALLS |= {name: feature_map(name) for name in MAPS}
 

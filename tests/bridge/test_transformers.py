@@ -1,7 +1,6 @@
 """Models of transformers with and without the kernels: logits, losses, gradients, generation, packed documents."""
 
 import copy
-import importlib
 import itertools
 import threading
 import time
@@ -13,42 +12,21 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from support import rule_cases, tiny_models  # noqa: E402
+from support.tiny_models import (  # noqa: E402, F401
+    Compiled,
+    Subclass,
+    assert_near,
+    disabled,
+    every_family,
+    linear_layer,
+    modelling,
+    tokens,
+    training_step,
+)
 
 import fwm_py.transformers as bridge  # noqa: E402
 
-every_family = pytest.mark.parametrize("family", tiny_models.MODELS)
 GATED, KIMI = "torch_chunk_gated_delta_rule", "chunk_kimi_delta_attention"
-
-
-@pytest.fixture(autouse=True)
-def disabled():
-    bridge.disable()
-    yield
-    bridge.disable()
-
-
-def modelling(family):
-    return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-
-
-def tokens(B=2, T=37, seed=1):
-    return torch.randint(2, 97, (B, T), generator=torch.Generator().manual_seed(seed))
-
-
-def assert_near(got, expected, tolerance=1e-4):
-    off, largest = (got - expected).abs().max(), expected.abs().max()
-    assert off <= tolerance * largest, f"off by {off:.3g} where the largest is {largest:.3g}"
-
-
-def training_step(model, ids):
-    model.zero_grad()
-    output = model(ids, labels=ids)
-    output.loss.backward()
-    return (
-        output.logits.detach(),
-        output.loss.detach(),
-        {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
-    )
 
 
 # --- every family -----------------------------------------------------------------------------------------------------
@@ -151,17 +129,6 @@ def test_bfloat16(family):
 LENGTHS = (13, 1, 22)
 CU_SEQLENS = torch.tensor([0, *np.cumsum(LENGTHS)], dtype=torch.int32)
 SEQ_IDX = torch.repeat_interleave(torch.arange(3, dtype=torch.int32), torch.tensor(LENGTHS))[None]
-
-
-def linear_layer(family):
-    """The first layer that calls the rule."""
-    names = ("GatedDeltaNet", "DeltaAttention", "KimiDelta", "KDA", "LinearAttention")
-    modules = [
-        module
-        for module in tiny_models.make(family).modules()
-        if hasattr(module, "conv1d") or hasattr(module, "q_conv1d")
-    ]
-    return next(module for module in modules if any(name in type(module).__name__ for name in names))
 
 
 @pytest.mark.parametrize(
@@ -367,10 +334,6 @@ def test_other_devices_get_the_original(monkeypatch):
     assert calls == ["meta"]
 
 
-class Subclass(torch.Tensor):
-    """May mean something else by every operation."""
-
-
 @pytest.mark.parametrize("at", range(3))
 @pytest.mark.parametrize(
     "family, name",
@@ -469,24 +432,6 @@ def test_without_transformers_it_says_what_to_install():
         "try:\n    import fwm_py.transformers\nexcept ImportError as error:\n    print(error)"
     )
     assert "pip install 'fwm_py[transformers]'" in rule_cases.run_python(script)
-
-
-class Compiled:
-    """Compiles with aot_eager, and notes the operators of ours in the graphs."""
-
-    def __init__(self, module, **options):
-        torch._dynamo.reset()
-        self.operators = set()
-        self.compiled = torch.compile(module, backend=self.backend, **options)
-
-    def backend(self, graph, inputs):
-        self.operators |= {
-            str(node.target).split(".")[1] for node in graph.graph.nodes if str(node.target).startswith("fwm_py.")
-        }
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
-
-    def __call__(self, *args, **options):
-        return self.compiled(*args, **options)
 
 
 @pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])

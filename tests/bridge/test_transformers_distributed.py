@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from support import tiny_models  # noqa: E402
-from test_transformers import assert_near, disabled, modelling, tokens, training_step  # noqa: E402, F401
+from support.tiny_models import assert_near, disabled, modelling, tokens, training_step  # noqa: E402, F401
 
 import fwm_py.transformers as bridge  # noqa: E402
 

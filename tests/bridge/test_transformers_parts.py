@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from support import tiny_models  # noqa: E402
-from test_transformers import Compiled, Subclass, assert_near, disabled, every_family, modelling  # noqa: E402, F401
+from support.tiny_models import Compiled, Subclass, assert_near, disabled, every_family, modelling  # noqa: E402, F401
 
 import fwm_py.transformers as bridge  # noqa: E402
 

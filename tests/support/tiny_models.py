@@ -2,7 +2,10 @@
 
 import importlib
 
+import pytest
 import torch
+
+import fwm_py.transformers as bridge
 
 COMMON = {
     "vocab_size": 97,
@@ -127,3 +130,68 @@ def make(family, seed=0, **changed):
         model = getattr(modelling, prefix + "ForConditionalGeneration")(config)
     model.set_experts_implementation("eager")  # the others take no float64
     return model.eval()
+
+
+# --- what the tests of fwm_py.transformers share ----------------------------------------------------------------------
+
+every_family = pytest.mark.parametrize("family", MODELS)
+
+
+@pytest.fixture(autouse=True)
+def disabled():
+    bridge.disable()
+    yield
+    bridge.disable()
+
+
+def modelling(family):
+    return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+
+def tokens(B=2, T=37, seed=1):
+    return torch.randint(2, 97, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_near(got, expected, tolerance=1e-4):
+    off, largest = (got - expected).abs().max(), expected.abs().max()
+    assert off <= tolerance * largest, f"off by {off:.3g} where the largest is {largest:.3g}"
+
+
+def training_step(model, ids):
+    model.zero_grad()
+    output = model(ids, labels=ids)
+    output.loss.backward()
+    return (
+        output.logits.detach(),
+        output.loss.detach(),
+        {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+    )
+
+
+def linear_layer(family):
+    """The first layer that calls the rule."""
+    names = ("GatedDeltaNet", "DeltaAttention", "KimiDelta", "KDA", "LinearAttention")
+    modules = [module for module in make(family).modules() if hasattr(module, "conv1d") or hasattr(module, "q_conv1d")]
+    return next(module for module in modules if any(name in type(module).__name__ for name in names))
+
+
+class Compiled:
+    """Compiles with aot_eager, and notes the operators of ours in the graphs."""
+
+    def __init__(self, module, **options):
+        torch._dynamo.reset()
+        self.operators = set()
+        self.compiled = torch.compile(module, backend=self.backend, **options)
+
+    def backend(self, graph, inputs):
+        self.operators |= {
+            str(node.target).split(".")[1] for node in graph.graph.nodes if str(node.target).startswith("fwm_py.")
+        }
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    def __call__(self, *args, **options):
+        return self.compiled(*args, **options)
+
+
+class Subclass(torch.Tensor):
+    """May mean something else by every operation."""
