@@ -1,10 +1,12 @@
-"""Every test starts on one thread, the fastest for small arrays; test_threads.py compares numbers of threads."""
+"""Every test starts on one thread, the fastest for small arrays; tests of threads ask for more."""
 
 import signal
 
 import pytest
 
 import fwm_py
+
+pytest.register_assert_rewrite("support")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,5 @@
 """The order of csrc: layers call downwards, no circles, a name for one struct alone, and a page for each file with
-mathematics; and no dead link in the documentation."""
+mathematics; no dead link in the documentation; and tests that share support alone."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+TESTS = ROOT / "tests"
 CSRC = ROOT / "csrc"
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="csrc is not here")
 
@@ -178,3 +179,11 @@ def test_no_link_is_dead(page):
 
 def test_links_are_found():
     assert len(DERIVED) > 30 and sum(map(len, map(links_of, PAGES))) > 100
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.relative_to(TESTS).as_posix())
+def test_no_test_imports_from_another(path):
+    """What several share is in support; programs in strings, too, import from there."""
+    text = path.read_text()
+    assert not re.findall(r"^\s*(?:from|import)\s[\w., ]*\btest_\w+", text, re.MULTILINE)
+    assert len(text.splitlines()) <= 500

@@ -28,7 +28,7 @@ def run_python(*arguments, isa=None):
 
 def first_losses():
     """{model: {dtype: 50 training losses, then the evaluation after 100 steps}}, of this process's variant."""
-    import cases
+    from support import cases
 
     from fwm_py.experiments.retrieval.model import Model
     from fwm_py.experiments.retrieval.stream import Stream
@@ -47,10 +47,10 @@ def first_losses():
 
 def kernel_results():
     """Results and gradients of the rules, in both methods and precisions, by a name for each."""
-    from kernel_cases import KERNEL_CASES, METHODS, SIZES
+    from support.rule_cases import METHODS, RULE_CASES, SIZES
 
     results = {}
-    for case in KERNEL_CASES:
+    for case in RULE_CASES:
         for sizes in SIZES[3:]:
             for dtype in (np.float32, np.float64):
                 x = case.inputs(sizes, dtype=dtype)
@@ -65,24 +65,25 @@ def kernel_results():
 
 def convolution_results():
     """The same of the causal convolution."""
-    import test_convolution
+    from support import convolution_cases
 
     results = {}
     for W, dtype, activation in itertools.product((2, 3, 4), (np.float32, np.float64), (None, "silu")):
-        arrays = test_convolution.everything(test_convolution.inputs(2, 300, 37, W, dtype), activation=activation)
-        results |= {f"convolution {W} {activation} {i} {array.dtype}": array for i, array in enumerate(arrays)}
+        case = convolution_cases.ConvolutionCase(W, activation, ())
+        made = case.everything(case.inputs((2, 300, 37, None), dtype))
+        results |= {f"convolution {W} {activation} {name} {array.dtype}": array for name, array in made.items()}
     return results
 
 
 def norm_results():
     """The same of RMS norm."""
-    import test_norm
+    from support import norm_cases
 
     results = {}
     for dtype, activation in itertools.product((np.float32, np.float64), ("silu", "sigmoid", None)):
-        inputs, options = test_norm.gated(test_norm.inputs((300, 37), dtype), activation)
-        arrays = test_norm.everything(inputs, **options)
-        results |= {f"norm {activation} {i} {array.dtype}": array for i, array in enumerate(arrays)}
+        case = norm_cases.NormCase(activation, 1e-6)
+        made = case.everything(case.inputs((300, 37), dtype))
+        results |= {f"norm {activation} {name} {array.dtype}": array for name, array in made.items()}
     return results
 
 
@@ -117,7 +118,7 @@ def test_the_kernels_of_a_variant_follow_the_baseline(computed, isa):
 def test_a_variant_follows_the_baseline(results, isa):
     """Where float32 follows float64. Maps of both signs may have sums near zero, which leave float32 no digits:
     correct programs part at once."""
-    import cases
+    from support import cases
 
     assert results[isa]["variant"] == isa
     for case in cases.MODEL_CASES:

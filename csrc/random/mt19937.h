@@ -3,8 +3,8 @@
  * numpy.random.RandomState(seed) and torch.manual_seed(seed) both use this stream of 32-bit words; numpy_legacy.h and
  * torch_cpu.h turn it into their draws.
  *
- * FROZEN: the stream of a seed must never change, because published figures depend on it. tests/test_random.py holds
- * recorded words. */
+ * FROZEN: the stream of a seed must never change, because published figures depend on it.
+ * tests/operations/test_random.py holds recorded words. */
 #ifndef FWM_RANDOM_MT19937_H
 #define FWM_RANDOM_MT19937_H
 

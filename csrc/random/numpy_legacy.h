@@ -1,7 +1,7 @@
 /* The draws of numpy.random.RandomState, the legacy stream of NumPy, on top of MT19937.
  *
  * FROZEN: the same seed must give the same draws for ever, because the published training data consist of them.
- * tests/test_random.py holds recorded draws and compares with the installed NumPy. */
+ * tests/operations/test_random.py holds recorded draws and compares with the installed NumPy. */
 #ifndef FWM_RANDOM_NUMPY_LEGACY_H
 #define FWM_RANDOM_NUMPY_LEGACY_H
 

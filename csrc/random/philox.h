@@ -2,7 +2,7 @@
  * Box-Muller transform in float32, of which only the sine is used.
  *
  * FROZEN: the same seed must give the same blocks for ever, because the published FAVOR+ runs, made on a GPU, depend on
- * them. tests/test_random.py holds known answers of Philox and recorded normals. */
+ * them. tests/operations/test_random.py holds known answers of Philox and recorded normals. */
 #ifndef FWM_RANDOM_PHILOX_H
 #define FWM_RANDOM_PHILOX_H
 

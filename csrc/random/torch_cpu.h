@@ -2,7 +2,7 @@
  * of MT19937, equal to the bit to those of torch's AVX2 path.
  *
  * FROZEN: the same seed must give the same draws for ever, because the published initial parameters consist of them.
- * tests/test_random.py holds recorded draws and, if torch is installed, compares
+ * tests/operations/test_random.py holds recorded draws and, if torch is installed, compares
  *
  *     torch.manual_seed(1); torch.randn(1000)      with      MT19937(1).normal(1000) */
 #ifndef FWM_RANDOM_TORCH_CPU_H

@@ -4,7 +4,7 @@
  * Here keys and values are both 0..N-1; in the published program the token of a value is the value plus N.
  *
  * FROZEN: the same seed must give the same data for ever, because the published losses are measured on them.
- * tests/test_stream.py compares with NumPy and with recorded batches of the published program. */
+ * tests/retrieval/test_stream.py compares with NumPy and with recorded batches of the published program. */
 #ifndef FWM_RETRIEVAL_STREAM_H
 #define FWM_RETRIEVAL_STREAM_H
 

@@ -2,9 +2,9 @@
  * loops over them on every instruction set.
  *
  * exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2, by the Taylor polynomial of expm1(r), whose first
- * omitted term is below a tenth of an ulp. Errors over the whole range (tests/test_feature_maps.py): exp 1 ulp, also
- * where the result is subnormal (only the last multiplication rounds it); tanh 2 ulp; the logistic function 2.5 ulp,
- * and 0 where it would be subnormal.
+ * omitted term is below a tenth of an ulp. Errors over the whole range (tests/operations/test_feature_maps.py): exp 1
+ * ulp, also where the result is subnormal (only the last multiplication rounds it); tanh 2 ulp; the logistic
+ * function 2.5 ulp, and 0 where it would be subnormal.
  *
  * See docs/mathematics/exp_tanh_logistic.md. */
 #ifndef FWM_KERNELS_BASE_VMATH_H

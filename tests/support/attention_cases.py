@@ -1,0 +1,119 @@
+"""Softmax attention: the equations in plain NumPy, and its cases."""
+
+import numpy as np
+
+from fwm_py.attention import SoftmaxGradients, softmax_attention, softmax_attention_backward
+from support.contract import Case, Near, by_input, normal, without
+
+# --- the equations -------------------------------------------------------------------------------------------------
+
+
+def weights(q, k, causal=True, scale=None):
+    """The weights (B, HQ, T, S) and log sum exp (B, T, HQ)."""
+    (_, T, HQ, K), S, H = q.shape, *k.shape[1:3]
+    scores = np.einsum("bthk,bshk->bhts", q, np.repeat(k, HQ // H, axis=2)) * (K**-0.5 if scale is None else scale)
+    if causal:
+        scores = np.where(np.arange(S) <= S - T + np.arange(T)[:, None], scores, -np.inf)
+    largest = scores.max(axis=-1, keepdims=True)
+    p = np.exp(scores - largest)
+    total = p.sum(axis=-1, keepdims=True)
+    return p / total, (largest + np.log(total))[..., 0].transpose(0, 2, 1)
+
+
+def oracle(q, k, v, **options):
+    p, lse = weights(q, k, **options)
+    return np.einsum("bhts,bshv->bthv", p, np.repeat(v, q.shape[2] // v.shape[2], axis=2)), lse
+
+
+def oracle_backward(do, q, k, v, causal=True, scale=None):
+    (B, _, HQ, K), S, H = q.shape, *k.shape[1:3]
+    p, _ = weights(q, k, causal, scale)
+    dp = np.einsum("bthv,bshv->bhts", do, np.repeat(v, HQ // H, axis=2))
+    ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) * (K**-0.5 if scale is None else scale)
+    dk, dv = np.einsum("bhts,bthk->bshk", ds, q), np.einsum("bhts,bthv->bshv", p, do)
+    return SoftmaxGradients(
+        np.einsum("bhts,bshk->bthk", ds, np.repeat(k, HQ // H, axis=2)),
+        *(x.reshape(B, S, H, HQ // H, x.shape[-1]).sum(axis=3) for x in (dk, dv)),
+    )
+
+
+# --- cases ---------------------------------------------------------------------------------------------------------
+
+# (B, T, S, HQ, H, K, V): vectors' widths and tiles' edges crossed by one, grouped heads, a cache, several blocks.
+SIZES = [
+    (1, 1, 1, 1, 1, 1, 1),
+    (2, 2, 2, 1, 1, 3, 2),
+    (1, 15, 15, 2, 2, 16, 15),
+    (2, 16, 16, 2, 1, 17, 33),
+    (1, 17, 17, 3, 3, 40, 8),
+    (1, 31, 31, 1, 1, 4, 5),
+    (1, 32, 32, 1, 1, 4, 5),
+    (1, 33, 33, 1, 1, 4, 5),
+    (1, 63, 63, 2, 2, 8, 8),
+    (1, 64, 64, 2, 2, 8, 8),
+    (2, 65, 65, 2, 2, 8, 8),
+    (1, 127, 127, 2, 1, 24, 20),
+    (1, 129, 129, 2, 1, 24, 20),
+    (1, 20, 20, 16, 2, 8, 8),
+    (2, 37, 37, 8, 1, 5, 9),
+    (1, 1, 200, 4, 2, 16, 16),
+    (2, 1, 1300, 3, 3, 20, 33),
+    (3, 1, 65, 8, 1, 64, 64),
+    (1, 3, 70, 2, 2, 16, 16),
+    (1, 65, 129, 3, 1, 10, 7),
+    (1, 100, 333, 2, 2, 16, 24),
+    (1, 255, 257, 1, 1, 16, 16),
+    (1, 300, 300, 1, 1, 64, 64),
+    (1, 600, 650, 1, 1, 7, 7),
+]
+OTHER_SIZES = [(1, 70, 50, 2, 2, 8, 8), (2, 300, 1, 4, 2, 8, 8), (1, 5, 300, 4, 1, 17, 3)]  # not causal only
+EMPTY = [(0, 5, 5, 4, 2, 3, 5), (2, 0, 5, 4, 2, 3, 5)]
+LONG = [(1, 1000, 1000, 2, 2, 64, 64), (1, 700, 1111, 4, 2, 40, 72)]
+
+
+def inputs(B, T, S, HQ, H, K, V, dtype=np.float64, seed=0):
+    """do, q, k, v"""
+    return list(AttentionCase(True).inputs((B, T, S, HQ, H, K, V), dtype, seed).values())
+
+
+class AttentionCase(Case):
+    gradients = Near(1e-11)
+    results32 = gradients32 = Near(1e-5, 0)
+    float32 = LONG
+    shared = (
+        *((1, 1100, 1200, 1, 1, 16, 16), (2, 300, 300, 6, 2, 20, 24)),
+        *((1, 600, 600, 20, 20, 8, 8), (2, 1, 2500, 4, 2, 16, 16)),
+    )
+    busy = (1, 200, 220, 4, 2, 16, 16)
+
+    def __init__(self, causal):
+        self.causal, self.name = causal, "attention" if causal else "attention-not causal"
+        self.sizes = [*(SIZES if causal else SIZES[::4] + OTHER_SIZES), *EMPTY, *LONG]
+        causal_sizes = ((1, 5, 5, 1, 1, 3, 2), (2, 7, 9, 4, 2, 3, 4), (1, 34, 40, 2, 2, 2, 2))
+        self.small = causal_sizes if causal else (*causal_sizes, (1, 6, 4, 2, 1, 4, 3))
+
+    def inputs(self, size, dtype=np.float64, seed=0):
+        B, T, S, HQ, H, K, V = size
+        return normal({"do": (B, T, HQ, V), "q": (B, T, HQ, K), "k": (B, S, H, K), "v": (B, S, H, V)}, dtype, seed)
+
+    def forward(self, x):
+        o, lse = softmax_attention(**without(x, "do"), causal=self.causal, return_lse=True)
+        return {"o": o, "lse": lse}
+
+    def backward(self, x):
+        return by_input(softmax_attention_backward(**x, causal=self.causal))
+
+    def expected(self, x):
+        return dict(zip(("o", "lse"), oracle(**without(x, "do"), causal=self.causal)))
+
+    def expected_gradients(self, x):
+        return by_input(oracle_backward(**x, causal=self.causal))
+
+    def bits(self, x):
+        """With what the forward kept, too."""
+        kept = self.forward(x)
+        again = {f"{name} from lse": gradient.tobytes() for name, gradient in self.backward(x | kept).items()}
+        return super().bits(x) | again
+
+
+CASES = [AttentionCase(True), AttentionCase(False)]
