@@ -8,10 +8,15 @@ from support.contract import Case, Near, by_input, normal, without
 # --- the equations -------------------------------------------------------------------------------------------------
 
 
+def heads_first(x, copies=1):
+    """(B, heads, length, size) of (B, length, heads, size), each head so many times."""
+    return np.repeat(x, copies, axis=2).swapaxes(1, 2)
+
+
 def weights(q, k, causal=True, scale=None):
     """The weights (B, HQ, T, S) and log sum exp (B, T, HQ)."""
     (_, T, HQ, K), S, H = q.shape, *k.shape[1:3]
-    scores = np.einsum("bthk,bshk->bhts", q, np.repeat(k, HQ // H, axis=2)) * (K**-0.5 if scale is None else scale)
+    scores = heads_first(q) @ heads_first(k, HQ // H).swapaxes(2, 3) * (K**-0.5 if scale is None else scale)
     if causal:
         scores = np.where(np.arange(S) <= S - T + np.arange(T)[:, None], scores, -np.inf)
     largest = scores.max(axis=-1, keepdims=True)
@@ -22,18 +27,18 @@ def weights(q, k, causal=True, scale=None):
 
 def oracle(q, k, v, **options):
     p, lse = weights(q, k, **options)
-    return np.einsum("bhts,bshv->bthv", p, np.repeat(v, q.shape[2] // v.shape[2], axis=2)), lse
+    return (p @ heads_first(v, q.shape[2] // v.shape[2])).swapaxes(1, 2), lse
 
 
 def oracle_backward(do, q, k, v, causal=True, scale=None):
     (B, _, HQ, K), S, H = q.shape, *k.shape[1:3]
     p, _ = weights(q, k, causal, scale)
-    dp = np.einsum("bthv,bshv->bhts", do, np.repeat(v, HQ // H, axis=2))
+    dp = heads_first(do) @ heads_first(v, HQ // H).swapaxes(2, 3)
     ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) * (K**-0.5 if scale is None else scale)
-    dk, dv = np.einsum("bhts,bthk->bshk", ds, q), np.einsum("bhts,bthv->bshv", p, do)
+    dk, dv = ds.swapaxes(2, 3) @ heads_first(q), p.swapaxes(2, 3) @ heads_first(do)  # of each query head
     return SoftmaxGradients(
-        np.einsum("bhts,bshk->bthk", ds, np.repeat(k, HQ // H, axis=2)),
-        *(x.reshape(B, S, H, HQ // H, x.shape[-1]).sum(axis=3) for x in (dk, dv)),
+        (ds @ heads_first(k, HQ // H)).swapaxes(1, 2),
+        *(x.reshape(B, H, HQ // H, S, x.shape[-1]).sum(axis=2).swapaxes(1, 2) for x in (dk, dv)),
     )
 
 
