@@ -249,23 +249,10 @@ def test_options_without_effect_are_refused(options, message):
         FastWeightAttention(12, 3, **SIZES | options)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "d_model",
-        "heads",
-        "head_dim",
-        "value_dim",
-        "nu",
-        "features",
-        "feature_map",
-        "rule",
-        "gate",
-        "qk_norm",
-        "normalize",
-        "bias",
-    ],
-)
+OPTIONS = "d_model heads head_dim value_dim nu features feature_map rule gate qk_norm normalize bias"
+
+
+@pytest.mark.parametrize("name", OPTIONS.split())
 def test_an_option_that_is_a_tensor_is_refused_in_a_line(name):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: got Tensor, expected ") as error:
         FastWeightAttention(**{"d_model": 12, "heads": 3} | {name: torch.arange(5000.0)})

@@ -39,21 +39,8 @@ COMMANDS = """
 """.strip().splitlines()
 
 FLAGS = [
-    "--begin",
-    "--end",
-    "--step",
-    "--attn_name",
-    "--attn_arg",
-    "--update_rule",
-    "--replace",
-    "--seed",
-    "--hidden_size",
-    "--batch_size",
-    "--lr",
-    "--max_steps",
-    "--log_folder",
-    "--threads",
-    "--favor_generator",
+    *("--begin", "--end", "--step", "--attn_name", "--attn_arg", "--update_rule", "--replace", "--seed"),
+    *("--hidden_size", "--batch_size", "--lr", "--max_steps", "--log_folder", "--threads", "--favor_generator"),
 ]
 
 # A run that goes on for a long time: the steps are small, so that each evaluation is a little better than the last.

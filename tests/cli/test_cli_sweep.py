@@ -100,14 +100,8 @@ def test_a_sweep_on_a_terminal_shows_what_runs_and_what_has_ended(tmp_path):
     here, there = pty.openpty()
     process = subprocess.Popen(
         [
-            sys.executable,
-            "-m",
-            "fwm_py",
-            "reproduce",
-            "--only",
-            "*linear_ours*N1[26]0R1*",
-            "--log_folder",
-            str(tmp_path),
+            *(sys.executable, "-m", "fwm_py", "reproduce"),
+            *("--only", "*linear_ours*N1[26]0R1*", "--log_folder", str(tmp_path)),
         ],
         stdout=subprocess.DEVNULL,
         stderr=there,

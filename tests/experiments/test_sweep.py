@@ -132,16 +132,8 @@ def sweep_of(*settings):
 
 def test_runs_that_differ_in_what_the_published_name_does_not_hold(folder):
     tiny = Settings(n_keys=5, attn_name="dpfp", attn_arg=1, hidden_size=8, max_steps=200)
-    changes = [
-        {},
-        {"seed": 2},
-        {"seed": 3},
-        {"lr": 3e-4},
-        {"batch_size": 64},
-        {"favor_generator": "mt19937"},
-        {"seed": 2, "lr": 3e-4},
-        {"max_steps": 50, "seed": 4},
-    ]
+    changes = [{}, {"seed": 2}, {"seed": 3}, {"lr": 3e-4}, {"batch_size": 64}, {"favor_generator": "mt19937"}]
+    changes += [{"seed": 2, "lr": 3e-4}, {"max_steps": 50, "seed": 4}]
     settings = [dataclasses.replace(tiny, **change) for change in changes]
     runs = reproduce(folder, sweep_of(*settings), jobs=1)
     assert len({run.name for run in runs}) == len(runs) and {run.state for run in runs} == {"done"}
@@ -424,33 +416,10 @@ def test_a_dask_cluster_that_loses_a_worker(folder, undisturbed):
     pytest.importorskip("distributed")
     file, environment = folder / "scheduler.json", {**os.environ, "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder, "env": environment}
-    dask = [
-        sys.executable,
-        "-m",
-        "distributed.cli.dask_scheduler",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--no-dashboard",
-        "--scheduler-file",
-        str(file),
-    ]
-    worker = [
-        sys.executable,
-        "-m",
-        "distributed.cli.dask_worker",
-        "--scheduler-file",
-        str(file),
-        "--nthreads",
-        "1",
-        "--no-dashboard",
-        "--no-nanny",
-        "--host",
-        "127.0.0.1",
-        "--local-directory",
-        str(folder),
-    ]
+    common = ["--scheduler-file", str(file), "--host", "127.0.0.1", "--no-dashboard"]
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", *common]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", *common]
+    worker += ["--local-directory", str(folder)]
     processes = [subprocess.Popen(dask, **quiet)]
     try:
         wait_for(file.exists, 30, "no scheduler")

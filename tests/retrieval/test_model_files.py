@@ -151,14 +151,8 @@ def test_a_given_model_is_trained_in_place_as_a_new_one_is():
 @pytest.mark.parametrize(
     "change",
     [
-        {"n_keys": 6},
-        {"hidden_size": 5},
-        {"batch_size": 5},
-        {"replace": True},
-        {"update_rule": "fwm"},
-        {"attn_name": "linear"},
-        {"attn_name": "softmax"},
-        {"attn_arg": 1},
+        *({"n_keys": 6}, {"hidden_size": 5}, {"batch_size": 5}, {"replace": True}, {"update_rule": "fwm"}),
+        *({"attn_name": "linear"}, {"attn_name": "softmax"}, {"attn_arg": 1}),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(change):
