@@ -15,8 +15,9 @@
  *
  *     dg_t = decay ddecay + sum_{s < t} k1_s dk1_s + sum_{r >= t} x0_r dx0_r + sum_{s < t <= r} dscores_rs x_r D_rs k_s
  *
- * element by element; a scalar gate takes the sum over i. For the last term, Y_ts = Z_ts + a_{t+1} Y_{t+1,s} runs
- * backwards, and (D_ts k_s) Y_ts is the share of the key s in it; a_{s+1} Y_{s+1,s} + Z_ss completes dk_s.
+ * element by element. A scalar gate takes the sum over i, where the last term is that of scores_rs dscores_rs. For a
+ * gate a channel Y_ts = Z_ts + a_{t+1} Y_{t+1,s} runs backwards, and (D_ts k_s) Y_ts is the share of the key s in it;
+ * a_{s+1} Y_{s+1,s} + Z_ss completes dk_s.
  *
  * Normalised reading: o = y / den, den_t = x_t . z_t + eps, and the columns were given do / den. So
  *
