@@ -50,17 +50,15 @@ def build_info() -> _BuildInfo: ...
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...
 def set_threads_here(n: int, /) -> None: ...  # of calls from this thread; 0: what set_num_threads says
-def array_at(  # memory of another object, which is kept alive; strides in numbers, None if contiguous
-    owner: object,
-    address: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...] | None,
-    dtype: np.dtype[Any],
-    read_only: bool,
+def tensor_array(  # a tensor's memory, which is kept alive
+    tensor: object, dtype: np.dtype[Any], read_only: bool
 ) -> npt.NDArray[Any]: ...
-
-# Of the operations: what a row of a table does not take is left out, or None. Backward functions return a tuple of the
-# gradients of what was given, with None where there was nothing; `out` is a tuple like it.
+def tensor_arrays(  # to be read; None where one is not contiguous, on the CPU, and of the dtype
+    tensors: tuple[object, ...], tensor_dtype: object, dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[Any] | None, ...] | None: ...
+def plain_tensors(  # None: some tensor is of another type, device or layout; else whether one requires a gradient
+    given: tuple[object, ...], kinds: tuple[type, ...], strided: object
+) -> bool | None: ...
 def map_features(function: str, d: int, argument: int) -> int: ...
 def map_forward(
     function: str,
@@ -155,6 +153,7 @@ def attention_forward(
     q: npt.ArrayLike,
     k: npt.ArrayLike,
     v: npt.ArrayLike,
+    key_lengths: npt.ArrayLike | None = None,
     causal: bool,
     scale: float | None = None,
     return_lse: Literal[False] = False,
@@ -166,6 +165,7 @@ def attention_forward(
     q: npt.ArrayLike,
     k: npt.ArrayLike,
     v: npt.ArrayLike,
+    key_lengths: npt.ArrayLike | None = None,
     causal: bool,
     scale: float | None = None,
     return_lse: bool,
@@ -177,12 +177,40 @@ def attention_backward(
     q: npt.ArrayLike,
     k: npt.ArrayLike,
     v: npt.ArrayLike,
+    key_lengths: npt.ArrayLike | None = None,
     causal: bool,
     scale: float | None = None,
     o: npt.ArrayLike | None = None,
     lse: npt.ArrayLike | None = None,
     out: tuple[_Real, _Real, _Real] | None = None,
 ) -> tuple[_Real, _Real, _Real]: ...
+def noncausal_forward(  # states are arrays, or pairs of them with normalize
+    *,
+    normalize: bool,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    key_lengths: npt.ArrayLike | None = None,
+    initial_state: _StateLike | None = None,
+    scale: float | None = None,
+    eps: float,
+    output_final_state: bool = False,
+    out: Any = None,
+) -> tuple[_Real, Any]: ...
+def noncausal_backward(
+    *,
+    normalize: bool,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    key_lengths: npt.ArrayLike | None = None,
+    initial_state: _StateLike | None = None,
+    scale: float | None = None,
+    eps: float,
+    do: npt.ArrayLike,
+    dfinal_state: _StateLike | None = None,
+    out: tuple[Any, ...] | None = None,
+) -> tuple[Any, ...]: ...
 def convolution_forward(
     *,
     x: npt.ArrayLike,

@@ -12,6 +12,9 @@ v : array (B, S, H, V), of q's dtype
 causal : bool
     Query t sees keys 0 .. S - T + t: its triangle stands at the bottom right, so that the last query sees every key,
     as in decoding with a cache; S is at least T. Otherwise every query sees every key.
+key_lengths : array (B,), any integer dtype, optional
+    How many keys of each sequence there are, 0 .. S; the others, padding, are not seen, and their gradients are 0. A
+    query that sees no key gives 0, and lse -inf.
 scale : float or None
     Multiplies the scores; None stands for K**-0.5.
 
@@ -65,6 +68,7 @@ def softmax_attention(
     v: npt.ArrayLike,
     *,
     causal: bool = True,
+    key_lengths: npt.ArrayLike | None = None,
     scale: float | None = None,
     return_lse: Literal[False] = False,
     out: Real | None = None,
@@ -76,6 +80,7 @@ def softmax_attention(
     v: npt.ArrayLike,
     *,
     causal: bool = True,
+    key_lengths: npt.ArrayLike | None = None,
     scale: float | None = None,
     return_lse: Literal[True],
     out: Real | None = None,
@@ -86,6 +91,7 @@ def softmax_attention(
     v: npt.ArrayLike,
     *,
     causal: bool = True,
+    key_lengths: npt.ArrayLike | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     out: Real | None = None,
@@ -96,7 +102,7 @@ def softmax_attention(
 
     Parameters
     ----------
-    q, k, v, causal, scale
+    q, k, v, causal, key_lengths, scale
         As above.
     return_lse : bool
         Also return the logarithms of the denominators, which `softmax_attention_backward` can use.
@@ -110,7 +116,9 @@ def softmax_attention(
     lse : array (B, T, HQ), only with return_lse
         log sum_j exp(s_tj).
     """
-    return _core.attention_forward(q=q, k=k, v=v, causal=causal, scale=scale, return_lse=return_lse, out=out)
+    return _core.attention_forward(
+        q=q, k=k, v=v, causal=causal, key_lengths=key_lengths, scale=scale, return_lse=return_lse, out=out
+    )
 
 
 def softmax_attention_backward(
@@ -120,6 +128,7 @@ def softmax_attention_backward(
     v: npt.ArrayLike,
     *,
     causal: bool = True,
+    key_lengths: npt.ArrayLike | None = None,
     scale: float | None = None,
     o: npt.ArrayLike | None = None,
     lse: npt.ArrayLike | None = None,
@@ -131,7 +140,7 @@ def softmax_attention_backward(
     ----------
     do : array (B, T, HQ, V), of q's dtype
         Gradient with respect to o.
-    q, k, v, causal, scale
+    q, k, v, causal, key_lengths, scale
         As in the forward call.
     o : array (B, T, HQ, V), of q's dtype, or None
     lse : array (B, T, HQ), of q's dtype, or None
@@ -145,5 +154,7 @@ def softmax_attention_backward(
     SoftmaxGradients
     """
     return SoftmaxGradients(
-        *_core.attention_backward(q=q, k=k, v=v, causal=causal, scale=scale, do=do, o=o, lse=lse, out=out)
+        *_core.attention_backward(
+            q=q, k=k, v=v, causal=causal, key_lengths=key_lengths, scale=scale, do=do, o=o, lse=lse, out=out
+        )
     )

@@ -115,7 +115,7 @@ Out = Real | tuple[Real, Real]
 Norm = Literal["l2", "sum"]
 Method = Literal["chunked", "recurrent"]
 
-# linear_attention's state: S, or with normalize (S, z).
+# The state of a rule that normalizes: S, or with normalize (S, z).
 SumStateLike = npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike]
 SumState = Real | tuple[Real, Real]
 SumOut = Real | tuple[Real, SumState]
@@ -142,13 +142,14 @@ class GatedLinearAttentionGradients(NamedTuple):
 
 
 class DeltaRuleGradients(NamedTuple):
-    """dq (B, T, HQ, K), dk (B, T, H, K), dv (B, T, HV, V), dbeta (B, T, HV); dinitial_state (n, HV, K, V) or None."""
+    """dq (B, T, HQ, K), dk (B, T, H, K), dv (B, T, HV, V), dbeta (B, T, HV); dinitial_state (n, HV, K, V), a pair
+    with dz (n, H, K) if normalize, or None."""
 
     dq: Real
     dk: Real
     dv: Real
     dbeta: Real
-    dinitial_state: Real | None
+    dinitial_state: SumState | None
 
 
 class GatedDeltaRuleGradients(NamedTuple):
@@ -176,11 +177,30 @@ class GatedDeltaRule2Gradients(NamedTuple):
     dinitial_state: Real | None
 
 
+def causal_attention(
+    causal: bool, key_lengths: npt.ArrayLike | None, cu_seqlens: npt.ArrayLike | None, method: Method
+) -> bool:
+    """`causal`, where it fits the other arguments."""
+    if not isinstance(causal, bool):
+        raise TypeError(f"causal: got {type(causal).__name__}, expected True or False")
+    if causal and key_lengths is not None:
+        raise ValueError(f"key_lengths: got {type(key_lengths).__name__}, expected None where causal is True")
+    if not causal and cu_seqlens is not None:
+        raise ValueError(f"cu_seqlens: got {type(cu_seqlens).__name__}, expected None where causal is False")
+    if not causal and not isinstance(method, str):
+        raise TypeError(f"method: got {type(method).__name__}, expected a string")
+    if not causal and method != "chunked":
+        raise ValueError(f"method: got {method!r:.40}, expected 'chunked' where causal is False")
+    return causal
+
+
 def linear_attention(
     q: npt.ArrayLike,
     k: npt.ArrayLike,
     v: npt.ArrayLike,
     *,
+    causal: bool = True,
+    key_lengths: npt.ArrayLike | None = None,
     scale: float | None = None,
     normalize: bool = False,
     eps: float = 1e-6,
@@ -196,6 +216,13 @@ def linear_attention(
 
     Parameters
     ----------
+    causal : bool
+        False: every query reads the sum of all N keys' writes, S = S_0 + sum k_j v_j^T. Then k is (B, N, H, K) and v
+        (B, N, HV, V) for any N, 0 among them: T queries with an initial_state and no keys read that state, as cross
+        attention does while it decodes. There are no packed sequences and no method.
+    key_lengths : array (B,), any integer dtype, optional
+        Only with causal=False: how many keys of each sequence count, 0 .. N; the others are padding, whose gradients
+        are 0.
     normalize : bool
         Divide by the sum of the weights: z <- z + k_t, o_t = scale S^T q_t / (scale z . q_t + eps). For positive
         features (`fwm_py.feature_maps`). States are then pairs (S, z), z (n, H, K): initial_state, final_state, the
@@ -210,6 +237,19 @@ def linear_attention(
     ----------
     Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236.
     """
+    if not causal_attention(causal, key_lengths, cu_seqlens, method):
+        return _core.noncausal_forward(
+            normalize=normalize,
+            q=q,
+            k=k,
+            v=v,
+            key_lengths=key_lengths,
+            initial_state=initial_state,
+            scale=scale,
+            eps=eps,
+            output_final_state=output_final_state,
+            out=out,
+        )
     return _core.rule_forward(
         "linear_attention",
         normalize=normalize,
@@ -232,6 +272,8 @@ def linear_attention_backward(
     k: npt.ArrayLike,
     v: npt.ArrayLike,
     *,
+    causal: bool = True,
+    key_lengths: npt.ArrayLike | None = None,
     scale: float | None = None,
     normalize: bool = False,
     eps: float = 1e-6,
@@ -241,7 +283,23 @@ def linear_attention_backward(
     dfinal_state: SumStateLike | None = None,
     out: tuple[Any, ...] | None = None,
 ) -> LinearAttentionGradients:
-    """Gradients of `linear_attention`, which says what normalize and eps are."""
+    """Gradients of `linear_attention`, which says what causal, key_lengths, normalize and eps are."""
+    if not causal_attention(causal, key_lengths, cu_seqlens, method):
+        return LinearAttentionGradients(
+            *_core.noncausal_backward(
+                normalize=normalize,
+                q=q,
+                k=k,
+                v=v,
+                key_lengths=key_lengths,
+                initial_state=initial_state,
+                scale=scale,
+                eps=eps,
+                do=do,
+                dfinal_state=dfinal_state,
+                out=out,
+            )
+        )
     return LinearAttentionGradients(
         *_core.rule_backward(
             "linear_attention",
@@ -340,22 +398,38 @@ def delta_rule(
     *,
     scale: float | None = None,
     qk_norm: Norm | None = None,
-    initial_state: npt.ArrayLike | None = None,
+    normalize: bool = False,
+    eps: float = 1e-6,
+    initial_state: SumStateLike | None = None,
     output_final_state: bool = False,
     cu_seqlens: npt.ArrayLike | None = None,
     method: Method = "chunked",
-    out: Out | None = None,
-) -> tuple[Real, Real | None]:
+    out: SumOut | None = None,
+) -> tuple[Real, SumState | None]:
     """The delta rule: each write corrects what the memory holds for its key.
 
     S <- S + beta_t k_t (v_t - S^T k_t)^T; o_t = scale S^T q_t.
 
+    Parameters
+    ----------
+    normalize : bool
+        Attention normalisation: what a key erases is divided by the weight of what was written before it, and what a
+        query reads by the sum of its weights. For positive features (`fwm_py.feature_maps`), and without qk_norm:
+
+            S <- S + k_t (beta_t v_t - beta_t / (z . k_t + eps) S^T k_t)^T; z <- z + k_t
+            o_t = scale S^T q_t / (scale z . q_t + eps)
+
+        States are then pairs (S, z), z (n, H, K), as those of `linear_attention`. scale is 1 if not given.
+    eps : float
+        Keeps the divisions from 0. It is absolute, as in `linear_attention`.
+
     References
     ----------
-    Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174; Yang, Wang, Zhang, Shen, Kim 2024, arXiv 2406.06484.
+    Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, section 4.2; Yang, Wang, Zhang, Shen, Kim 2024, arXiv 2406.06484.
     """
     return _core.rule_forward(
         "delta_rule",
+        normalize=normalize,
         q=q,
         k=k,
         v=v,
@@ -364,6 +438,7 @@ def delta_rule(
         initial_state=initial_state,
         scale=scale,
         qk_norm=qk_norm,
+        eps=eps,
         method=method,
         output_final_state=output_final_state,
         out=out,
@@ -379,16 +454,19 @@ def delta_rule_backward(
     *,
     scale: float | None = None,
     qk_norm: Norm | None = None,
-    initial_state: npt.ArrayLike | None = None,
+    normalize: bool = False,
+    eps: float = 1e-6,
+    initial_state: SumStateLike | None = None,
     cu_seqlens: npt.ArrayLike | None = None,
     method: Method = "chunked",
-    dfinal_state: npt.ArrayLike | None = None,
+    dfinal_state: SumStateLike | None = None,
     out: tuple[Any, ...] | None = None,
 ) -> DeltaRuleGradients:
-    """Gradients of `delta_rule`."""
+    """Gradients of `delta_rule`, which says what normalize and eps are."""
     return DeltaRuleGradients(
         *_core.rule_backward(
             "delta_rule",
+            normalize=normalize,
             q=q,
             k=k,
             v=v,
@@ -397,6 +475,7 @@ def delta_rule_backward(
             initial_state=initial_state,
             scale=scale,
             qk_norm=qk_norm,
+            eps=eps,
             method=method,
             do=do,
             dfinal_state=dfinal_state,

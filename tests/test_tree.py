@@ -126,7 +126,7 @@ def test_no_enumerator_of_one_letter_in_a_header():
 # ---- documentation ----
 
 # Folders of csrc/kernels with mathematics, and the names of their files that have none.
-WITH_MATHEMATICS = ("attention", "convolution", "maps", "norm", "retrieval", "rules")
+WITH_MATHEMATICS = ("attention", "convolution", "maps", "noncausal", "norm", "retrieval", "rules")
 WITHOUT = ("table.c", "operation.c")
 DERIVED = [
     path

@@ -92,14 +92,32 @@ typedef struct {
     FwmTokens q, k, v;             /* (tokens, HQ, K), (tokens, H, K), (tokens, HV, V) */
     FwmTokens g;                   /* (tokens, HV) or (tokens, HV, K) */
     FwmTokens beta, b, w;          /* (tokens, HV), (tokens, HV, K), (tokens, HV, V) */
+    FwmTokens erase;               /* (tokens, HV): made and used by the kernels, where a delta rule normalises */
     const void *initial_state;     /* (n_sequences, HV, K, V) */
     const void *initial_sum;       /* (n_sequences, H, K): of keys, if normalize */
     void *o;                       /* (tokens, max(HQ, HV), V) */
     void *final_state, *final_sum; /* may be the initial ones */
     FwmTokens dout;
     const void *dfinal_state, *dfinal_sum;
-    void *dq, *dk, *dv, *dg, *dbeta, *db, *dw, *dinitial_state, *dinitial_sum;
+    void *dq, *dk, *dv, *dg, *dbeta, *db, *dw, *derase, *dinitial_state, *dinitial_sum;
 } FwmRuleCall;
+
+/* One call of linear attention without a causal mask: every query reads the sum of all writes, of a sequence with a
+ * length those of the keys before it. T and N may be 0. Heads are as in FwmRuleCall; NULL where a call has no such
+ * array. */
+typedef struct {
+    bool normalize;
+    double scale, eps;
+    size_t B, T, N, HQ, H, HV, K, V;
+    const int32_t *key_lengths;    /* (B), 0..N; NULL: N */
+    FwmTokens q, k, v;             /* (B, T, HQ, K), (B, N, H, K), (B, N, HV, V) */
+    const void *initial_state;     /* (B, HV, K, V) */
+    const void *initial_sum;       /* (B, H, K): of keys, if normalize */
+    void *o;                       /* (B, T, max(HQ, HV), V) */
+    void *final_state, *final_sum; /* may be the initial ones */
+    const void *dout, *dfinal_state, *dfinal_sum;
+    void *dq, *dk, *dv, *dinitial_state, *dinitial_sum;
+} FwmNoncausalCall;
 
 /* One call of a read-out: B sequences of L keys with one-hot values, and a query each. Arrays are packed. NULL where a
  * call has no such array. */
@@ -114,16 +132,17 @@ typedef struct {
     void *dkeys, *dbeta, *dquery;
 } FwmReadoutCall;
 
-/* One call of softmax attention: a query of token t sees all S keys, or, if causal (S >= T), keys 0 .. S - T + t.
- * Arrays are packed, of the copy's number type. HQ is a multiple of H: query head hq reads key head hq / (HQ / H). No
- * size is 0. */
+/* One call of softmax attention: a query of token t sees all S keys, or, if causal (S >= T), keys 0 .. S - T + t; of a
+ * sequence with a length, only keys before it. A query without keys gives 0 and lse -inf. Arrays are packed, of the
+ * copy's number type. HQ is a multiple of H: query head hq reads key head hq / (HQ / H). No size is 0. */
 typedef struct {
     bool causal;
     double scale;
     size_t B, T, S, HQ, H, K, V;
-    const void *q, *k, *v; /* (B, T, HQ, K), (B, S, H, K), (B, S, H, V) */
-    void *o, *lse;         /* (B, T, HQ, V), (B, T, HQ); forward: lse or NULL; backward: what it wrote, or both NULL */
-    const void *dout;      /* (B, T, HQ, V) */
+    const int32_t *key_lengths; /* (B), 0..S; NULL: S */
+    const void *q, *k, *v;      /* (B, T, HQ, K), (B, S, H, K), (B, S, H, V) */
+    void *o, *lse;    /* (B, T, HQ, V), (B, T, HQ); forward: lse or NULL; backward: what it wrote, or both NULL */
+    const void *dout; /* (B, T, HQ, V) */
     void *dq, *dk, *dv;
 } FwmAttentionCall;
 
@@ -177,7 +196,7 @@ typedef struct {
     const FwmReadoutInfo *(*readout_info)(size_t row);
     size_t (*map_features)(size_t map, size_t d, size_t argument);
 
-    const FwmOperation map, rule, readout, attention, convolution, norm;
+    const FwmOperation map, rule, noncausal, readout, attention, convolution, norm;
 
     /* FAVOR+: normals (d x d blocks, one behind the other, as drawn) become omega (d x m). */
     size_t (*make_omega_scratch)(size_t d); /* bytes */

@@ -3,6 +3,7 @@
 #include "kernels/convolution/convolution.h"
 #include "kernels/maps/map.h"
 #include "kernels/maps/omega.h"
+#include "kernels/noncausal/noncausal.h"
 #include "kernels/norm/norm.h"
 #include "kernels/retrieval/evaluation.h"
 #include "kernels/retrieval/pass.h"
@@ -23,6 +24,9 @@ const FwmKernels fwm_kernels = {
     .rule = {.forward = {rule_forward_scratch, rule_forward},
              .backward = {rule_backward_scratch, rule_backward},
              .flushes_subnormals = true},
+    .noncausal = {.forward = {noncausal_forward_scratch, noncausal_forward},
+                  .backward = {noncausal_backward_scratch, noncausal_backward},
+                  .flushes_subnormals = true},
     .readout = {.forward = {readout_scratch, readout_forward}, .backward = {readout_scratch, readout_backward}},
     .attention = {.forward = {attention_forward_scratch, attention_forward},
                   .backward = {attention_backward_scratch, attention_backward},

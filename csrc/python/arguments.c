@@ -277,7 +277,8 @@ static int read_indices(FwmArguments *a, size_t i)
     const int rank = fwm_axes(a, &a->signature->shapes[i][0], axes);
     const int from = a->signature->from[i];
     const npy_intp low = from < 0 ? 0 : a->sizes[from], below = a->sizes[a->signature->below[i]];
-    a->arrays[i] = fwm_index_array(a->given[i], row->name, row->shape, rank, axes, low, below - 1);
+    a->arrays[i] =
+        fwm_index_array(a->given[i], row->name, row->shape, rank, axes, low, row->or_equal ? below : below - 1);
     a->came[i] = NULL;
     a->held |= (uint32_t)1 << i;
     if (!a->arrays[i] || fit_shape(a, i, a->arrays[i], row->name) < 0)

@@ -64,6 +64,7 @@ typedef struct {
     const char *const *words;     /* NULL behind the last */
     long long low, high;          /* of an integer */
     const char *from, *below;     /* of indices: letters */
+    bool or_equal;                /* of indices: they may be as large as what they are else below, as lengths are */
     double preset;                /* of a flag or a number that is left out */
     bool required;                /* of a flag or a number: has no preset */
     bool positive, not_negative;  /* of a number */

@@ -5,7 +5,7 @@
 
 #define AT(member) FWM_AT(FwmAttentionCall, member)
 
-enum { Q, K, V, CAUSAL, SCALE, DO, O, LSE, RETURN_LSE, OUT };
+enum { Q, K, V, KEY_LENGTHS, CAUSAL, SCALE, DO, O, LSE, RETURN_LSE, OUT };
 
 static int check_heads(FwmArguments *a)
 {
@@ -32,6 +32,8 @@ static const FwmArgument arguments[] = {
     [Q] = {"q", FWM_ARRAY, "(B, T, HQ, K)", .at = AT(q), .gradient = AT(dq)},
     [K] = {"k", FWM_ARRAY, "(B, S, H, K)", .at = AT(k), .gradient = AT(dk), .then = check_heads},
     [V] = {"v", FWM_ARRAY, "(B, S, H, V)", .at = AT(v), .gradient = AT(dv)},
+    [KEY_LENGTHS] = {"key_lengths", FWM_INDICES, "(B,)", .optional = true, .below = "S", .or_equal = true,
+                     .at = AT(key_lengths)},
     [CAUSAL] = {"causal", FWM_FLAG, .at = AT(causal), .required = true, .then = check_tokens},
     [SCALE] = {"scale", FWM_NUMBER, .optional = true, .at = AT(scale)},
     [DO] = {"do", FWM_ARRAY, "(B, T, HQ, V)", .at = AT(dout), .only = FWM_BACKWARD},

@@ -8,9 +8,6 @@
 #define TOKENS(name) FWM_TOKENS, .at = AT(name), .gradient = AT(d##name)
 #define PAIR "a tuple (S, z) where normalize is True"
 
-/* A state, or a token of all heads, of more numbers is beyond all memory; products of sizes stay far from overflow. */
-#define MOST_NUMBERS ((size_t)1 << 40)
-
 /* clang-format off */
 enum { FUNCTION, NORMALIZE, Q, K, V, G, BETA, ERASE, WRITE, CU_SEQLENS, INITIAL_STATE, INITIAL_SUM, SCALE, QK_NORM, EPS,
        CLAMP_FIRST, METHOD, DO, DFINAL_STATE, DFINAL_SUM, OUTPUT_FINAL_STATE, OUT };
@@ -51,21 +48,7 @@ static int pair_states(FwmArguments *a)
 static int check_heads(FwmArguments *a)
 {
     const FwmRuleCall *c = a->call;
-    if (c->HV % c->H) {
-        PyErr_Format(PyExc_ValueError, "v: got %zu heads, expected a multiple of the %zu of k", c->HV, c->H);
-        return -1;
-    }
-    if (c->HQ != c->H && c->HQ % c->HV) {
-        PyErr_Format(PyExc_ValueError, "q: got %zu heads, expected the %zu of k, or a multiple of the %zu of v", c->HQ,
-                     c->H, c->HV);
-        return -1;
-    }
-    const size_t heads = c->HQ > c->HV ? c->HQ : c->HV;
-    if (c->K > MOST_NUMBERS / c->V || heads > MOST_NUMBERS / c->K || heads > MOST_NUMBERS / c->V) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    return fwm_bind(a, SIZE_HO, (npy_intp)heads, "o");
+    return fwm_check_heads(a, c->HQ, c->H, c->HV, c->K, c->V, SIZE_HO);
 }
 
 /* A number or a vector a token and head: its axes say which, but some rules have one of them only. */
@@ -130,6 +113,11 @@ static bool is_empty(const FwmArguments *a)
 static int finish(FwmArguments *a)
 {
     FwmRuleCall *c = a->call;
+    if (c->normalize && c->qk_norm != FWM_NO_NORM) {
+        PyErr_Format(PyExc_ValueError, "qk_norm: got '%s', expected None where normalize is True",
+                     norms[c->qk_norm - 1]);
+        return -1;
+    }
     if (!fwm_has(a, SCALE))
         c->scale = c->normalize ? 1 : 1 / sqrt((double)c->K);
     if (is_empty(a))

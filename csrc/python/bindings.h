@@ -5,8 +5,12 @@
 #include "python/operation.h"
 
 /* Operations: name_forward and name_backward. */
-extern FwmBinding fwm_map, fwm_rule, fwm_readout, fwm_attention, fwm_convolution, fwm_norm;
-extern FwmModuleFunction fwm_map_features, fwm_array_at;
+extern FwmBinding fwm_map, fwm_rule, fwm_noncausal, fwm_readout, fwm_attention, fwm_convolution, fwm_norm;
+extern FwmModuleFunction fwm_map_features, fwm_tensor_array, fwm_tensor_arrays, fwm_plain_tensors;
+
+/* The heads of queries, keys and values, from which those of the output follow: binds their letter. 0, or -1 with an
+ * exception. */
+int fwm_check_heads(FwmArguments *a, size_t HQ, size_t H, size_t HV, size_t K, size_t V, int outputs);
 
 /* The tables MAPS, RULES and READOUTS; Philox, MT19937 and draw_omega; Stream; Model. 0, or -1 with an exception. */
 int fwm_add_tables(PyObject *module);

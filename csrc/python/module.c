@@ -87,12 +87,15 @@ static int execute(PyObject *module)
     if (warn_of_one_thread() < 0)
         return -1;
     fwm_threads_start();
-    FwmBinding *const operations[] = {&fwm_map, &fwm_rule, &fwm_readout, &fwm_attention, &fwm_convolution, &fwm_norm};
+    FwmBinding *const operations[] = {&fwm_map,       &fwm_rule,        &fwm_noncausal, &fwm_readout,
+                                      &fwm_attention, &fwm_convolution, &fwm_norm};
     for (size_t i = 0; i < FWM_LENGTH(operations); i++)
         if (fwm_add_operation(module, operations[i]) < 0)
             return -1;
     const bool failed = fwm_add_tables(module) < 0 || fwm_add_function(module, &fwm_map_features) < 0 ||
-                        fwm_add_function(module, &fwm_array_at) < 0 || fwm_add_random(module) < 0 ||
+                        fwm_add_function(module, &fwm_tensor_array) < 0 ||
+                        fwm_add_function(module, &fwm_tensor_arrays) < 0 ||
+                        fwm_add_function(module, &fwm_plain_tensors) < 0 || fwm_add_random(module) < 0 ||
                         fwm_add_stream(module) < 0 || fwm_add_model(module) < 0;
     return failed ? -1 : 0;
 }

@@ -17,6 +17,7 @@ typedef struct {
     union {
         FwmMapCall map;
         FwmRuleCall rule;
+        FwmNoncausalCall noncausal;
         FwmReadoutCall readout;
         FwmAttentionCall attention;
         FwmConvolutionCall convolution;

@@ -9,7 +9,8 @@ Every function has the name, the arguments and the shapes of the one on NumPy ar
   parts of each token of a larger tensor, as queries, keys and values of one projection are.
 - Gradients flow to every input of numbers, initial states included, but omega (`favor`). They cannot be differentiated
   again.
-- There is no `out`: results are new tensors.
+- There is no `out`: results are new tensors. Without gradients, `inplace_final_state=True` writes the final state of a
+  rule over initial_state, and returns that: decoding takes no new memory for each token.
 - As many threads work as `torch.set_num_threads` says; results do not depend on it, to the bit.
 
 The functions are custom operators (torch.ops.fwm_py), so that torch.compile, torch.export, autocast, activation
@@ -37,16 +38,18 @@ Needs PyTorch: pip install 'fwm_py[torch]'.
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 try:
     import torch as _torch
 except ImportError as error:
     raise ImportError("fwm_py.torch needs PyTorch: pip install 'fwm_py[torch]'") from error
 
+from fwm_py.rules import causal_attention
 from fwm_py.torch import (
     _flops,  # noqa: F401  counts the operators
     _operators,
+    _rules,
 )
 from fwm_py.torch._arrays import check_flag as _check_flag
 
@@ -73,6 +76,35 @@ Method = Literal["chunked", "recurrent"]
 SumState = Tensor | tuple[Tensor, Tensor]
 
 
+def _states(normalize: bool, initial_state: SumState | None) -> tuple[Tensor | None, Tensor | None]:
+    """S and z of a state, which is a pair where the rule normalizes."""
+    _check_flag("normalize", normalize)
+    if normalize and not (initial_state is None or (isinstance(initial_state, tuple) and len(initial_state) == 2)):
+        raise TypeError(
+            f"initial_state: got {type(initial_state).__name__}, expected a tuple (S, z) where normalize is True"
+        )
+    if not isinstance(initial_state, tuple):
+        return initial_state, None
+    if not normalize:
+        raise TypeError("initial_state: got a tuple, expected a tensor where normalize is False")
+    return initial_state
+
+
+def _result(
+    results: tuple[Tensor, Tensor, Tensor], output_final_state: bool, normalize: bool
+) -> tuple[Tensor, SumState | None]:
+    o, state, total = results
+    return o, None if not output_final_state else (state, total) if normalize else state
+
+
+def _check_in_place(inplace_final_state: bool, inputs: tuple[Tensor | None, ...]) -> None:
+    _check_flag("inplace_final_state", inplace_final_state)
+    if inputs[-2] is None:
+        raise ValueError("inplace_final_state: got True, expected False where there is no initial_state")
+    if _torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        raise ValueError("inplace_final_state: got True, expected False where a gradient is wanted")
+
+
 def _rule(
     function: str,
     q: Tensor,
@@ -84,35 +116,24 @@ def _rule(
     w: Tensor | None = None,
     *,
     scale: float | None,
-    initial_state: Tensor | None,
+    initial_state: SumState | None,
     output_final_state: bool,
+    inplace_final_state: bool,
     cu_seqlens: Tensor | None,
     method: Method,
     qk_norm: Norm | None = None,
+    normalize: bool = False,
+    eps: float = 0.0,
     clamp_first: bool = True,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Any]:
     _check_flag("output_final_state", output_final_state)
-    o, state, _ = _operators.rule(
-        function,
-        q,
-        k,
-        v,
-        g,
-        beta,
-        b,
-        w,
-        initial_state,
-        None,
-        scale,
-        qk_norm,
-        False,
-        0.0,
-        clamp_first,
-        cu_seqlens,
-        method,
-        output_final_state,
-    )
-    return o, state if output_final_state else None
+    states = (None, None) if initial_state is None and normalize is False else _states(normalize, initial_state)
+    options = (scale, qk_norm, normalize, eps, clamp_first, cu_seqlens, method)
+    if inplace_final_state is not False:
+        _check_in_place(inplace_final_state, (q, k, v, g, beta, b, w, *states))
+        return _rules.rule_in_place(function, q, k, v, g, beta, b, w, *states, *options), initial_state
+    results = _rules.rule(function, q, k, v, g, beta, b, w, *states, *options, output_final_state)
+    return _result(results, output_final_state, normalize)
 
 
 def linear_attention(
@@ -120,47 +141,39 @@ def linear_attention(
     k: Tensor,
     v: Tensor,
     *,
+    causal: bool = True,
+    key_lengths: Tensor | None = None,
     scale: float | None = None,
     normalize: bool = False,
     eps: float = 1e-6,
     initial_state: SumState | None = None,
     output_final_state: bool = False,
+    inplace_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     method: Method = "chunked",
 ) -> tuple[Tensor, SumState | None]:
     """`fwm_py.linear_attention`; with normalize, states are pairs (S, z)."""
-    _check_flag("normalize", normalize)
-    _check_flag("output_final_state", output_final_state)
-    if normalize and not (initial_state is None or (isinstance(initial_state, tuple) and len(initial_state) == 2)):
-        raise TypeError(
-            f"initial_state: got {type(initial_state).__name__}, expected a tuple (S, z) where normalize is True"
-        )
-    if not normalize and isinstance(initial_state, tuple):
-        raise TypeError("initial_state: got a tuple, expected a tensor where normalize is False")
-    start, total = initial_state if isinstance(initial_state, tuple) else (initial_state, None)
-    o, state, final_sum = _operators.rule(
+    if not causal_attention(causal, key_lengths, cu_seqlens, method):
+        if inplace_final_state is not False:
+            raise ValueError("inplace_final_state: got True, expected False where causal is False")
+        _check_flag("output_final_state", output_final_state)
+        states = _states(normalize, initial_state)
+        results = _rules.noncausal(q, k, v, *states, key_lengths, scale, normalize, eps, output_final_state)
+        return _result(results, output_final_state, normalize)
+    return _rule(
         "linear_attention",
         q,
         k,
         v,
-        None,
-        None,
-        None,
-        None,
-        start,
-        total,
-        scale,
-        None,
-        normalize,
-        eps,
-        True,
-        cu_seqlens,
-        method,
-        output_final_state,
+        scale=scale,
+        normalize=normalize,
+        eps=eps,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        inplace_final_state=inplace_final_state,
+        cu_seqlens=cu_seqlens,
+        method=method,
     )
-    if not output_final_state:
-        return o, None
-    return o, (state, final_sum) if normalize else state
 
 
 def gated_linear_attention(
@@ -172,6 +185,7 @@ def gated_linear_attention(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
+    inplace_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
@@ -185,6 +199,7 @@ def gated_linear_attention(
         scale=scale,
         initial_state=initial_state,
         output_final_state=output_final_state,
+        inplace_final_state=inplace_final_state,
         cu_seqlens=cu_seqlens,
         method=method,
     )
@@ -198,12 +213,15 @@ def delta_rule(
     *,
     scale: float | None = None,
     qk_norm: Norm | None = None,
-    initial_state: Tensor | None = None,
+    normalize: bool = False,
+    eps: float = 1e-6,
+    initial_state: SumState | None = None,
     output_final_state: bool = False,
+    inplace_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     method: Method = "chunked",
-) -> tuple[Tensor, Tensor | None]:
-    """`fwm_py.delta_rule`: DeltaNet."""
+) -> tuple[Tensor, SumState | None]:
+    """`fwm_py.delta_rule`: DeltaNet; with normalize, states are pairs (S, z)."""
     return _rule(
         "delta_rule",
         q,
@@ -213,8 +231,11 @@ def delta_rule(
         beta,
         scale=scale,
         qk_norm=qk_norm,
+        normalize=normalize,
+        eps=eps,
         initial_state=initial_state,
         output_final_state=output_final_state,
+        inplace_final_state=inplace_final_state,
         cu_seqlens=cu_seqlens,
         method=method,
     )
@@ -231,6 +252,7 @@ def gated_delta_rule(
     qk_norm: Norm | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
+    inplace_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
@@ -246,6 +268,7 @@ def gated_delta_rule(
         qk_norm=qk_norm,
         initial_state=initial_state,
         output_final_state=output_final_state,
+        inplace_final_state=inplace_final_state,
         cu_seqlens=cu_seqlens,
         method=method,
     )
@@ -262,6 +285,7 @@ def kimi_delta_rule(
     qk_norm: Norm | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
+    inplace_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
@@ -277,6 +301,7 @@ def kimi_delta_rule(
         qk_norm=qk_norm,
         initial_state=initial_state,
         output_final_state=output_final_state,
+        inplace_final_state=inplace_final_state,
         cu_seqlens=cu_seqlens,
         method=method,
     )
@@ -294,6 +319,7 @@ def gated_delta_rule_2(
     qk_norm: Norm | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
+    inplace_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
@@ -311,6 +337,7 @@ def gated_delta_rule_2(
         qk_norm=qk_norm,
         initial_state=initial_state,
         output_final_state=output_final_state,
+        inplace_final_state=inplace_final_state,
         cu_seqlens=cu_seqlens,
         method=method,
     )
@@ -327,6 +354,7 @@ def fast_weight_memory(
     clamp_first: bool = True,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
+    inplace_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     method: Method = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
@@ -343,6 +371,7 @@ def fast_weight_memory(
         clamp_first=clamp_first,
         initial_state=initial_state,
         output_final_state=output_final_state,
+        inplace_final_state=inplace_final_state,
         cu_seqlens=cu_seqlens,
         method=method,
     )
@@ -355,19 +384,34 @@ def softmax_attention(
     v: Tensor,
     *,
     causal: bool = True,
+    key_lengths: Tensor | None = None,
     scale: float | None = None,
     return_lse: Literal[False] = False,
 ) -> Tensor: ...
 @overload
 def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, return_lse: Literal[True]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    key_lengths: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None, return_lse: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    key_lengths: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`fwm_py.softmax_attention`; no gradient flows through lse."""
     _check_flag("return_lse", return_lse)
-    o, lse = _operators.softmax(q, k, v, causal, scale)
+    o, lse = _operators.softmax(q, k, v, key_lengths, causal, scale)
     return (o, lse) if return_lse else o
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -65,23 +65,47 @@ def refuse_wrappers(arguments: Sequence[Any], args: Sequence[Any]) -> None:
             raise TypeError(f"{argument.name}: got {type(x).__name__}, expected a plain tensor")
 
 
-FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+COMPUTED = {torch.float64: TYPES[torch.float64], torch.float32: TYPES[torch.float32]}
+FLOATS = COMPUTED.keys() | {torch.bfloat16, torch.float16}
 
 
 def computed_in(
-    names: tuple[str, ...], tensors: Sequence[Tensor | None], integers: Tensor | None = None
+    names: tuple[str, ...],
+    tensors: Sequence[Tensor | None],
+    integers: Tensor | None = None,
+    integers_name: str = "cu_seqlens",
 ) -> torch.dtype:
     """The dtype of the computation; all are on one device, and hold floating point numbers but for the integers."""
     there = [x for x in tensors if x is not None]
     dtypes, devices = {x.dtype for x in there}, {x.device for x in there}
     if len(devices) > 1 or integers is not None or not dtypes <= FLOATS:
-        check_kinds([(name, x) for name, x in zip(names, tensors) if x is not None], integers)
+        there_named = [(name, x) for name, x in zip(names, tensors) if x is not None]
+        check_kinds(there_named, integers, integers_name)
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def check_kinds(there: list[tuple[str, Tensor]], integers: Tensor | None) -> None:
+def read(
+    names: tuple[str, ...],
+    tensors: tuple[Tensor | None, ...],
+    integers: Tensor | None = None,
+    integers_name: str = "cu_seqlens",
+    convert: Callable[..., Any] | None = None,
+) -> tuple[torch.dtype, tuple[np.ndarray | None, ...]]:
+    """The dtype of the computation, and the tensors' arrays, made by `convert` (to_array) where they are not as usual:
+    contiguous, and of one dtype, in which numbers are computed. Those cost one look."""
+    first: Any = tensors[0]
+    numbers = COMPUTED.get(first.dtype)
+    if numbers is not None and integers is None:
+        arrays = _core.tensor_arrays(tensors, first.dtype, numbers)
+        if arrays is not None:
+            return first.dtype, arrays
+    dtype = computed_in(names, tensors, integers, integers_name)
+    return dtype, tuple([(convert or to_array)(x, dtype) for x in tensors])
+
+
+def check_kinds(there: list[tuple[str, Tensor]], integers: Tensor | None, integers_name: str) -> None:
     first, device = there[0][0], there[0][1].device
-    for name, x in [*there, *([] if integers is None else [("cu_seqlens", integers)])]:
+    for name, x in [*there, *([] if integers is None else [(integers_name, integers)])]:
         if x.device != device:
             raise ValueError(f"{name}: got a tensor on {x.device}, expected one on {device}, as {first} is")
         if x is integers and (x.is_floating_point() or x.dtype not in TYPES):
@@ -107,11 +131,8 @@ def n_sequences(x: Tensor, cu_seqlens: Tensor | None) -> int:
 
 
 def to_memory(x: Tensor, read_only: bool = False) -> np.ndarray:
-    """The tensor's own numbers. Tensor.numpy() would mark its storage for good, so that FSDP could not resize it."""
-    address = x.data_ptr()
-    if not address and x.numel():
-        raise ValueError("got a tensor whose storage is empty, expected one with its numbers")
-    return _core.array_at(x, address, x.shape, None if x.is_contiguous() else x.stride(), TYPES[x.dtype], read_only)
+    """The tensor's own numbers."""
+    return _core.tensor_array(x, TYPES[x.dtype], read_only)
 
 
 @overload
@@ -129,27 +150,32 @@ def to_tokens(x: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
     """The same for numbers of tokens (B, T, ..): a forward also reads a part of each token of a larger tensor."""
     if x is None:
         return None
+    if x.dtype is dtype and x.is_contiguous():
+        return _core.tensor_array(x, TYPES[dtype], True)
     side_by_side = x.dim() in (3, 4) and x.stride(-1) == 1 and (x.dim() == 3 or x.stride(-2) == x.shape[-1])
     return to_memory(x, True) if x.dtype is dtype and side_by_side else to_array(x, dtype)
 
 
-def to_offsets(cu_seqlens: Tensor | None) -> np.ndarray | None:
-    return None if cu_seqlens is None else to_memory(cu_seqlens, True)
+def to_integers(x: Tensor | None) -> np.ndarray | None:
+    """cu_seqlens, or key_lengths."""
+    return None if x is None else to_memory(x, True)
 
 
 def empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor of x's shape, in one piece."""
+    if x.dtype is dtype and x.is_contiguous():
+        return torch.empty_like(x)
     return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def to_write(tensors: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """Arrays to write gradients into, where there is an input."""
-    return tuple(None if of is None else to_memory(x) for x, of in zip(tensors, inputs))
+def to_write(tensors: Sequence[Tensor | None]) -> list[Any]:
+    """Arrays to write gradients into."""
+    return [None if x is None else to_memory(x) for x in tensors]
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype is dtype else x.to(dtype)
 
 
-def cast_like(gradients: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    return tuple(x if of is None else cast(x, of.dtype) for x, of in zip(gradients, inputs))
+def cast_like(gradients: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    return tuple([x if x is None or of is None else cast(x, of.dtype) for x, of in zip(gradients, inputs)])

@@ -5,6 +5,7 @@ As in PyTorch, products of matrices and vectors alone, two FLOP for a multiplica
 - A rule: those of the recurrence with its state, token by token, in whatever form the kernel computes them. A write
   k v^T and what a delta rule reads before it, S^T k, are 2 K V each for a value head, a read S^T q is 2 K V for a query
   head (or value head, where those are more).
+- Linear attention without a causal mask: the same write for a key, and read for a query.
 - Softmax attention: as scaled_dot_product_attention, of all keys, causal or not; its backward makes the scores again.
 - The convolution: 2 W a number. FAVOR+: x omega. Norms and the other maps: none.
 - A backward: two products for each of the forward's, but for omega, of which there is no gradient.
@@ -20,7 +21,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from fwm_py import _core
-from fwm_py.torch import _operators  # noqa: F401  whose operators are counted here
+from fwm_py.torch import _operators, _rules  # noqa: F401  whose operators are counted here
 
 Shape = tuple[int, ...]
 
@@ -30,6 +31,11 @@ CORRECTS = {row["function"]: bool(row["strength"]) for row in _core.RULES}  # a 
 def rule(function: str, q: Shape, k: Shape, v: Shape, *args: Any, **kwargs: Any) -> int:
     (B, T, HQ, K), (HV, V) = q, v[2:]
     return B * T * 2 * K * V * (HV * (2 if CORRECTS[function] else 1) + max(HQ, HV))
+
+
+def noncausal(q: Shape, k: Shape, v: Shape, *args: Any, **kwargs: Any) -> int:
+    (B, T, HQ, K), (N, HV, V) = q, v[1:]
+    return 2 * B * K * V * (N * HV + T * max(HQ, HV))
 
 
 def softmax(q: Shape, k: Shape, v: Shape, *args: Any, **kwargs: Any) -> int:
@@ -53,6 +59,9 @@ def feature_map(function: str, x: Shape, nu: int | None, omega: Shape | None, **
 FORMULAS: dict[str, Callable[..., int]] = {
     "rule": rule,
     "rule_backward": lambda function, do, dstate, dtotal, *args, **kwargs: 2 * rule(function, *args),
+    "rule_in_place": rule,
+    "noncausal": noncausal,
+    "noncausal_backward": lambda do, dstate, dtotal, *args, **kwargs: 2 * noncausal(*args),
     "softmax_attention": softmax,
     "softmax_attention_backward": softmax_backward,
     "causal_conv1d": convolution,

@@ -1,9 +1,7 @@
-"""The custom operators of PyTorch behind `fwm_py.torch`: schemas, kernels, shapes for tracing, gradients.
+"""The other operators: softmax attention, the causal convolution, RMS norm, feature maps.
 
-`fwm_py::rule` is every rule of `fwm_py.rules`, as `_core.rule_forward` is. Numbers are computed in float64 where
-an input has it, else in float32, whatever mixture of half and float32 comes; outputs get the dtype of the queries,
-states that of the computation, gradients those of their inputs. An operator returns tensors always: one without
-numbers stands for a result that was not asked for, or that there is not.
+Numbers are computed in float64 where an input has it, else in float32, whatever mixture of half and float32 comes;
+outputs get the dtype of the queries, states that of the computation, gradients those of their inputs.
 """
 
 from __future__ import annotations
@@ -13,253 +11,80 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fwm_py import _core
 from fwm_py.torch._arrays import (
-    USUAL,
     cast,
     cast_like,
     check_axes,
-    check_types,
     computed_in,
     empty_like,
     n_sequences,
-    refuse_wrappers,
+    read,
     to_array,
+    to_integers,
     to_memory,
-    to_offsets,
-    to_tokens,
     to_write,
 )
-
-Operator = Callable[..., Any]
-
-NAMES = ("q", "k", "v", "g", "beta", "b", "w", "initial_state", "initial_sum")
-INPUTS = "Tensor q, Tensor k, Tensor v, " + ", ".join(f"Tensor? {name}" for name in NAMES[3:])
-N_INPUTS = len(NAMES)
-OPTIONS = "float? scale, str? qk_norm, bool normalize, float eps, bool clamp_first, Tensor? cu_seqlens, str method"
-
-
-OPTION_NAMES = tuple(option.split()[1] for option in OPTIONS.split(", "))
-
-
-def places_of(row: Any) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """The arrays and the options that a rule takes: their names, and where they are in INPUTS and OPTIONS."""
-    takes = {"q", "k", "v", "scale", "method", *row["strength"].split(", ")}
-    takes |= {"g"} if row["scalar_gate"] or row["channel_gate"] else set()
-    takes |= {"qk_norm"} if row["has_qk_norm"] else set()
-    takes |= {"normalize", "eps"} if row["normalizes"] else set()
-    takes |= {"clamp_first"} if row["clamps"] else set()
-    arrays = [(name, i) for i, name in enumerate(NAMES) if name in takes]
-    return arrays, [(name, i) for i, name in enumerate(OPTION_NAMES) if name in takes]
-
-
-PLACES = {row["function"]: places_of(row) for row in _core.RULES}
-
-
-def run(call: Callable[[], Any]) -> Any:
-    """The call, on as many threads as PyTorch has."""
-    _core.set_threads_here(torch.get_num_threads())
-    try:
-        return call()
-    finally:
-        _core.set_threads_here(0)
-
-
-_library = torch.library.Library("fwm_py", "DEF")
-
-
-def define(name: str, schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any]) -> Operator:
-    """An operator for CPU tensors, and what it returns where tensors have shapes only."""
-    _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
-    _library.impl(name, kernel, "CPU")
-    torch.library.register_fake(f"fwm_py::{name}", shapes, lib=_library)
-    operator = getattr(torch.ops.fwm_py, name).default
-    arguments = operator._schema.arguments
-
-    def call(*args: Any) -> Any:
-        if not USUAL.issuperset(map(type, args)):
-            refuse_wrappers(arguments, args)
-        if forward_ad._current_level >= 0:  # PyTorch would drop the tangents silently
-            raise NotImplementedError("fwm_py.torch: there are no derivatives in forward mode")
-        try:
-            return operator(*args)
-        except RuntimeError:
-            check_types(arguments, args)
-            raise
-
-    return call
-
-
-def differentiate(name: str, backward: Callable[..., Any], save: Callable[..., None]) -> None:
-    """Make `name` differentiable, by an operator `name`_backward that is not."""
-    torch.library.register_autograd(f"fwm_py::{name}", backward, setup_context=save, lib=_library)
-    torch.library.register_autograd(f"fwm_py::{name}_backward", refuse_second_derivative, lib=_library)
-
-
-def refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-    raise RuntimeError("fwm_py.torch: gradients cannot be differentiated again")
-
-
-def gradients_like(inputs: Sequence[Tensor | None], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    """Tensors for gradients, of the inputs' shapes and dtypes (or this one); empty where there is no input."""
-    like = next(x for x in inputs if x is not None)
-    return tuple(like.new_empty(0) if x is None else empty_like(x, dtype or x.dtype) for x in inputs)
-
-
-def given(gradients: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Gradients of the inputs that there are."""
-    return tuple(None if x is None else gradient for gradient, x in zip(gradients, inputs))
-
-
-# ---- rules -----------------------------------------------------------------------------------------------------------
-
-
-def pair(state: Any, total: Any) -> Any:
-    return state if total is None else (state, total)
-
-
-def core_arguments(
-    function: str,
-    inputs: tuple[Tensor | None, ...],
-    options: tuple[Any, ...],
-    dtype: torch.dtype,
-    convert: Callable[..., Any] = to_array,
-) -> dict[str, Any]:
-    """The arguments that `_core.rule_forward` and `_core.rule_backward` have in common."""
-    arrays, named = PLACES[function]
-    arguments = {name: convert(inputs[i], dtype) for name, i in arrays}
-    arguments["cu_seqlens"] = to_offsets(options[-2])
-    if inputs[-2] is not None:
-        arguments["initial_state"] = pair(to_array(inputs[-2], dtype), to_array(inputs[-1], dtype))
-    for name, i in named:
-        arguments[name] = options[i]
-    return arguments
-
-
-def rule_results(
-    dtypes: tuple[torch.dtype, torch.dtype], inputs: tuple[Any, ...], options: tuple[Any, ...], output_final_state: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Tensors for o, of the first dtype, and the states, of the second."""
-    (q, k, v), normalize, cu_seqlens = inputs[:3], options[2], options[5]
-    check_axes(("q", q, "B T HQ K"), ("k", k, "B T H K"), ("v", v, "B T HV V"))
-    (B, T, HQ, K), H, (HV, V), n = q.shape, k.shape[2], v.shape[2:], n_sequences(q, cu_seqlens)
-    o = q.new_empty((B, T, max(HQ, HV), V), dtype=dtypes[0])
-    state = q.new_empty((n, HV, K, V) if output_final_state else 0, dtype=dtypes[1])
-    return o, state, q.new_empty((n, H, K) if output_final_state and normalize else 0, dtype=dtypes[1])
-
-
-def rule_kernel(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, options, output_final_state = args[:N_INPUTS], args[N_INPUTS:-1], args[-1]
-    dtype = computed_in(NAMES, inputs, options[-2])
-    o, state, total = rule_results((dtype, dtype), inputs, options, output_final_state)
-    out: Any = to_memory(o)
-    if output_final_state:
-        out = out, pair(to_memory(state), to_memory(total) if options[2] else None)
-    arguments = core_arguments(function, inputs, options, dtype, to_tokens)
-    run(lambda: _core.rule_forward(function, **arguments, output_final_state=output_final_state, out=out))
-    return cast(o, inputs[0].dtype), state, total
-
-
-def rule_shapes(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, options = args[:N_INPUTS], args[N_INPUTS:-1]
-    return rule_results((inputs[0].dtype, computed_in(NAMES, inputs, options[-2])), inputs, options, args[-1])
-
-
-def rule_backward_kernel(
-    function: str, do: Tensor, dstate: Tensor | None, dtotal: Tensor | None, *args: Any
-) -> tuple[Tensor, ...]:
-    inputs, options = args[:N_INPUTS], args[N_INPUTS:]
-    dtype = computed_in(NAMES, inputs, options[-2])
-    dfinal = pair(to_array(dstate, dtype), to_array(dtotal, dtype))
-    gradients = gradients_like(inputs, dtype)
-    *tokens, state, total = to_write(gradients, inputs)
-    out = *(x for x in tokens if x is not None), pair(state, total)
-    arguments = core_arguments(function, inputs, options, dtype)
-    run(lambda: _core.rule_backward(function, do=to_array(do, dtype), dfinal_state=dfinal, **arguments, out=out))
-    return cast_like(gradients, inputs)
-
-
-def rule_backward_shapes(function: str, do: Tensor, dstate: Any, dtotal: Any, *args: Any) -> tuple[Tensor, ...]:
-    return gradients_like(args[:N_INPUTS])
-
-
-rule = define(
-    "rule",
-    f"(str function, {INPUTS}, {OPTIONS}, bool output_final_state) -> (Tensor, Tensor, Tensor)",
-    rule_kernel,
-    rule_shapes,
-)
-rule_backward = define(
-    "rule_backward",
-    f"(str function, Tensor do, Tensor? dfinal_state, Tensor? dfinal_sum, {INPUTS}, {OPTIONS}) -> "
-    f"({', '.join(['Tensor'] * N_INPUTS)})",
-    rule_backward_kernel,
-    rule_backward_shapes,
-)
-
-
-def save_rule(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.function, tensors, options = inputs[0], inputs[1 : 1 + N_INPUTS], inputs[1 + N_INPUTS : -1]
-    *ctx.options, cu_seqlens, ctx.method = options
-    ctx.normalize, ctx.has_state = options[2], inputs[-1]
-    ctx.save_for_backward(*tensors, cu_seqlens)
-
-
-def differentiate_rule(ctx: Any, do: Tensor, dstate: Tensor, dtotal: Tensor) -> tuple[Any, ...]:
-    *inputs, cu_seqlens = ctx.saved_tensors
-    dfinal = (dstate if ctx.has_state else None, dtotal if ctx.has_state and ctx.normalize else None)
-    gradients = rule_backward(ctx.function, do, *dfinal, *inputs, *ctx.options, cu_seqlens, ctx.method)
-    return None, *given(gradients, inputs), *[None] * 8
-
-
-differentiate("rule", differentiate_rule, save_rule)
-
+from fwm_py.torch._library import define, differentiate, given, gradients_like, run
 
 # ---- softmax attention -----------------------------------------------------------------------------------------------
 
 
-def attended_in(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
+def attended_in(q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None) -> torch.dtype:
     check_axes(("q", q, "B T HQ K"), ("k", k, "B S H K"), ("v", v, "B S H V"))
-    return computed_in(NAMES, (q, k, v))
+    return computed_in(("q", "k", "v"), (q, k, v), key_lengths, "key_lengths")
 
 
-def softmax_kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    dtype = attended_in(q, k, v)
+def softmax_kernel(
+    q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    dtype, given = read(("q", "k", "v"), (q, k, v), key_lengths, "key_lengths")
+    if any(x is not None and x.ndim != 4 for x in given):
+        attended_in(q, k, v, key_lengths)
     o = q.new_empty((*q.shape[:3], v.shape[3]), dtype=dtype)
-    arrays: dict[str, Any] = {"q": to_array(q, dtype), "k": to_array(k, dtype), "v": to_array(v, dtype)}
+    arrays: dict[str, Any] = {**dict(zip("qkv", given)), "key_lengths": to_integers(key_lengths)}
     _, lse = run(
         lambda: _core.attention_forward(**arrays, causal=causal, scale=scale, return_lse=True, out=to_memory(o))
     )
     return cast(o, q.dtype), torch.from_numpy(lse).clone()
 
 
-def softmax_shapes(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    dtype = attended_in(q, k, v)
+def softmax_shapes(
+    q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    dtype = attended_in(q, k, v, key_lengths)
     return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=dtype)
 
 
 def softmax_backward_kernel(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool, scale: float | None
-) -> tuple[Tensor, ...]:
-    dtype = attended_in(q, k, v)
-    named = {"do": do, "q": q, "k": k, "v": v, "o": o, "lse": lse}
-    arrays: dict[str, Any] = {name: to_array(x, dtype) for name, x in named.items()}
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    key_lengths: Tensor | None,
+    causal: bool,
+    scale: float | None,
+) -> tuple[Tensor | None, ...]:
+    dtype, (q_, k_, v_) = read(("q", "k", "v"), (q, k, v), key_lengths, "key_lengths")
+    arrays: dict[str, Any] = {"q": q_, "k": k_, "v": v_, "key_lengths": to_integers(key_lengths)}
+    arrays |= {name: to_array(x, dtype) for name, x in (("do", do), ("o", o), ("lse", lse))}
     gradients = gradients_like((q, k, v), dtype)
-    run(lambda: _core.attention_backward(**arrays, causal=causal, scale=scale, out=to_write(gradients, (q, k, v))))
+    run(lambda: _core.attention_backward(**arrays, causal=causal, scale=scale, out=tuple(to_write(gradients))))
     return cast_like(gradients, (q, k, v))
 
 
 softmax = define(
     "softmax_attention",
-    "(Tensor q, Tensor k, Tensor v, bool causal, float? scale) -> (Tensor, Tensor)",
+    "(Tensor q, Tensor k, Tensor v, Tensor? key_lengths, bool causal, float? scale) -> (Tensor, Tensor)",
     softmax_kernel,
     softmax_shapes,
 )
 softmax_backward = define(
     "softmax_attention_backward",
-    "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, bool causal, float? scale) "
+    "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor? key_lengths, bool causal, float? scale) "
     "-> (Tensor, Tensor, Tensor)",
     softmax_backward_kernel,
     lambda do, q, k, v, *rest: gradients_like((q, k, v)),
@@ -267,14 +92,13 @@ softmax_backward = define(
 
 
 def save_softmax(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.causal, ctx.scale = inputs
+    q, k, v, key_lengths, ctx.causal, ctx.scale = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k, v, *output)
+    ctx.save_for_backward(q, k, v, *output, key_lengths)
 
 
 def differentiate_softmax(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Any, ...]:
-    q, k, v, o, lse = ctx.saved_tensors
-    return *softmax_backward(do, q, k, v, o, lse, ctx.causal, ctx.scale), None, None
+    return *softmax_backward(do, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None, None
 
 
 differentiate("softmax_attention", differentiate_softmax, save_softmax)
@@ -282,37 +106,39 @@ differentiate("softmax_attention", differentiate_softmax, save_softmax)
 
 # ---- the causal convolution ------------------------------------------------------------------------------------------
 
+CONVOLVED = ("x", "weight", "bias", "initial_state")
 TAPS = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? cu_seqlens, str? activation"
 
 
 def convolved_in(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None
 ) -> torch.dtype:
-    return computed_in(("x", "weight", "bias", "initial_state"), (x, weight, bias, initial_state), cu_seqlens)
+    return computed_in(CONVOLVED, (x, weight, bias, initial_state), cu_seqlens)
 
 
 def convolution_results(
     dtypes: tuple[torch.dtype, torch.dtype], tensors: Sequence[Any], output_final_state: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Tensors for y, of the first dtype, and the state, of the second."""
     x, weight, *_, cu_seqlens = tensors
     check_axes(("x", x, "B T D"), ("weight", weight, "D W"))
-    state = (n_sequences(x, cu_seqlens), max(weight.shape[1], 1) - 1, x.shape[2])
-    return empty_like(x, dtypes[0]), x.new_empty(state if output_final_state else 0, dtype=dtypes[1])
+    y, n = empty_like(x, dtypes[0]), n_sequences(x, cu_seqlens)
+    if not output_final_state:
+        return y, None
+    return y, x.new_empty((n, max(weight.shape[1], 1) - 1, x.shape[2]), dtype=dtypes[1])
 
 
-def convolution_arguments(tensors: Sequence[Any], dtype: torch.dtype) -> dict[str, Any]:
+def convolution_arguments(tensors: Sequence[Any]) -> tuple[torch.dtype, dict[str, Any]]:
     *inputs, cu_seqlens = tensors
-    arrays = {name: to_array(x, dtype) for name, x in zip(("x", "weight", "bias", "initial_state"), inputs)}
-    return arrays | {"cu_seqlens": to_offsets(cu_seqlens)}
+    dtype, arrays = read(CONVOLVED, tuple(inputs), cu_seqlens)
+    return dtype, {**dict(zip(CONVOLVED, arrays)), "cu_seqlens": to_integers(cu_seqlens)}
 
 
-def convolution_kernel(*args: Any) -> tuple[Tensor, Tensor]:
+def convolution_kernel(*args: Any) -> tuple[Tensor, Tensor | None]:
     *tensors, activation, output_final_state = args
-    dtype = convolved_in(*tensors)
+    dtype, arrays = convolution_arguments(tensors)
     y, state = convolution_results((dtype, dtype), tensors, output_final_state)
-    arrays = convolution_arguments(tensors, dtype)
-    out = (to_memory(y), to_memory(state)) if output_final_state else to_memory(y)
+    out: Any = to_memory(y) if state is None else (to_memory(y), to_memory(state))
     run(
         lambda: _core.convolution_forward(
             **arrays, activation=activation, output_final_state=output_final_state, out=out
@@ -321,21 +147,21 @@ def convolution_kernel(*args: Any) -> tuple[Tensor, Tensor]:
     return cast(y, tensors[0].dtype), state
 
 
-def convolution_shapes(*args: Any) -> tuple[Tensor, Tensor]:
+def convolution_shapes(*args: Any) -> tuple[Tensor, Tensor | None]:
     return convolution_results((args[0].dtype, convolved_in(*args[:5])), args[:5], args[-1])
 
 
-def convolution_backward_kernel(dy: Tensor, dfinal_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    *inputs, cu_seqlens, activation = args
-    dtype = convolved_in(*args[:5])
+def convolution_backward_kernel(dy: Tensor, dfinal_state: Tensor | None, *args: Any) -> tuple[Tensor | None, ...]:
+    inputs, activation = args[:4], args[5]
+    dtype, arrays = convolution_arguments(args[:5])
     gradients = gradients_like(inputs, dtype)
     run(
         lambda: _core.convolution_backward(
             dy=to_array(dy, dtype),
-            **convolution_arguments((*inputs, cu_seqlens), dtype),
+            **arrays,
             activation=activation,
             dfinal_state=to_array(dfinal_state, dtype),
-            out=to_write(gradients, inputs),
+            out=tuple(to_write(gradients)),
         )
     )
     return cast_like(gradients, inputs)
@@ -368,20 +194,20 @@ differentiate("causal_conv1d", differentiate_convolution, save_convolution)
 
 # ---- RMS norm --------------------------------------------------------------------------------------------------------
 
+GATED = ("x", "weight", "gate")
 NORMED = "Tensor x, Tensor weight, Tensor? gate, str activation, float eps"
 
 
 def normed_in(x: Tensor, weight: Tensor, gate: Tensor | None) -> torch.dtype:
-    return computed_in(("x", "weight", "gate"), (x, weight, gate))
+    return computed_in(GATED, (x, weight, gate))
 
 
 def norm_kernel(*args: Any) -> Tensor:
     *tensors, activation, eps = args
-    dtype = normed_in(*tensors)
+    dtype, arrays = read(GATED, tuple(tensors))
     y = empty_like(tensors[0], dtype)
-    arrays: dict[str, Any] = {name: to_array(x, dtype) for name, x in zip(("x", "weight", "gate"), tensors)}
-    out = to_memory(y)
-    run(lambda: _core.norm_forward(**arrays, activation=activation, eps=eps, out=out))
+    given: Any = dict(zip(GATED, arrays))
+    run(lambda: _core.norm_forward(**given, activation=activation, eps=eps, out=to_memory(y)))
     return cast(y, tensors[0].dtype)
 
 
@@ -390,14 +216,12 @@ def norm_shapes(*args: Any) -> Tensor:
     return empty_like(args[0], args[0].dtype)
 
 
-def norm_backward_kernel(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def norm_backward_kernel(dy: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
     *tensors, activation, eps = args
-    dtype = normed_in(*tensors)
+    dtype, arrays = read(GATED, tuple(tensors))
     gradients = gradients_like(tensors, dtype)
-    arrays: dict[str, Any] = {
-        name: to_array(x, dtype) for name, x in zip(("dy", "x", "weight", "gate"), (dy, *tensors))
-    }
-    run(lambda: _core.norm_backward(**arrays, activation=activation, eps=eps, out=to_write(gradients, tensors)))
+    given: dict[str, Any] = {"dy": to_array(dy, dtype), **dict(zip(GATED, arrays))}
+    run(lambda: _core.norm_backward(**given, activation=activation, eps=eps, out=tuple(to_write(gradients))))
     return cast_like(gradients, tensors)
 
 
@@ -427,10 +251,7 @@ differentiate("rms_norm", differentiate_norm, save_norm)
 
 
 MOST_FEATURES = 2**31 - 1
-
-
-def map_arguments(nu: int | None, omega: Tensor | None, dtype: torch.dtype) -> dict[str, Any]:
-    return {"argument": nu, "omega": to_array(omega, dtype)}
+MAPPED = ("x", "omega")
 
 
 def n_features(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -> int:
@@ -442,10 +263,15 @@ def n_features(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -
 
 
 def map_kernel(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
-    dtype, features = computed_in(("x", "omega"), (x, omega)), n_features(function, x, nu, omega)
+    dtype, (x_, omega_) = read(MAPPED, (x, omega))
+    features = n_features(function, x, nu, omega)
     room = features if 0 < features <= MOST_FEATURES else 0  # too many or none: the kernel says what does not fit
-    y = x.new_empty((*x.shape[:-1], room), dtype=dtype)
-    run(lambda: _core.map_forward(function, x=to_array(x, dtype), **map_arguments(nu, omega, dtype), out=to_memory(y)))
+    if x.dim() and room == x.shape[-1]:
+        y = empty_like(x, dtype)
+    else:
+        y = x.new_empty((*x.shape[:-1], room), dtype=dtype)
+    given: Any = {"x": x_, "omega": omega_}
+    run(lambda: _core.map_forward(function, **given, argument=nu, out=to_memory(y)))
     return cast(y, x.dtype)
 
 
@@ -454,10 +280,10 @@ def map_shapes(function: str, x: Tensor, nu: int | None, omega: Tensor | None) -
 
 
 def map_backward_kernel(function: str, dy: Tensor, x: Tensor, nu: int | None, omega: Tensor | None) -> Tensor:
-    dtype = computed_in(("x", "omega"), (x, omega))
+    dtype, (x_, omega_) = read(MAPPED, (x, omega))
     dx = empty_like(x, dtype)
-    arrays: dict[str, Any] = {"dy": to_array(dy, dtype), "x": to_array(x, dtype)}
-    run(lambda: _core.map_backward(function, **arrays, **map_arguments(nu, omega, dtype), out=(to_memory(dx),)))
+    given: Any = {"dy": to_array(dy, dtype), "x": x_, "omega": omega_}
+    run(lambda: _core.map_backward(function, **given, argument=nu, out=(to_memory(dx),)))
     return cast(dx, x.dtype)
 
 

@@ -62,7 +62,7 @@ def chunk_delta_rule(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     **options: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, SumState | None]:
     """`fwm_py.torch.delta_rule`; without beta it is 1."""
     _refuse(options)
     common = _common(scale, initial_state, output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, cu_seqlens_cpu)
@@ -122,7 +122,7 @@ def fused_recurrent_gated_delta_rule(
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
     **options: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, SumState | None]:
     """`fwm_py.torch.gated_delta_rule`; with gk (B, T, HV, K), gates of key channels, `fwm_py.torch.kimi_delta_rule`."""
     _refuse(
         {

@@ -6,6 +6,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from support import rule_cases  # noqa: E402
+from support.contract import without  # noqa: E402
+from support.noncausal_cases import NoncausalCase  # noqa: E402
 from support.rule_cases import RULE_CASES, SIZES, SMALL, Sizes  # noqa: E402
 from support.torch_cases import (  # noqa: E402, F401
     MAPS,
@@ -24,7 +26,7 @@ from support.torch_cases import (  # noqa: E402, F401
 import fwm_py  # noqa: E402
 import fwm_py.torch as fwm  # noqa: E402
 from fwm_py import _core, attention, convolution, feature_maps, norm  # noqa: E402
-from fwm_py.torch import _arrays, _operators  # noqa: E402
+from fwm_py.torch import _arrays, _library, _operators  # noqa: E402
 
 OPERATORS = torch.ops.fwm_py
 every_case = pytest.mark.parametrize("case", RULE_CASES, ids=str)
@@ -221,7 +223,17 @@ def test_opcheck(case, sizes):
 
 def test_opcheck_of_the_others():
     q, k, v = softmax_inputs(torch.float32)
-    torch.library.opcheck(OPERATORS.softmax_attention.default, (q, k, v, True, None))
+    for key_lengths in (None, torch.tensor([3, 5])):
+        torch.library.opcheck(OPERATORS.softmax_attention.default, (q, k, v, key_lengths, True, None))
+    case = NoncausalCase(normalize=True)
+    x = tensors(without(case.inputs(case.small[0], np.float32), "key_lengths"), requires_grad=True)
+    states = (x["initial_state"], x["initial_sum"], torch.tensor([4, 2]))
+    for given in (states, (None, None, None)):
+        torch.library.opcheck(OPERATORS.noncausal.default, (x["q"], x["k"], x["v"], *given, None, True, 1e-6, True))
+    options = (None, None, True, 1e-6, True, None, "chunked")
+    S, z = (y.detach().clone() for y in states[:2])
+    arguments = ("linear_attention", x["q"].detach()[:, :3], x["k"].detach()[:, :3], x["v"].detach()[:, :3])
+    torch.library.opcheck(OPERATORS.rule_in_place.default, (*arguments, None, None, None, None, S, z, *options))
     x, weight, bias, state = conv_inputs(torch.float32)
     torch.library.opcheck(OPERATORS.causal_conv1d.default, (x, weight, bias, state, None, "silu", True))
     x, weight, gate = norm_inputs(torch.float32)
@@ -314,9 +326,9 @@ def test_inference_mode_and_meta_tensors():
 def test_threads_are_those_of_torch(threads):
     torch.set_num_threads(threads)
     before = fwm_py.get_num_threads()
-    assert _operators.run(_core.get_num_threads) == threads
+    assert _library.run(_core.get_num_threads) == threads
     with pytest.raises(ZeroDivisionError):
-        _operators.run(lambda: 1 / 0)
+        _library.run(lambda: 1 / 0)
     assert fwm_py.get_num_threads() == before
 
 

@@ -27,6 +27,7 @@ def test_signatures_follow_the_table(row):
     options |= {"normalize", "eps"} if row["normalizes"] else set()
     options |= {"qk_norm"} if row["has_qk_norm"] else set()
     options |= {"clamp_first"} if row["clamps"] else set()
+    options |= {"causal", "key_lengths"} if row["function"] == "linear_attention" else set()
     for backward, first, own in ((False, [], {"output_final_state", "out"}), (True, ["do"], {"dfinal_state", "out"})):
         call = RuleCall(row, forms(row)[0][0], False, backward)
         kinds = {

@@ -13,16 +13,21 @@ def heads_first(x, copies=1):
     return np.repeat(x, copies, axis=2).swapaxes(1, 2)
 
 
-def weights(q, k, causal=True, scale=None):
-    """The weights (B, HQ, T, S) and log sum exp (B, T, HQ)."""
+def weights(q, k, causal=True, scale=None, key_lengths=None):
+    """The weights (B, HQ, T, S) and log sum exp (B, T, HQ); 0 and -inf of a query that sees no key."""
     (_, T, HQ, K), S, H = q.shape, *k.shape[1:3]
     scores = heads_first(q) @ heads_first(k, HQ // H).swapaxes(2, 3) * (K**-0.5 if scale is None else scale)
     if causal:
         scores = np.where(np.arange(S) <= S - T + np.arange(T)[:, None], scores, -np.inf)
+    if key_lengths is not None:
+        scores = np.where(np.arange(S) < key_lengths[:, None, None, None], scores, -np.inf)
     largest = scores.max(axis=-1, keepdims=True)
+    largest = np.where(largest == -np.inf, 0, largest)
     p = np.exp(scores - largest)
     total = p.sum(axis=-1, keepdims=True)
-    return p / total, (largest + np.log(total))[..., 0].transpose(0, 2, 1)
+    with np.errstate(divide="ignore"):
+        lse = (largest + np.log(total))[..., 0].transpose(0, 2, 1)
+    return p / np.where(total == 0, 1, total), lse
 
 
 def oracle(q, k, v, **options):
@@ -30,9 +35,9 @@ def oracle(q, k, v, **options):
     return (p @ heads_first(v, q.shape[2] // v.shape[2])).swapaxes(1, 2), lse
 
 
-def oracle_backward(do, q, k, v, causal=True, scale=None):
+def oracle_backward(do, q, k, v, causal=True, scale=None, key_lengths=None):
     (B, _, HQ, K), S, H = q.shape, *k.shape[1:3]
-    p, _ = weights(q, k, causal, scale)
+    p, _ = weights(q, k, causal, scale, key_lengths)
     dp = heads_first(do) @ heads_first(v, HQ // H).swapaxes(2, 3)
     ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) * (K**-0.5 if scale is None else scale)
     dk, dv = ds.swapaxes(2, 3) @ heads_first(q), p.swapaxes(2, 3) @ heads_first(do)  # of each query head
@@ -121,4 +126,34 @@ class AttentionCase(Case):
         return super().bits(x) | again
 
 
-CASES = [AttentionCase(True), AttentionCase(False)]
+class PaddedCase(AttentionCase):
+    """Keys behind a sequence's length are not seen: none of the first one's, all of the last one's."""
+
+    sizes = ((1, 3, 5, 2, 1, 4, 3), (3, 17, 33, 2, 2, 16, 17), (4, 70, 150, 4, 2, 8, 8), (3, 1, 1100, 4, 2, 20, 33))
+    small = ((3, 4, 6, 2, 1, 3, 2), (2, 1, 5, 1, 1, 2, 2))
+    float32 = ((3, 300, 700, 4, 2, 40, 24),)
+    shared = ((3, 300, 600, 6, 2, 20, 24), (3, 1, 2500, 4, 2, 16, 16))
+    busy = (3, 100, 120, 4, 2, 16, 16)
+
+    def __init__(self, causal):
+        self.causal, self.name = causal, "attention-padded" if causal else "attention-padded-not causal"
+
+    def inputs(self, size, dtype=np.float64, seed=0):
+        B, S = size[0], size[2]
+        return super().inputs(size, dtype, seed) | {"key_lengths": np.linspace(0, S, B).astype(int)}
+
+    def forward(self, x):
+        return self.finite(super().forward(x))
+
+    def expected(self, x):
+        return self.finite(super().expected(x))
+
+    @staticmethod
+    def finite(results):
+        return results | {"lse": np.where(results["lse"] == -np.inf, -1e3, results["lse"])}
+
+    def bits(self, x):
+        return Case.bits(self, x)
+
+
+CASES = [kind(causal) for kind in (AttentionCase, PaddedCase) for causal in (True, False)]

@@ -14,7 +14,7 @@ import numpy as np
 
 import fwm_py
 from fwm_py import _core, feature_maps, readouts, rules
-from support import attention_cases, convolution_cases, norm_cases
+from support import attention_cases, convolution_cases, noncausal_cases, norm_cases
 from support.cases import MAP_CASES, READOUT_CASES, readout_inputs
 from support.contract import without
 
@@ -67,8 +67,10 @@ class RuleCall(NamedTuple):
             "b": uniform(B, T, HV, K),
             "w": uniform(B, T, HV, V),
             "do": uniform(B, T, max(HQ, HV), V),
+            "causal": True,
+            "key_lengths": None,
             "scale": 0.5,
-            "qk_norm": "l2",
+            "qk_norm": None if self.normalize else "l2",
             "normalize": self.normalize,
             "eps": 1e-6,
             "clamp_first": True,
@@ -184,6 +186,27 @@ def attention_calls():
         )
 
 
+def padded_calls():
+    """Attention and sums over keys that have lengths."""
+
+    def make(dtype, seed):
+        return {"causal": False, **attention_cases.PaddedCase(False).inputs((2, 5, 7, 4, 2, 6, 3), dtype, seed)}
+
+    yield Call(fwm_py.softmax_attention, make, "q", "-padded", (), {"k": (1, 2), "v": (3,)})
+    yield Call(fwm_py.softmax_attention_backward, make, "q", "-padded", (), {"k": (1, 2), "v": (3,)})
+    for case in noncausal_cases.CASES[:2]:
+
+        def summed(dtype, seed, case=case):
+            x = case.inputs(case.small[0], dtype, seed) | {"causal": False, "output_final_state": True}
+            for name in ("initial", "dfinal"):
+                x[f"{name}_state"] = (x[f"{name}_state"], x[f"{name}_sum"]) if case.normalize else x[f"{name}_state"]
+            return x | case.options
+
+        gives, optional = {"k": (1, 2), "v": (2, 3)}, ("initial_state", "dfinal_state")
+        for function in (fwm_py.linear_attention, fwm_py.linear_attention_backward):
+            yield Call(function, summed, "q", f"-not causal{'-normalize' if case.normalize else ''}", optional, gives)
+
+
 def convolution_calls():
     shapes = [{"x": x, "weight": (x[2], 4)} for x in ((2**40, 1, 1), (1, 2**41, 1), (2**40, 0, 1), (1, 1, 2**45))]
     large = [spread(of) | {"output_final_state": True} for of in shapes]
@@ -215,7 +238,7 @@ def norm_calls():
 
 OTHERS = [call for case in MAP_CASES for call in map_calls(case)]
 OTHERS += [call for case in READOUT_CASES for call in readout_calls(case)]
-OTHERS += [*attention_calls(), *convolution_calls(), *norm_calls()]
+OTHERS += [*attention_calls(), *padded_calls(), *convolution_calls(), *norm_calls()]
 CALLS = [*OTHERS, *RULE_CALLS, *(call._replace(states=False) for call in RULE_BACKWARDS)]
 
 # --- arrays in arguments and results -------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from support import attention_cases, convolution_cases, norm_cases, oracle, rule_cases
+from support import attention_cases, convolution_cases, noncausal_cases, norm_cases, oracle, rule_cases
 from support.cases import MAP_CASES, READOUT_CASES, ReadoutInputs, readout_inputs
 from support.contract import Case, Near, normal, without
 from support.rule_cases import METHODS, RULE_CASES, Sizes
@@ -128,5 +128,5 @@ CASES = [
     *map(MapOperation, MAP_CASES),
     *map(ReadoutOperation, READOUT_CASES),
     *(RuleOperation(case, method) for case in RULE_CASES for method in METHODS),
-    *(case for module in (attention_cases, convolution_cases, norm_cases) for case in module.CASES),
+    *(case for module in (noncausal_cases, attention_cases, convolution_cases, norm_cases) for case in module.CASES),
 ]

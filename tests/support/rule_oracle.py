@@ -109,6 +109,18 @@ RULES = {
 }
 STRENGTHS = ("beta", "b", "w")
 
+
+def normalised_delta(d):
+    """The delta rule that divides what a key erases by d = z . k + eps, e = beta / d k; its backward gives dd too."""
+
+    def backward(de, du, k, v, beta):
+        derase = (de * k).sum(-1)
+        dk, dv, dbeta = (beta / d)[..., None] * de, beta[..., None] * du, derase / d + (du * v).sum(-1)
+        return dk, dv, dbeta, -derase * beta / d**2
+
+    return Rule(lambda k, v, beta: ((beta / d)[..., None] * k, beta[..., None] * v), backward)
+
+
 # --- normalised keys and queries -----------------------------------------------------------------------------------
 
 
@@ -176,7 +188,11 @@ def one_forward(function, x, norms=None, *, scale=None, normalize=False, eps=1e-
     q, q_size = normalise(x["q"], qk_norm)
     k, k_size = normalise(x["k"], qk_norm)
     q_read, k_write = spread(q, R).reshape(B, T, HV, R // HV, K), spread(k, HV)
-    e, u = RULES[function].erase_and_write(k_write, x["v"], *(x[name] for name in STRENGTHS if name in x))
+    rule = RULES[function]
+    if normalize and rule is DELTA:
+        z_before = z_first[:, None] + np.cumsum(k, axis=1) - k
+        rule = normalised_delta(spread((z_before * k).sum(-1) + eps, HV))
+    e, u = rule.erase_and_write(k_write, x["v"], *(x[name] for name in STRENGTHS if name in x))
     gate = None if "g" not in x else np.exp(x["g"] if x["g"].ndim == 4 else x["g"][..., None])
     clamped = np.full(T, function == "fast_weight_memory")
     if not clamp_first and "initial_state" not in x:
@@ -191,12 +207,12 @@ def one_forward(function, x, norms=None, *, scale=None, normalize=False, eps=1e-
         z = z_first[:, None] + np.cumsum(k, axis=1)
         denominator = scale * (spread(z, R) * spread(q, R)).sum(-1, keepdims=True) + eps
         results |= {"o": results["o"] / denominator, "final_sum": z[:, -1] if T else z_first}
-    return results, (scale, q, q_size, k, k_size, q_read, k_write, e, gate, tokens, z, denominator)
+    return results, (rule, scale, q, q_size, k, k_size, q_read, k_write, e, gate, tokens, z, denominator)
 
 
 def one_backward(function, x, **options):
     results, saved = one_forward(function, x, **options)
-    scale, q, q_size, k, k_size, q_read, k_write, e, gate, tokens, z, denominator = saved
+    rule, scale, q, q_size, k, k_size, q_read, k_write, e, gate, tokens, z, denominator = saved
     (B, T, H, K), (HV, V), HQ, R = k.shape, x["v"].shape[2:], q.shape[2], results["o"].shape[2]
     strengths = [name for name in STRENGTHS if name in x]
 
@@ -205,7 +221,7 @@ def one_backward(function, x, **options):
     dq, dk, de, du, dg, dinitial = family_backward(
         do.reshape(B, T, HV, R // HV, V), dfinal, q_read, k_write, e, gate, scale, tokens
     )
-    dk_erase, dv, *dstrengths = RULES[function].backward(de, du, k_write, x["v"], *(x[name] for name in strengths))
+    dk_erase, dv, *dstrengths = rule.backward(de, du, k_write, x["v"], *(x[name] for name in strengths))
     dq, dk = gather(dq.reshape(B, T, R, K), HQ), gather(dk + dk_erase, H)
     result = {"v": dv, "initial_state": dinitial, **dict(zip(strengths, dstrengths))}
     if dg is not None:
@@ -218,6 +234,11 @@ def one_backward(function, x, **options):
         dz_final = x.get("dfinal_sum", np.zeros((B, H, K)))
         dk = dk + dz_final[:, None] + np.cumsum(dz[:, ::-1], axis=1)[:, ::-1]  # k_s is in every z_t with t >= s
         result["initial_sum"] = dz_final + dz.sum(1)
+    if len(dstrengths) > len(strengths):  # d_t = z_(t-1) . k_t + eps
+        dd = gather(dstrengths[-1], H)[..., None]
+        later = np.cumsum((dd * k)[:, ::-1], axis=1)[:, ::-1]  # k_s is in every z_(t-1) with t > s
+        dk = dk + dd * (z - k) + later - dd * k
+        result["initial_sum"] = result["initial_sum"] + (dd * k).sum(1)
     qk_norm = options.get("qk_norm")
     result |= {"q": normalise_backward(dq, q, q_size, qk_norm), "k": normalise_backward(dk, k, k_size, qk_norm)}
     return result

@@ -52,7 +52,8 @@ static inline void add_multiple(size_t n, real a, const real *restrict x, real *
 static void read_part(const AttentionDecode *d, size_t index, real *scores)
 {
     const FwmAttentionCall *a = d->a;
-    const size_t b = index / d->parts, first = index % d->parts * PART_KEYS, keys = fwm_min(PART_KEYS, a->S - first);
+    const size_t b = index / d->parts, first = index % d->parts * PART_KEYS, end = key_length(a, b),
+                 keys = end > first ? fwm_min(PART_KEYS, end - first) : 0;
     const size_t group = a->HQ / a->H, token = b * a->S + first, ld = d->lanes;
     const real *q = (const real *)a->q + b * a->HQ * a->K, scale = (real)(a->scale * LOG2_E);
     const real *k = (const real *)a->k + token * a->H * a->K, *v = (const real *)a->v + token * a->H * a->V;
@@ -88,7 +89,7 @@ static void combine_parts(const AttentionDecode *d, size_t index, real *row)
         total += factor * d->total[part * d->lanes + hq];
         add_multiple(a->V, factor, d->part_o + (part * a->HQ + hq) * a->V, row);
     }
-    for (size_t i = 0; i < a->V; i++)
+    for (size_t i = 0; i < a->V && key_length(a, b) > 0; i++) /* without keys o is 0 and lse -inf */
         row[i] *= 1 / total;
     if (d->o)
         copy(a->V, row, d->o + index * a->V);

@@ -155,9 +155,10 @@ static void end_rows(const AttentionForward *f, const AttentionHead *head, const
                      ForwardTile *tile)
 {
     const size_t V = head->a->V, ld = tile->lanes;
+    const bool sees = keys_seen(head, tile->first) > 0; /* without keys o is 0 and lse -inf */
     real inverse[ROW_TILE];
     for (size_t i = 0; i < ld; i++)
-        inverse[i] = 1 / tile->total[i];
+        inverse[i] = sees ? 1 / tile->total[i] : 0;
     for (size_t c = 0; c < V; c++)
         for (size_t i = 0; i < ld; i++)
             tile->o_t[c * ld + i] *= inverse[i];

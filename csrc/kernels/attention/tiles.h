@@ -4,9 +4,9 @@
  *
  *     row i is token i / G of query head h G + i % G
  *
- * A row sees keys 0 .. keys_seen(row) - 1: all of them, or those that the causal mask leaves. A tile of scores is KEYS
- * x ROWS, a key a line and a row a lane, so that softmax's maxima and sums are taken lane by lane and the products need
- * no transposed keys. The queries are transposed instead, once for many tiles of keys. */
+ * A row sees keys 0 .. keys_seen(row) - 1: all that its sequence has, or those that the causal mask leaves. A tile of
+ * scores is KEYS x ROWS, a key a line and a row a lane, so that softmax's maxima and sums are taken lane by lane and
+ * the products need no transposed keys. The queries are transposed instead, once for many tiles of keys. */
 #ifndef FWM_KERNELS_ATTENTION_TILES_H
 #define FWM_KERNELS_ATTENTION_TILES_H
 
@@ -30,10 +30,18 @@ static inline AttentionHead head_at(const FwmAttentionCall *a, size_t index)
     return (AttentionHead){a, index / a->H, index % a->H, a->HQ / a->H};
 }
 
+/* The keys that there are of a sequence. */
+static inline size_t key_length(const FwmAttentionCall *a, size_t b)
+{
+    return a->key_lengths ? (size_t)a->key_lengths[b] : a->S;
+}
+
 /* Keys that the row sees. */
 static inline size_t keys_seen(const AttentionHead *head, size_t row)
 {
-    return head->a->causal ? head->a->S - head->a->T + row / head->group + 1 : head->a->S;
+    const FwmAttentionCall *a = head->a;
+    const size_t all = key_length(a, head->b);
+    return a->causal ? fwm_min(a->S - a->T + row / head->group + 1, all) : all;
 }
 
 /* The first row that sees the key. */

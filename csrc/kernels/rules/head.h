@@ -15,8 +15,8 @@ typedef struct {
 typedef struct {
     const FwmRuleCall *call;
     size_t T, K, V, R; /* R query heads read this state */
-    Tokens q, k, v, g, beta, b, w, o;
-    Tokens dout, dq, dk, dv, dg, dbeta, db, dw;
+    Tokens q, k, v, g, beta, b, w, erase, o;
+    Tokens dout, dq, dk, dv, dg, dbeta, db, dw, derase;
     const real *initial_state, *dfinal_state; /* K x V, NULL for zeros */
     real *final_state, *dinitial_state;       /* K x V, NULL if not wanted */
     const real *initial_sum;                  /* K, of the key head; only with normalize, as are the other sums */
@@ -98,6 +98,8 @@ static inline ValueHead head_of(const FwmRuleCall *call, size_t sequence, size_t
         .db = packed_tokens(call->db, t0, call->HV, hv, K),
         .w = strided_tokens(call->w, t0, hv, V),
         .dw = packed_tokens(call->dw, t0, call->HV, hv, V),
+        .erase = strided_tokens(call->erase, t0, hv, 1),
+        .derase = packed_tokens(call->derase, t0, call->HV, hv, 1),
         .o = packed_tokens(call->o, t0, HO, hv * R, V),
         .dout = strided_tokens(call->dout, t0, hv * R, V),
         .initial_state = matrix_of(call->initial_state, state, K * V),
@@ -117,8 +119,9 @@ static inline ValueHead head_of(const FwmRuleCall *call, size_t sequence, size_t
 static inline ValueHead head_from(const ValueHead *h, size_t t)
 {
     ValueHead rest = *h;
-    Tokens *const all[] = {&rest.q,    &rest.k,  &rest.v,  &rest.g,  &rest.beta, &rest.b,     &rest.w,  &rest.o,
-                           &rest.dout, &rest.dq, &rest.dk, &rest.dv, &rest.dg,   &rest.dbeta, &rest.db, &rest.dw};
+    Tokens *const all[] = {&rest.q,  &rest.k,     &rest.v,     &rest.g,    &rest.beta, &rest.b,
+                           &rest.w,  &rest.erase, &rest.o,     &rest.dout, &rest.dq,   &rest.dk,
+                           &rest.dv, &rest.dg,    &rest.dbeta, &rest.db,   &rest.dw,   &rest.derase};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         if (all[i]->data)
             all[i]->data += t * all[i]->stride;

@@ -8,7 +8,7 @@
  * where k is the write key, e the erase key and u the written value:
  *
  *     sums                  e = 0         u = v
- *     delta rules           e = beta k    u = beta v
+ *     delta rules           e = beta k    u = beta v          normalised: e = beta / (z . k + eps) k
  *     Gated DeltaNet 2      e = b * k     u = w * v
  *
  * The gate g is none, a scalar or a vector over K. */

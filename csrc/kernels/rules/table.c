@@ -17,6 +17,7 @@ static const Rule gated_linear_attention = {FAMILY, .info = {.name = "gated_sum"
 static const Rule delta_rule = {FAMILY, .info = {.name = "delta",
                                                  .function = "delta_rule",
                                                  .strength = FWM_BETA,
+                                                 .normalizes = true,
                                                  .has_qk_norm = true,
                                                  .summary = "S += beta k (v - S^T k)^T"}};
 static const Rule gated_delta_rule = {FAMILY, .info = {.name = "gated_delta",

@@ -47,7 +47,7 @@ void load_erase_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, const r
             for (size_t i = 0; i < ld; i++)
                 e[i] *= k[i];
         else if (h->beta.data)
-            scale(ld, *token(h->beta, t0 + t), k, e);
+            scale(ld, *token(h->erase.data ? h->erase : h->beta, t0 + t), k, e);
     }
 }
 
@@ -150,14 +150,16 @@ void store_token(const ValueHead *h, size_t t, size_t ld, const real *restrict k
             dk[i] += b[i] * de[i];
         }
     } else if (h->beta.data) {
-        const real beta = *token(h->beta, t);
+        const real strength = *token(h->erase.data ? h->erase : h->beta, t);
         real along = 0;
 #pragma omp simd reduction(+ : along)
         for (size_t i = 0; i < K; i++) {
             along += de[i] * k[i];
-            dk[i] += beta * de[i];
+            dk[i] += strength * de[i];
         }
-        *token(h->dbeta, t) = dbeta + along;
+        *token(h->dbeta, t) = h->erase.data ? dbeta : dbeta + along;
+        if (h->erase.data)
+            *token(h->derase, t) = along;
     }
     store_key(h, t, ld, dk, row);
     store_queries(h, t, ld, dq, q_stride, row);

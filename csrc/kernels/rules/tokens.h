@@ -3,7 +3,7 @@
  *
  *     rule                    e        u
  *     sums                    -        v
- *     delta rules             beta k   beta v
+ *     delta rules             beta k   beta v        normalised: another number times k (normalised_delta.h)
  *     Gated DeltaNet 2        b * k    w * v        element by element
  *
  * k and q are normalised first, if the call's qk_norm says so, and q is scaled. Rows are padded with zeros to ld.

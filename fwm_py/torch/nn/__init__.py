@@ -1,5 +1,7 @@
-"""Layers: multi-head attention whose memory is a fast weight matrix."""
+"""Layers: multi-head attention whose memory is a fast weight matrix, and its parts."""
 
 from fwm_py.torch.nn.layer import FastWeightAttention
+from fwm_py.torch.nn.parts import RMSNorm, ShortConvolution
+from fwm_py.torch.nn.state import AttentionState, KeyCache
 
-__all__ = ["FastWeightAttention"]
+__all__ = ["AttentionState", "FastWeightAttention", "KeyCache", "RMSNorm", "ShortConvolution"]

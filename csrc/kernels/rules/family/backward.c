@@ -12,6 +12,7 @@
 
 #include <string.h>
 
+#include "kernels/rules/family/normalised_delta.h"
 #include "kernels/rules/family/recurrent.h"
 #include "kernels/rules/family/rows.h"
 #include "kernels/rules/family/slab.h"
@@ -364,19 +365,22 @@ static FamilyBackward backward_of(const FwmRuleCall *call, int threads, void *sc
 size_t family_backward_scratch(const void *rule_call, int threads)
 {
     const FwmRuleCall *call = rule_call;
+    const size_t strengths = erase_strengths_scratch(call, threads);
     if (recurrent_serves(call))
-        return recurrent_backward_scratch(call, threads);
+        return strengths + recurrent_backward_scratch(call, threads);
     const FamilyBackward f = backward_of(call, threads, NULL);
-    return f.stride * (size_t)f.outer;
+    return strengths + f.stride * (size_t)f.outer;
 }
 
 void family_backward(const void *rule_call, int threads, void *scratch)
 {
-    const FwmRuleCall *call = rule_call;
+    const FwmRuleCall with_strengths = erase_strengths(rule_call, threads, scratch), *call = &with_strengths;
+    char *rest = (char *)scratch + erase_strengths_scratch(call, threads);
     if (recurrent_serves(call)) {
-        recurrent_backward(call, threads, scratch);
-        return;
+        recurrent_backward(call, threads, rest);
+    } else {
+        FamilyBackward f = backward_of(call, threads, rest);
+        fwm_parallel_for(f.outer, call->n_sequences * call->H, key_head_task, &f);
     }
-    FamilyBackward f = backward_of(call, threads, scratch);
-    fwm_parallel_for(f.outer, call->n_sequences * call->H, key_head_task, &f);
+    erase_strengths_backward(call, threads, scratch);
 }

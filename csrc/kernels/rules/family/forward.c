@@ -7,6 +7,7 @@
 
 #include <string.h>
 
+#include "kernels/rules/family/normalised_delta.h"
 #include "kernels/rules/family/recurrent.h"
 #include "kernels/rules/family/slab.h"
 #include "runtime/threads.h"
@@ -172,8 +173,9 @@ static FamilyForward forward_of(const FwmRuleCall *call, int threads, void *scra
 size_t family_forward_scratch(const void *rule_call, int threads)
 {
     const FwmRuleCall *call = rule_call;
-    return recurrent_serves(call) ? recurrent_forward_scratch(call, threads)
-                                  : forward_of(call, threads, NULL).stride * (size_t)threads;
+    const size_t core = recurrent_serves(call) ? recurrent_forward_scratch(call, threads)
+                                               : forward_of(call, threads, NULL).stride * (size_t)threads;
+    return erase_strengths_scratch(call, threads) + core;
 }
 
 /* final_sum = initial_sum + all keys. It comes last, because both may be the same array. */
@@ -194,11 +196,12 @@ static void sum_task(void *context, size_t index, int thread)
 
 void family_forward(const void *rule_call, int threads, void *scratch)
 {
-    const FwmRuleCall *call = rule_call;
+    const FwmRuleCall with_strengths = erase_strengths(rule_call, threads, scratch), *call = &with_strengths;
+    char *rest = (char *)scratch + erase_strengths_scratch(call, threads);
     if (recurrent_serves(call)) {
-        recurrent_forward(call, threads, scratch);
+        recurrent_forward(call, threads, rest);
     } else {
-        FamilyForward f = forward_of(call, threads, scratch);
+        FamilyForward f = forward_of(call, threads, rest);
         fwm_parallel_for(threads, call->n_sequences * call->HV / f.heads * f.groups, forward_task, &f);
     }
     if (!call->final_sum)

@@ -12,13 +12,14 @@ typedef struct {
 } RowArray;
 
 static const RowArray arrays[] = {
-    {offsetof(ValueHead, k), WRITING, KEY},       {offsetof(ValueHead, v), WRITING, VALUE},
-    {offsetof(ValueHead, g), WRITING, GATE},      {offsetof(ValueHead, beta), WRITING, ONE},
-    {offsetof(ValueHead, b), WRITING, KEY},       {offsetof(ValueHead, w), WRITING, VALUE},
-    {offsetof(ValueHead, q), READING, QUERIES},   {offsetof(ValueHead, dout), READING, OUTPUTS},
-    {offsetof(ValueHead, dk), GRADIENT, KEY},     {offsetof(ValueHead, dv), GRADIENT, VALUE},
-    {offsetof(ValueHead, dg), GRADIENT, GATE},    {offsetof(ValueHead, dbeta), GRADIENT, ONE},
-    {offsetof(ValueHead, db), GRADIENT, KEY},     {offsetof(ValueHead, dw), GRADIENT, VALUE},
+    {offsetof(ValueHead, k), WRITING, KEY},        {offsetof(ValueHead, v), WRITING, VALUE},
+    {offsetof(ValueHead, g), WRITING, GATE},       {offsetof(ValueHead, beta), WRITING, ONE},
+    {offsetof(ValueHead, erase), WRITING, ONE},    {offsetof(ValueHead, b), WRITING, KEY},
+    {offsetof(ValueHead, w), WRITING, VALUE},      {offsetof(ValueHead, q), READING, QUERIES},
+    {offsetof(ValueHead, dout), READING, OUTPUTS}, {offsetof(ValueHead, dk), GRADIENT, KEY},
+    {offsetof(ValueHead, dv), GRADIENT, VALUE},    {offsetof(ValueHead, dg), GRADIENT, GATE},
+    {offsetof(ValueHead, dbeta), GRADIENT, ONE},   {offsetof(ValueHead, db), GRADIENT, KEY},
+    {offsetof(ValueHead, dw), GRADIENT, VALUE},    {offsetof(ValueHead, derase), GRADIENT, ONE},
     {offsetof(ValueHead, dq), GRADIENT, QUERIES},
 };
 enum { ARRAYS = sizeof arrays / sizeof arrays[0] };
