@@ -8,6 +8,7 @@ layout again: o, final_state when one token is decoded, dq, dk, ... with the bac
     Transformers      the PyTorch functions of its modelling files, gradients by autograd; repeats key heads inside
     OnnxRuntime       the operator com.microsoft.LinearAttention, its inputs and outputs bound; it has no backward
     TorchAttention    torch.nn.functional.scaled_dot_product_attention, gradients by autograd
+    TorchEinsum       linear attention without a causal mask, two einsums and elu + 1, gradients by autograd
     Copy              a copy of the state: the least that touching it for one token can take
 """
 
@@ -20,6 +21,7 @@ import torch
 from onnx import TensorProto, helper
 
 import fwm_py
+from fwm_py.feature_maps import elu1, elu1_backward
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ RULES = {
     "gated_delta_rule_2": Rule(("g", "b", "w"), channel_gate=True),
     "fast_weight_memory": Rule(("beta",)),
     "softmax_attention": Rule(),
+    "noncausal": Rule(),  # linear_attention(causal=False, normalize=True) of elu1's features
 }
 
 
@@ -79,7 +82,7 @@ class Work:
 
     @property
     def decodes(self):
-        return self.T == 1 and self.function != "softmax_attention"
+        return self.T == 1 and self.function not in ("softmax_attention", "noncausal")
 
     def names(self):
         """Of the inputs, in the order in which the function takes them."""
@@ -126,6 +129,18 @@ class Work:
         return drawn
 
 
+NONCAUSAL = dict(causal=False, normalize=True)
+
+
+def noncausal(q, k, v, out=None):
+    return fwm_py.linear_attention(elu1(q), elu1(k), v, out=out, **NONCAUSAL)
+
+
+def noncausal_backward(do, q, k, v, out=None):
+    gradients = fwm_py.linear_attention_backward(do, elu1(q), elu1(k), v, **NONCAUSAL)
+    return gradients._replace(dq=elu1_backward(gradients.dq, q), dk=elu1_backward(gradients.dk, k))
+
+
 class Ours:
     """Writes into arrays made before, as OnnxRuntime does; one token also updates its state in place."""
 
@@ -134,8 +149,10 @@ class Ours:
     def __init__(self, work, inputs, backward, threads):
         fwm_py.set_num_threads(threads)
         self.work, self.with_backward = work, backward
-        self.forward = getattr(fwm_py, work.function)
-        self.backward = getattr(fwm_py, work.function + "_backward")
+        self.forward = noncausal if work.function == "noncausal" else getattr(fwm_py, work.function)
+        self.backward = (
+            noncausal_backward if work.function == "noncausal" else getattr(fwm_py, work.function + "_backward")
+        )
         self.inputs, self.do = [inputs[name] for name in work.names()], inputs["do"]
         self.options, self.results, self.gradients = {}, {}, None
         if work.rule.qk_norm:
@@ -247,6 +264,19 @@ class TorchAttention(Torch):
         return work.function == "softmax_attention"
 
 
+class TorchEinsum(Torch):
+    name = "torch"
+
+    def function(self, q, k, v):
+        q, k = torch.nn.functional.elu(q) + 1, torch.nn.functional.elu(k) + 1
+        S, z = torch.einsum("bnhk,bnhv->bhkv", k, v), k.sum(1)
+        return torch.einsum("bthk,bhkv->bthv", q, S) / ((q * z[:, None]).sum(-1, keepdim=True) + 1e-6), None
+
+    @staticmethod
+    def takes(work, backward):
+        return work.function == "noncausal"
+
+
 class OnnxRuntime:
     """Heads lie side by side in its last axis, which is our layout with two axes seen as one: nothing is copied."""
 
@@ -327,7 +357,7 @@ class Copy:
         return work.decodes
 
 
-SIDES = [Ours, Transformers, OnnxRuntime, TorchAttention, Copy]
+SIDES = [Ours, Transformers, OnnxRuntime, TorchAttention, TorchEinsum, Copy]
 
 
 def sides(work, backward):
