@@ -181,11 +181,24 @@ static bool is_option(PyObject *x)
     return x == Py_None || PyBool_Check(x) || PyUnicode_CheckExact(x) || PyFloat_CheckExact(x) || PyLong_CheckExact(x);
 }
 
+/* Whether there are numbers at an address: zeros that PyTorch only speaks of, and tensors of a batch that it maps over,
+ * have none, though they look like others. 0 for an empty tensor, too: the operator serves all of these. */
+static int has_memory(PyObject *tensor)
+{
+    PyObject *pointer = ask(tensor, DATA_PTR);
+    const int found = pointer ? PyObject_IsTrue(pointer) : PyErr_ExceptionMatches(PyExc_RuntimeError) ? 0 : -1;
+    if (found == 0)
+        PyErr_Clear();
+    Py_XDECREF(pointer);
+    return found;
+}
+
 /* 1 if it is, 0, or -1 with an exception. */
 static int is_plain(PyObject *tensor, PyObject *strided)
 {
     const int on_cpu = is(get(tensor, IS_CPU), Py_True), laid_out = on_cpu == 1 ? is(get(tensor, LAYOUT), strided) : 0;
-    return laid_out == 1 ? is(ask(tensor, IS_NEG), Py_False) : on_cpu < 0 ? on_cpu : laid_out;
+    const int as_they_are = laid_out == 1 ? is(ask(tensor, IS_NEG), Py_False) : on_cpu < 0 ? on_cpu : laid_out;
+    return as_they_are == 1 ? has_memory(tensor) : as_they_are;
 }
 
 static PyObject *plain_tensors(PyObject *Py_UNUSED(self), FwmArguments *a)

@@ -127,6 +127,7 @@ def _rule(
     clamp_first: bool = True,
 ) -> tuple[Tensor, Any]:
     _check_flag("output_final_state", output_final_state)
+    _check_flag("clamp_first", clamp_first)
     states = (None, None) if initial_state is None and normalize is False else _states(normalize, initial_state)
     options = (scale, qk_norm, normalize, eps, clamp_first, cu_seqlens, method)
     if inplace_final_state is not False:
@@ -410,6 +411,7 @@ def softmax_attention(
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`fwm_py.softmax_attention`; no gradient flows through lse."""
+    _check_flag("causal", causal)
     _check_flag("return_lse", return_lse)
     o, lse = _operators.softmax(q, k, v, key_lengths, causal, scale)
     return (o, lse) if return_lse else o

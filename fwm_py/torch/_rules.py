@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from fwm_py import _core
 from fwm_py.torch._arrays import (
@@ -179,6 +180,9 @@ def rule_in_place_kernel(function: str, *args: Any) -> Tensor:
     state, total = writable("initial_state", inputs[-2], dtype), writable("initial_state", inputs[-1], dtype)
     arguments = core_arguments(function, (*arrays[:-2], state, total), options)
     run(lambda: _core.rule_forward(function, **arguments, out=(to_memory(o), pair(state, total))))
+    for x in inputs[-2:]:
+        if x is not None and not x.is_inference():
+            increment_version(x)  # a graph that has saved the state before must not go on with it
     return cast(o, inputs[0].dtype)
 
 

@@ -172,6 +172,34 @@ def test_the_cache_of_softmax_grows_where_it_is():
     )
 
 
+def test_the_cache_of_softmax_where_only_queries_learn():
+    """Each step's backward finds the keys that it has read."""
+    layer, x = make(rule="softmax_attention"), tokens()
+    for projection in (layer.k_proj, layer.v_proj):
+        projection.weight.requires_grad_(False)
+    y, state = layer(x[:, :3], return_state=True)
+    parts = [y]
+    for t in range(3, x.shape[1]):
+        y, state = layer(x[:, t : t + 1], state, return_state=True)
+        parts.append(y)
+    weights = torch.randn(layer(x).shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
+    got, wanted = (
+        torch.autograd.grad((weights * y).sum(), layer.q_proj.weight)[0] for y in (torch.cat(parts, 1), layer(x))
+    )
+    assert torch.allclose(got, wanted, rtol=0, atol=1e-12)
+
+
+def test_a_cache_of_inference_mode_goes_on_outside():
+    layer, x = make(rule="softmax_attention"), tokens()
+    with torch.inference_mode():
+        _, state = layer(x[:, :3], return_state=True)
+        _, state = layer(x[:, 3:4], state, return_state=True)
+    with torch.no_grad():
+        y, state = layer(x[:, 4:5], state, return_state=True)
+        assert torch.allclose(y, layer(x[:, :5])[:, -1:])
+        assert torch.allclose(layer(x[:, 5:6], state), layer(x[:, :6])[:, -1:])
+
+
 def test_dropout_and_redrawn_features():
     layer, x = make("favor", dropout=0.5, redraw=True), tokens()
     assert not torch.equal(layer(x), layer(x))
@@ -251,7 +279,9 @@ def test_initial_gates_remember(rule):
         ({"dropout": 1.5}, "^dropout: got 1.5, expected 0 to 1"),
         ({"dropout": float("nan")}, "^dropout: got nan"),
         ({"scale": float("inf")}, "^scale: got inf"),
-        ({"eps": -1.0, "feature_map": "elu1", "rule": "linear_attention"}, "^eps: got -1.0, expected at least 0"),
+        ({"eps": -1.0, "feature_map": "elu1", "rule": "linear_attention"}, "^eps: got -1.0, expected .* at least 0"),
+        ({"eps": float("inf"), "feature_map": "elu1", "rule": "linear_attention"}, "^eps: got inf"),
+        ({"norm_eps": float("inf"), "output_norm": True}, "^norm_eps: got inf"),
         ({"time_constants": (0.0, 1.0), "rule": "gated_delta_rule"}, "^time_constants: got 0.0"),
     ],
     ids=str,
@@ -374,6 +404,7 @@ def test_it_says_what_it_is():
     }
 
 
+STATE = AttentionState(torch.zeros(2, 3, 5, 6, dtype=torch.float64))
 CROSS = {"rule": "linear_attention", "feature_map": "elu1", "causal": False}
 
 
@@ -381,6 +412,10 @@ CROSS = {"rule": "linear_attention", "feature_map": "elu1", "causal": False}
     ("options", "call", "exception", "message"),
     [
         ({}, {"context": tokens()}, ValueError, "^context: got a tensor, expected None where causal is True"),
+        (CROSS, {"context": [1]}, TypeError, "^context: got list, expected a tensor"),
+        (CROSS, {"key_lengths": [1, 2]}, TypeError, "^key_lengths: got list, expected a tensor or None"),
+        ({}, {"cu_seqlens": [0, 19]}, TypeError, "^cu_seqlens: got list, expected a tensor or None"),
+        ({}, {"cu_seqlens": torch.tensor(0), "state": STATE}, ValueError, r"^cu_seqlens: got shape \(\), expected"),
         (CROSS, {"context": tokens()[0]}, ValueError, r"^context: got shape \(19, 12\), expected \(B, T, 12\)"),
         (CROSS, {"context": tokens(3)}, ValueError, "^context: got 3 rows, expected 2, as x has"),
         (
@@ -409,3 +444,8 @@ CROSS = {"rule": "linear_attention", "feature_map": "elu1", "causal": False}
 def test_bad_calls(options, call, exception, message):
     with pytest.raises(exception, match=message):
         make(**options)(tokens(), **call)
+
+
+def test_x_is_a_tensor():
+    with pytest.raises(TypeError, match="^x: got list, expected a tensor"):
+        make()([1])

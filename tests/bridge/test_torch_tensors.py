@@ -167,8 +167,7 @@ def refused_options():
     }
     for name, call in flags.items():
         for value in (MANY, "no", 3):
-            if value is MANY or name not in ("clamp_first", "causal"):  # what PyTorch takes for a bool
-                yield call, {name: value}, "expected True or False"
+            yield call, {name: value}, "expected True or False"
     yield rule, {"scale": MANY}, "expected a number or None"
     yield rule, {"qk_norm": MANY}, "expected a string or None"
     yield rule, {"method": MANY}, "expected a string"

@@ -100,6 +100,23 @@ def test_tensors_that_are_not_plain_go_to_the_operator():
     assert fwm.elu1(torch.ones(3, 3, device="meta")).is_meta
 
 
+def test_tensors_without_memory_go_to_the_operator():
+    """Batched gradients, and the zeros that some backward functions hand over."""
+    x = torch.randn(4, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    jacobian = torch.autograd.functional.jacobian
+    assert torch.equal(jacobian(fwm.elu1, x, vectorize=True), jacobian(fwm.elu1, x))
+    q, k, v = (y.detach().requires_grad_() for y in softmax_inputs())
+    for call in (fwm.softmax_attention, lambda *y: fwm.linear_attention(*y, causal=False)[0]):
+        rows = torch.eye(call(q, k, v).numel(), dtype=q.dtype).reshape(-1, *call(q, k, v).shape)[:3]
+        batched = torch.autograd.grad(call(q, k, v), (q, k, v), rows, is_grads_batched=True)
+        for i, row in enumerate(rows):
+            expected = torch.autograd.grad(call(q, k, v), (q, k, v), row)
+            assert all(torch.equal(got[i], wanted) for got, wanted in zip(batched, expected))
+    for call, given in ((fwm.elu1, (x,)), (fwm.softmax_attention, (q, k, v))):
+        gradients = torch.autograd.grad(call(*given).sgn().sum(), given)
+        assert not any(gradient.any() for gradient in gradients)
+
+
 # --- states in place -------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +145,24 @@ def test_the_state_in_place_compiled():
     with torch.no_grad():
         assert torch.equal(torch.compile(step, fullgraph=True, backend="aot_eager")(theirs), step(ours))
     assert torch.equal(ours, theirs) and not torch.equal(ours, first)
+
+
+@pytest.mark.parametrize("unseen", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_saved_state_is_not_changed_silently(normalize, unseen, monkeypatch):
+    monkeypatch.setattr(_library, "is_unseen", lambda: unseen)
+    x = torch.rand(1, 3, 2, 4, requires_grad=True)
+    S, z = torch.rand(1, 2, 4, 4), torch.rand(1, 2, 4)
+    options = {"normalize": normalize, "initial_state": (S, z) if normalize else S}
+    o, _ = fwm.linear_attention(x, x, x, **options)
+    with torch.no_grad():
+        fwm.linear_attention(x, x, x, inplace_final_state=True, **options)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        o.sum().backward()
+    assert S._version == 1 and z._version == normalize
+    with torch.inference_mode():  # such tensors count no versions
+        state, y = torch.rand(1, 2, 4, 4), x.detach().clone()
+        assert fwm.linear_attention(y, y, y, initial_state=state, inplace_final_state=True)[1] is state
 
 
 def test_what_cannot_be_in_place():

@@ -14,7 +14,7 @@ import fwm_py.torch as fwm
 from fwm_py import _core, feature_maps
 from fwm_py.random import Philox
 from fwm_py.torch import _operators
-from fwm_py.torch._arrays import check_flag, shown
+from fwm_py.torch._arrays import check_flag, n_sequences, shown
 from fwm_py.torch.nn.checks import (
     MAPS,
     NONCAUSAL,
@@ -184,7 +184,7 @@ class FastWeightAttention(nn.Module):
             check_flag(name, flag)
         for name, number in (("eps", eps), ("norm_eps", norm_eps)):
             if number is not None:
-                check_number(name, number, 0, math.inf, "at least 0")
+                check_number(name, number, 0, sys.float_info.max, "a finite number, at least 0")
         if scale is not None:
             check_number("scale", scale, -sys.float_info.max, sys.float_info.max, "a finite number")
         check_number("dropout", dropout, 0, 1, "0 to 1")
@@ -431,14 +431,15 @@ class FastWeightAttention(nn.Module):
             if got is not None and not fits:
                 raise ValueError(f"{name}: got a tensor, expected {expected}")
         for name, given in (("x", x), ("context", context)):
+            if given is not None and not isinstance(given, Tensor):
+                raise TypeError(f"{name}: got {shown(given)}, expected a tensor")
             if given is not None and (given.dim() != 3 or given.shape[-1] != self.q_proj.in_features):
                 shape = tuple(given.shape)
                 raise ValueError(f"{name}: got shape {shape}, expected (B, T, {self.q_proj.in_features})")
         if context is not None and context.shape[0] != x.shape[0]:
             raise ValueError(f"context: got {context.shape[0]} rows, expected {x.shape[0]}, as x has")
         if state is not None:
-            n = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-            check_state(self, state, n)
+            check_state(self, state, n_sequences(x, cu_seqlens) if isinstance(cu_seqlens, Tensor) else x.shape[0])
 
     def _softmax(
         self, q: Tensor, k: Tensor, v: Tensor, cache: KeyCache | None, key_lengths: Tensor | None
@@ -446,7 +447,7 @@ class FastWeightAttention(nn.Module):
         if cache is None:
             cache = KeyCache.of(k, v, key_lengths)
         elif k.shape[1]:
-            cache = cache.append(k, v)
+            cache = cache.append(k, v, q.requires_grad)
         keys, values, lengths, causal = cache.keys, cache.values, cache.key_lengths, self.causal
         if causal and q.shape[1] == 1 and not keys.is_contiguous():
             # one token sees every key: those of the buffers, which are not copied, up to where they end

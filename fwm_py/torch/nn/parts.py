@@ -15,9 +15,8 @@ __all__ = ["RMSNorm", "ShortConvolution"]
 class ShortConvolution(nn.Module):
     """A causal convolution of each channel, then SiLU (`fwm_py.causal_conv1d`).
 
-    It begins near the identity: 1 for the token's own number, and uniform numbers up to size**-0.5 added to all. With
-    the uniform numbers alone two of five runs of the delta rule learn the recall of tests/bridge/test_torch_recall.py
-    in 500 steps; so begun, five of five.
+    It begins near the identity: 1 for the token's own number, and uniform numbers up to size**-0.5 added to all. So a
+    layer passes tokens on from its first step, which is what lets it learn recall (tests/bridge/test_torch_recall.py).
 
     Parameters
     ----------

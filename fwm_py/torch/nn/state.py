@@ -52,14 +52,20 @@ class KeyCache:
         """keys and values with the room behind them, whose numbers mean nothing."""
         return self._room.keys, self._room.values
 
-    def append(self, keys: Tensor, values: Tensor) -> KeyCache:
-        """The cache with T more tokens: keys (B, T, H, K), values (B, T, H, V)."""
+    def append(self, keys: Tensor, values: Tensor, differentiable: bool = False) -> KeyCache:
+        """The cache with T more tokens: keys (B, T, H, K), values (B, T, H, V).
+
+        differentiable: whether what reads them has a gradient, though they may have none; they are then copied, since
+        its backward needs them as they are.
+        """
         room, length = self._room, self.length + keys.shape[1]
         if self.key_lengths is not None:
             raise ValueError("context: got a tensor, expected None with a state of padded keys")
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (room.keys, room.values, keys, values)):
+        tensors = (room.keys, room.values, keys, values)
+        if torch.is_grad_enabled() and (differentiable or any(x.requires_grad for x in tensors)):
             return KeyCache.of(torch.cat([self.keys, keys], 1), torch.cat([self.values, values], 1))
-        if room.used != self.length or room.keys.shape[1] < length:
+        elsewhere = room.keys.is_inference() and not torch.is_inference_mode_enabled()  # cannot be written here
+        if room.used != self.length or room.keys.shape[1] < length or elsewhere:
             room = _Room(self._longer(self.keys, length), self._longer(self.values, length), self.length)
         room.keys[:, self.length : length] = keys
         room.values[:, self.length : length] = values
