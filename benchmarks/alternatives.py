@@ -8,10 +8,12 @@ layout again: o, final_state when one token is decoded, dq, dk, ... with the bac
     Transformers      the PyTorch functions of its modelling files, gradients by autograd; repeats key heads inside
     OnnxRuntime       the operator com.microsoft.LinearAttention, its inputs and outputs bound; it has no backward
     TorchAttention    torch.nn.functional.scaled_dot_product_attention, gradients by autograd
+    TorchMatmul       the products of such a sum alone, on operands that lie as torch.matmul likes them best
     TorchEinsum       linear attention without a causal mask, two einsums and elu + 1, gradients by autograd
     Copy              a copy of the state: the least that touching it for one token can take
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -59,6 +61,7 @@ RULES = {
     "gated_delta_rule_2": Rule(("g", "b", "w"), channel_gate=True),
     "fast_weight_memory": Rule(("beta",)),
     "softmax_attention": Rule(),
+    "products": Rule(),  # linear_attention(causal=False, scale=1): the products alone
     "noncausal": Rule(),  # linear_attention(causal=False, normalize=True) of elu1's features
 }
 
@@ -82,7 +85,7 @@ class Work:
 
     @property
     def decodes(self):
-        return self.T == 1 and self.function not in ("softmax_attention", "noncausal")
+        return self.T == 1 and self.function not in ("softmax_attention", *SUMS)
 
     def names(self):
         """Of the inputs, in the order in which the function takes them."""
@@ -129,16 +132,27 @@ class Work:
         return drawn
 
 
-NONCAUSAL = dict(causal=False, normalize=True)
-
-
 def noncausal(q, k, v, out=None):
-    return fwm_py.linear_attention(elu1(q), elu1(k), v, out=out, **NONCAUSAL)
+    return fwm_py.linear_attention(elu1(q), elu1(k), v, out=out, causal=False, normalize=True)
 
 
 def noncausal_backward(do, q, k, v, out=None):
-    gradients = fwm_py.linear_attention_backward(do, elu1(q), elu1(k), v, **NONCAUSAL)
+    gradients = fwm_py.linear_attention_backward(do, elu1(q), elu1(k), v, causal=False, normalize=True)
     return gradients._replace(dq=elu1_backward(gradients.dq, q), dk=elu1_backward(gradients.dk, k))
+
+
+PRODUCTS = dict(causal=False, scale=1.0)
+SUMS = {  # forward and backward of what is no function of fwm_py by itself
+    "noncausal": (noncausal, noncausal_backward),
+    "products": tuple(
+        functools.partial(function, **PRODUCTS)
+        for function in (fwm_py.linear_attention, fwm_py.linear_attention_backward)
+    ),
+}
+
+
+def functions_of(name):
+    return SUMS.get(name) or (getattr(fwm_py, name), getattr(fwm_py, name + "_backward"))
 
 
 class Ours:
@@ -149,10 +163,7 @@ class Ours:
     def __init__(self, work, inputs, backward, threads):
         fwm_py.set_num_threads(threads)
         self.work, self.with_backward = work, backward
-        self.forward = noncausal if work.function == "noncausal" else getattr(fwm_py, work.function)
-        self.backward = (
-            noncausal_backward if work.function == "noncausal" else getattr(fwm_py, work.function + "_backward")
-        )
+        self.forward, self.backward = functions_of(work.function)
         self.inputs, self.do = [inputs[name] for name in work.names()], inputs["do"]
         self.options, self.results, self.gradients = {}, {}, None
         if work.rule.qk_norm:
@@ -264,6 +275,40 @@ class TorchAttention(Torch):
         return work.function == "softmax_attention"
 
 
+class TorchMatmul:
+    """S = k^T v and o = q S; dq = do S^T, dS = q^T do, dk = v dS^T, dv = k dS: into tensors made before."""
+
+    name = "torch.matmul"
+
+    def __init__(self, work, inputs, backward, threads):
+        torch.set_num_threads(threads)
+        self.with_backward = backward
+        first = {name: torch.from_numpy(inputs[name]).transpose(1, 2) for name in ("q", "k", "v", "do")}
+        self.rows = {name: x.contiguous() for name, x in first.items()}  # (B, H, T, size)
+        self.columns = {name: x.mT.contiguous() for name, x in first.items()}  # (B, H, size, T)
+        self.S, self.dS = (torch.empty(work.B, work.H, work.K, work.V) for _ in range(2))
+        self.results = {"o": torch.empty_like(self.rows["v"])}
+        self.results |= {"d" + name: torch.empty_like(self.rows[name]) for name in "qkv"} if backward else {}
+
+    def __call__(self):
+        rows, columns, out = self.rows, self.columns, self.results
+        torch.matmul(columns["k"], rows["v"], out=self.S)
+        torch.matmul(rows["q"], self.S, out=out["o"])
+        if self.with_backward:  # the same products as ours, whose backward saves nothing and makes S again
+            torch.matmul(columns["k"], rows["v"], out=self.S)
+            torch.matmul(rows["do"], self.S.mT, out=out["dq"])
+            torch.matmul(columns["q"], rows["do"], out=self.dS)
+            torch.matmul(rows["v"], self.dS.mT, out=out["dk"])
+            torch.matmul(rows["k"], self.dS, out=out["dv"])
+
+    def arrays(self):
+        return {name: x.transpose(1, 2).numpy() for name, x in self.results.items()}
+
+    @staticmethod
+    def takes(work, backward):
+        return work.function == "products"
+
+
 class TorchEinsum(Torch):
     name = "torch"
 
@@ -357,7 +402,7 @@ class Copy:
         return work.decodes
 
 
-SIDES = [Ours, Transformers, OnnxRuntime, TorchAttention, TorchEinsum, Copy]
+SIDES = [Ours, Transformers, OnnxRuntime, TorchAttention, TorchEinsum, TorchMatmul, Copy]
 
 
 def sides(work, backward):

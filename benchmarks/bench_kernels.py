@@ -69,6 +69,7 @@ ALTERNATIVES = {  # row: work, passes
     "softmax": (Work("softmax_attention", 1, 4096, 8, 8, 64, 64), PASSES),
     "not causal, elu1": (Work("noncausal", 50, 30, 4, 4, 64, 32), PASSES),
     "not causal, elu1, long": (Work("noncausal", 1, 4096, 8, 8, 64, 64), PASSES),
+    "not causal, products": (Work("products", 1, 4096, 8, 8, 64, 64), PASSES),
     "odd gated delta": (Work("gated_delta_rule", 3, 700, 4, 8, 96, 80), PASSES),
     "odd Kimi delta": (Work("kimi_delta_rule", 3, 300, 8, 8, 96, 80), PASSES),
     "small Kimi delta": (Work("kimi_delta_rule", 2, 1024, 4, 4, 64, 64), PASSES),

@@ -88,6 +88,8 @@ SIZES = (
     Sizes(1, 65, 64, 8, 2, 4, 33, 31),
     Sizes(2, 130, 129, 4, 2, 2, 8, 64, (129, 0)),
     Sizes(3, 20, 200, 3, 3, 3, 15, 16, (64, 65, 3)),
+    Sizes(1, 70, 130, 2, 2, 4, 16, 32),  # rows that need no padding
+    Sizes(2, 5, 130, 4, 2, 2, 48, 16, (130, 64)),
     Sizes(2, 4, 0, 2, 2, 4, 5, 6),
     Sizes(2, 0, 4, 2, 1, 2, 5, 6, (2, 4)),
     Sizes(0, 3, 4, 2, 2, 2, 5, 6),
@@ -97,7 +99,7 @@ SIZES = (
 class NoncausalCase(Case):
     sizes = SIZES
     small = (Sizes(2, 3, 4, 2, 1, 2, 3, 2, (4, 2)), Sizes(1, 2, 3, 2, 2, 4, 2, 3), Sizes(1, 2, 0, 1, 1, 1, 2, 2))
-    float32 = SIZES[2:6]
+    float32 = SIZES[2:8]
     shared = (Sizes(3, 200, 300, 4, 2, 4, 20, 24, (300, 1, 200)), Sizes(1, 70, 70, 1, 1, 1, 33, 65))
     busy = Sizes(2, 100, 90, 2, 2, 4, 20, 40, (90, 30))
     results, gradients = Near(1e-12, 1e-3), Near(1e-11, 1e-3)

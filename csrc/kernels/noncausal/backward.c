@@ -99,7 +99,8 @@ static void queries_backward(const NoncausalBackward *f, const NoncausalHead *he
                 const real own = (real)c->scale * w->keys[i * f->ld_k + j];
                 dq[i * c->HQ * K + j] = first ? own : dq[i * c->HQ * K + j] + own;
             }
-        scale(n * f->ld_v, (real)c->scale, w->values, w->values);
+        if (c->scale != 1)
+            scale(n * f->ld_v, (real)c->scale, w->values, w->values);
         gemm(K, f->ld_v, n, transposed(q, c->q.stride), w->values, f->ld_v, 1, w->dS, w->dS, f->ld_v);
     }
 }
@@ -115,6 +116,11 @@ static void keys_backward(const NoncausalBackward *f, const NoncausalHead *head,
                      n = head->length > t ? fwm_min(all, head->length - t) : 0;
         const real *k = numbers_at(c->k, head->b, c->N, t, head->h, K), *v = numbers_at(c->v, head->b, c->N, t, hv, V);
         real *dk = (real *)c->dk + (token * c->H + head->h) * K, *dv = (real *)c->dv + (token * c->HV + hv) * V;
+        if (n == all && first && f->ld_k == K && f->ld_v == V) { /* rows without gaps, that nobody has written */
+            gemm(n, V, K, rows_of(k, c->k.stride), w->dS, V, 0, NULL, dv, c->HV * V);
+            gemm(n, K, V, rows_of(v, c->v.stride), w->state_t, K, 0, NULL, dk, c->H * K);
+            continue;
+        }
         gemm(n, f->ld_v, K, rows_of(k, c->k.stride), w->dS, f->ld_v, 0, NULL, w->values, f->ld_v);
         gemm(n, f->ld_k, V, rows_of(v, c->v.stride), w->state_t, f->ld_k, 0, NULL, w->keys, f->ld_k);
         for (size_t i = 0; i < all; i++) {
