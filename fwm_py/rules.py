@@ -177,7 +177,7 @@ class GatedDeltaRule2Gradients(NamedTuple):
     dinitial_state: Real | None
 
 
-def causal_attention(
+def check_causal(
     causal: bool, key_lengths: npt.ArrayLike | None, cu_seqlens: npt.ArrayLike | None, method: Method
 ) -> bool:
     """`causal`, where it fits the other arguments."""
@@ -237,7 +237,7 @@ def linear_attention(
     ----------
     Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236.
     """
-    if not causal_attention(causal, key_lengths, cu_seqlens, method):
+    if not check_causal(causal, key_lengths, cu_seqlens, method):
         return _core.noncausal_forward(
             normalize=normalize,
             q=q,
@@ -284,7 +284,7 @@ def linear_attention_backward(
     out: tuple[Any, ...] | None = None,
 ) -> LinearAttentionGradients:
     """Gradients of `linear_attention`, which says what causal, key_lengths, normalize and eps are."""
-    if not causal_attention(causal, key_lengths, cu_seqlens, method):
+    if not check_causal(causal, key_lengths, cu_seqlens, method):
         return LinearAttentionGradients(
             *_core.noncausal_backward(
                 normalize=normalize,

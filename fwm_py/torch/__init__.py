@@ -45,7 +45,7 @@ try:
 except ImportError as error:
     raise ImportError("fwm_py.torch needs PyTorch: pip install 'fwm_py[torch]'") from error
 
-from fwm_py.rules import causal_attention
+from fwm_py.rules import check_causal
 from fwm_py.torch import (
     _flops,  # noqa: F401  counts the operators
     _operators,
@@ -154,7 +154,7 @@ def linear_attention(
     method: Method = "chunked",
 ) -> tuple[Tensor, SumState | None]:
     """`fwm_py.linear_attention`; with normalize, states are pairs (S, z)."""
-    if not causal_attention(causal, key_lengths, cu_seqlens, method):
+    if not check_causal(causal, key_lengths, cu_seqlens, method):
         if inplace_final_state is not False:
             raise ValueError("inplace_final_state: got True, expected False where causal is False")
         _check_flag("output_final_state", output_final_state)

@@ -44,8 +44,8 @@ KINDS = (Tensor, torch.nn.Parameter)
 
 
 def is_unseen() -> bool:
-    """Whether nothing of PyTorch's but autograd has to see an operator: a call of a few numbers takes a quarter of the
-    time without the dispatcher."""
+    """Whether nothing of PyTorch's but autograd has to see an operator: a call of a few numbers takes less than half
+    the time without the dispatcher."""
     return not (
         is_dynamo_compiling()
         or _len_torch_dispatch_stack()  # FakeTensorMode, make_fx, FlopCounterMode, ..
