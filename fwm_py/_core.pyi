@@ -276,6 +276,7 @@ class Stream:
     def __init__(self, seed: int, n_keys: int, batch_size: int, replace: bool) -> None: ...
     def batch(self) -> _Sequences: ...
     def evaluation(self) -> list[_Sequences]: ...
+    def recall(self) -> list[_Sequences]: ...
 
 class Model:
     def __init__(
@@ -290,6 +291,7 @@ class Model:
         batch_size: int,
         seed: int,
         favor_generator: str,
+        redraws: bool,
         dtype: str,
     ) -> None: ...
     @property
@@ -331,12 +333,14 @@ class Model:
         self, *, keys: npt.ArrayLike, values: npt.ArrayLike, query: npt.ArrayLike, omega: npt.ArrayLike | None = None
     ) -> _Real: ...
     def evaluate(self, stream: Stream, /) -> float: ...
+    def recall(self, stream: Stream, /) -> tuple[float, float, float]: ...  # loss, right, worst
     def train(
         self,
         *,
         stream: Stream,
         lr: float,
         max_steps: int,
-        on_evaluation: Callable[[int, float], object] | None,
+        criterion: Literal["published", "recall"],
+        on_evaluation: Callable[[int, float], object] | Callable[[int, float, float, float], object] | None,
         on_progress: Callable[[int, float], object] | None,
     ) -> None: ...

@@ -182,6 +182,7 @@ typedef struct {
 typedef struct FwmModel FwmModel;
 typedef struct FwmBatch FwmBatch;
 typedef struct FwmEvaluation FwmEvaluation;
+typedef struct FwmRecall FwmRecall;
 
 /* ---- the copy ---- */
 
@@ -210,7 +211,8 @@ typedef struct {
         double (*gradients)(FwmModel *, const FwmBatch *);       /* into model->gradients; returns the loss */
         double (*step)(FwmModel *, const FwmBatch *, double lr); /* loss, gradients, Adam; returns the loss before */
         void (*read_out)(FwmModel *, const FwmBatch *, void *y); /* n x N */
-        float (*evaluate)(FwmModel *, const FwmEvaluation *);
+        float (*evaluate)(FwmModel *, const FwmEvaluation *);    /* as published */
+        void (*recall)(FwmModel *, const FwmEvaluation *, FwmRecall *);
     } model;
 } FwmKernels;
 

@@ -57,6 +57,7 @@ struct FwmModel {
     void *gradients, *moment1, *moment2; /* n_trained each */
     uint64_t steps;                      /* of Adam so far */
     FwmBlockSource omega_source;
+    bool redraws;      /* FAVOR+: each pass has the source's next Omega; else all have the first */
     int threads;       /* for this call */
     void *activations; /* of a step, shared by all threads */
     void *scratch;     /* scratch_stride bytes for each of scratch_threads threads */
@@ -72,12 +73,20 @@ struct FwmBatch {
     const void *omega;
 };
 
-/* Twenty sequences of length N; sequence s has n_queries[s] queries at queries + s * max_queries. */
+/* Sequences; number s has n_queries[s] queries at queries + s * max_queries. */
 struct FwmEvaluation {
     size_t n_sequences, max_queries;
-    const int32_t *keys, *values;     /* n_sequences x N */
+    size_t length;                    /* at most sizes.length */
+    const int32_t *keys, *values;     /* n_sequences x length */
     const int32_t *queries, *answers; /* n_sequences x max_queries */
     const size_t *n_queries;
+};
+
+/* What a memory returns of its keys, over all queries of all sequences alike. */
+struct FwmRecall {
+    double loss;  /* the mean of 0.5 |one-hot(answer) - y|^2 */
+    double right; /* the share whose answer has the largest y, alone */
+    double worst; /* the largest loss of a query */
 };
 
 #endif

@@ -45,5 +45,6 @@ const FwmKernels fwm_kernels = {
               .gradients = model_gradients,
               .step = model_step,
               .read_out = model_read_out,
-              .evaluate = model_evaluate},
+              .evaluate = model_evaluate,
+              .recall = model_recall},
 };

@@ -20,7 +20,7 @@ typedef struct {
 
 /* ---- life ---- */
 
-enum { N_KEYS, HIDDEN_SIZE, BATCH_SIZE, READOUT, MAP, ARGUMENT, REPLACE, SEED, FAVOR_GENERATOR, DTYPE };
+enum { N_KEYS, HIDDEN_SIZE, BATCH_SIZE, READOUT, MAP, ARGUMENT, REPLACE, SEED, FAVOR_GENERATOR, REDRAWS, DTYPE };
 
 static const char *const generators[] = {"mt19937", "philox", NULL};
 static const char *const dtypes[] = {"float32", "float64", NULL};
@@ -47,6 +47,7 @@ static const FwmArgument new_rows[] = {
     [REPLACE] = {"replace", FWM_FLAG, .required = true},
     [SEED] = {"seed", FWM_INTEGER, .low = 0, .high = 4294967295LL},
     [FAVOR_GENERATOR] = {"favor_generator", FWM_WORD, .words = generators},
+    [REDRAWS] = {"redraws", FWM_FLAG, .required = true},
     [DTYPE] = {"dtype", FWM_WORD, .words = dtypes},
 };
 
@@ -94,6 +95,7 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
+    self->model.redraws = a.values[REDRAWS].flag;
     return (PyObject *)self;
 }
 
@@ -328,18 +330,34 @@ static FwmStream *claim_stream(const ModelObject *self, PyObject *given)
     return fwm_claim(given) < 0 ? NULL : stream;
 }
 
-static PyObject *evaluate(ModelObject *self, FwmArguments *a)
+/* 0, or -1 with an exception. */
+static int evaluate_on(ModelObject *self, PyObject *given, FwmCriterion criterion, FwmRecall *found)
 {
-    FwmStream *stream = claim_stream(self, a->given[0]);
+    FwmStream *stream = claim_stream(self, given);
     if (!stream)
-        return NULL;
-    float mean = 0;
+        return -1;
     int status;
     Py_BEGIN_ALLOW_THREADS
-    status = fwm_evaluate(&self->model, stream, &mean);
+    status = fwm_evaluate(&self->model, stream, criterion, found);
     Py_END_ALLOW_THREADS
-    fwm_release(a->given[0]);
-    return status < 0 ? PyErr_NoMemory() : PyFloat_FromDouble(mean);
+    fwm_release(given);
+    if (status < 0)
+        PyErr_NoMemory();
+    return status;
+}
+
+static PyObject *evaluate(ModelObject *self, FwmArguments *a)
+{
+    FwmRecall found;
+    return evaluate_on(self, a->given[0], FWM_AS_PUBLISHED, &found) < 0 ? NULL : PyFloat_FromDouble(found.loss);
+}
+
+static PyObject *recall(ModelObject *self, FwmArguments *a)
+{
+    FwmRecall found;
+    if (evaluate_on(self, a->given[0], FWM_RECALL, &found) < 0)
+        return NULL;
+    return Py_BuildValue("(ddd)", found.loss, found.right, found.worst);
 }
 
 /* Copies of the parameters, which no other thread is training meanwhile. */
@@ -364,18 +382,21 @@ typedef struct {
     ModelObject *model;
     PyThreadState *state;
     PyObject *on_evaluation, *on_progress; /* or None */
+    FwmCriterion criterion;
 } Callbacks;
 
 /* With the GIL for as long as it takes: signals are looked for while `polls`. 1 if the evaluation says that the
  * run has ended, else 0; -1 with an exception. */
-static int call_back(Callbacks *callbacks, bool polls, uint64_t step, double loss)
+static int call_back(Callbacks *callbacks, bool polls, uint64_t step, const FwmRecall *found)
 {
     PyEval_RestoreThread(callbacks->state);
     PyObject *function = polls ? callbacks->on_progress : callbacks->on_evaluation;
+    const char *format = !polls && callbacks->criterion == FWM_RECALL ? "Kddd" : "Kd";
     int status = polls ? PyErr_CheckSignals() : 0;
     if (status == 0 && function != Py_None) {
         callbacks->model->in_callback = true;
-        PyObject *out = PyObject_CallFunction(function, "Kd", (unsigned long long)step, loss);
+        PyObject *out =
+            PyObject_CallFunction(function, format, (unsigned long long)step, found->loss, found->right, found->worst);
         callbacks->model->in_callback = false;
         status = !out ? -1 : polls ? 0 : PyObject_IsTrue(out);
         Py_XDECREF(out);
@@ -384,22 +405,25 @@ static int call_back(Callbacks *callbacks, bool polls, uint64_t step, double los
     return status;
 }
 
-static int on_evaluation(void *context, uint64_t step, float loss)
+static int on_evaluation(void *context, uint64_t step, const FwmRecall *found)
 {
-    return call_back(context, false, step, loss);
+    return call_back(context, false, step, found);
 }
 
 static int poll(void *context, uint64_t step, double loss)
 {
-    return call_back(context, true, step, loss);
+    return call_back(context, true, step, &(FwmRecall){.loss = loss});
 }
 
-enum { STREAM, TRAIN_LR, MAX_STEPS, ON_EVALUATION, ON_PROGRESS };
+enum { STREAM, TRAIN_LR, MAX_STEPS, CRITERION, ON_EVALUATION, ON_PROGRESS };
+
+static const char *const criteria[] = {"published", "recall", NULL}; /* as FwmCriterion */
 
 static const FwmArgument train_rows[] = {
     [STREAM] = {"stream", FWM_OBJECT},
     [TRAIN_LR] = {"lr", FWM_NUMBER, .required = true, .positive = true},
     [MAX_STEPS] = {"max_steps", FWM_INTEGER, .low = 0, .high = 1LL << 62},
+    [CRITERION] = {"criterion", FWM_WORD, .words = criteria},
     [ON_EVALUATION] = {"on_evaluation", FWM_OBJECT}, /* or None */
     [ON_PROGRESS] = {"on_progress", FWM_OBJECT},
 };
@@ -409,11 +433,12 @@ static PyObject *train(ModelObject *self, FwmArguments *a)
     FwmStream *stream = claim_stream(self, a->given[STREAM]);
     if (!stream)
         return NULL;
-    Callbacks callbacks = {self, NULL, a->given[ON_EVALUATION], a->given[ON_PROGRESS]};
+    const FwmCriterion criterion = (FwmCriterion)a->values[CRITERION].word;
+    Callbacks callbacks = {self, NULL, a->given[ON_EVALUATION], a->given[ON_PROGRESS], criterion};
     const FwmTrainCallbacks table = {&callbacks, on_evaluation, poll};
     callbacks.state = PyEval_SaveThread();
-    const FwmTrainStatus status =
-        fwm_train(&self->model, stream, a->values[TRAIN_LR].number, (uint64_t)a->values[MAX_STEPS].integer, &table);
+    const FwmTrainStatus status = fwm_train(&self->model, stream, a->values[TRAIN_LR].number,
+                                            (uint64_t)a->values[MAX_STEPS].integer, criterion, &table);
     PyEval_RestoreThread(callbacks.state);
     fwm_release(a->given[STREAM]);
     if (status == FWM_TRAIN_NO_MEMORY)
@@ -457,6 +482,7 @@ METHOD(loss_and_gradients, READS, BATCH_ROWS(LR))
 METHOD(step, CHANGES, BATCH_ROWS(LR + 1))
 METHOD(read_out, READS, BATCH_ROWS(ANSWER))
 METHOD(evaluate, READS, stream_rows, 1, 1)
+METHOD(recall, READS, stream_rows, 1, 1)
 METHOD(train, CHANGES, train_rows, FWM_LENGTH(train_rows))
 METHOD(snapshot, READS, NULL)
 METHOD(get_state, READS, NULL)
@@ -464,9 +490,17 @@ METHOD(set_state, CHANGES, state_rows, 1, 1)
 
 #define ROW(name) FWM_METHOD_ROW(#name, model_##name, NULL)
 
-static PyMethodDef methods[] = {ROW(loss),      ROW(loss_and_gradients), ROW(step),  ROW(read_out),
-                                ROW(evaluate),  ROW(snapshot),           ROW(train), ROW(get_state),
-                                ROW(set_state), {NULL, NULL, 0, NULL}};
+static PyMethodDef methods[] = {ROW(loss),
+                                ROW(loss_and_gradients),
+                                ROW(step),
+                                ROW(read_out),
+                                ROW(evaluate),
+                                ROW(recall),
+                                ROW(snapshot),
+                                ROW(train),
+                                ROW(get_state),
+                                ROW(set_state),
+                                {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef properties[] = {{"parameters", model_parameters, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL}};
 
@@ -483,7 +517,8 @@ static PyType_Slot slots[] = {{Py_tp_new, model_new},
 
 int fwm_add_model(PyObject *module)
 {
-    FwmSignature *const signatures[] = {&of_new,      &of_loss,  &of_loss_and_gradients, &of_step,      &of_read_out,
-                                        &of_evaluate, &of_train, &of_snapshot,           &of_get_state, &of_set_state};
+    FwmSignature *const signatures[] = {
+        &of_new,    &of_loss,  &of_loss_and_gradients, &of_step,      &of_read_out, &of_evaluate,
+        &of_recall, &of_train, &of_snapshot,           &of_get_state, &of_set_state};
     return fwm_add_type(module, "fwm_py._core.Model", sizeof(ModelObject), slots, signatures, FWM_LENGTH(signatures));
 }

@@ -68,24 +68,24 @@ static PyObject *tokens(const int32_t *drawn, int rank, const npy_intp *shape, s
     return out;
 }
 
-/* A batch, or a sequence of an evaluation: a tuple of keys, values, queries and answers as the published program's
- * tokens, in which a value is N above its number. */
-static PyObject *draw_tokens(FwmStream *stream, bool evaluates)
+/* A batch, or a sequence of an evaluation if it is `asked`: a tuple of keys, values, queries and answers as the
+ * published program's tokens, in which a value is N above its number. */
+static PyObject *draw_tokens(FwmStream *stream, const FwmAsked *asked)
 {
-    const size_t N = stream->n_keys, B = stream->batch_size, L = stream->seq_len, n = evaluates ? N : B * L,
-                 most_queries = evaluates ? N : B;
+    const size_t N = stream->n_keys, B = stream->batch_size, L = stream->seq_len, n = asked ? asked->length : B * L,
+                 most_queries = asked ? asked->most_queries : B;
     int32_t *keys = PyMem_Malloc(2 * (n + most_queries) * sizeof *keys);
     if (!keys)
         return PyErr_NoMemory();
     int32_t *values = keys + n, *queries = values + n, *answers = queries + most_queries;
     npy_intp n_queries = (npy_intp)B;
-    if (evaluates)
-        n_queries = (npy_intp)fwm_stream_evaluation_sequence(stream, keys, values, queries, answers);
+    if (asked)
+        n_queries = (npy_intp)fwm_stream_asked_sequence(stream, *asked, keys, values, queries, answers);
     else
         fwm_stream_batch(stream, keys, values, queries, answers);
-    const npy_intp of_sequence[] = {(npy_intp)N}, of_batch[] = {(npy_intp)B, (npy_intp)L};
-    const npy_intp *shape = evaluates ? of_sequence : of_batch;
-    const int rank = evaluates ? 1 : 2;
+    const npy_intp of_sequence[] = {(npy_intp)n}, of_batch[] = {(npy_intp)B, (npy_intp)L};
+    const npy_intp *shape = asked ? of_sequence : of_batch;
+    const int rank = asked ? 1 : 2;
     PyObject *tuple = Py_BuildValue("(NNNN)", tokens(keys, rank, shape, 0), tokens(values, rank, shape, N),
                                     tokens(queries, 1, &n_queries, 0), tokens(answers, 1, &n_queries, N));
     PyMem_Free(keys);
@@ -96,19 +96,18 @@ static PyObject *draw_batch(PyObject *self, FwmArguments *Py_UNUSED(a))
 {
     FwmStream *stream = stream_in(self);
     const FwmMT19937 before = stream->bits;
-    PyObject *batch = draw_tokens(stream, false);
+    PyObject *batch = draw_tokens(stream, NULL);
     if (!batch)
         stream->bits = before;
     return batch;
 }
 
-static PyObject *draw_evaluation(PyObject *self, FwmArguments *Py_UNUSED(a))
+static PyObject *draw_sequences(FwmStream *stream, FwmAsked asked)
 {
-    FwmStream *stream = stream_in(self);
     const FwmMT19937 before = stream->bits;
     PyObject *sequences = PyList_New(FWM_EVALUATION_SEQUENCES);
     for (int i = 0; sequences && i < FWM_EVALUATION_SEQUENCES; i++) {
-        PyObject *sequence = draw_tokens(stream, true);
+        PyObject *sequence = draw_tokens(stream, &asked);
         if (!sequence)
             Py_CLEAR(sequences);
         else
@@ -117,6 +116,16 @@ static PyObject *draw_evaluation(PyObject *self, FwmArguments *Py_UNUSED(a))
     if (!sequences)
         stream->bits = before;
     return sequences;
+}
+
+static PyObject *draw_evaluation(PyObject *self, FwmArguments *Py_UNUSED(a))
+{
+    return draw_sequences(stream_in(self), fwm_stream_as_published(stream_in(self)));
+}
+
+static PyObject *draw_recall(PyObject *self, FwmArguments *Py_UNUSED(a))
+{
+    return draw_sequences(stream_in(self), fwm_stream_recall(stream_in(self)));
 }
 
 /* Pickling and copying: how to make it anew, and its state. */
@@ -135,6 +144,7 @@ static PyObject *set_state(PyObject *self, FwmArguments *a)
 
 FWM_CLAIMED_METHOD(stream, batch, draw_batch)
 FWM_CLAIMED_METHOD(stream, evaluation, draw_evaluation)
+FWM_CLAIMED_METHOD(stream, recall, draw_recall)
 FWM_CLAIMED_METHOD(stream, __reduce__, reduce)
 FWM_CLAIMED_METHOD(stream, __setstate__, set_state, {"state", FWM_OBJECT})
 
@@ -163,6 +173,11 @@ static PyMethodDef stream_methods[] = {
         "evaluation($self, /)\n--\n\n"
         "Draw 20 sequences (keys (N,), values (N,), queries (n,), answers (n,)) as int64; the queries are the\n"
         "distinct keys, ascending, at most 200."),
+    FWM_CLAIMED_ROW(
+        stream, recall,
+        "recall($self, /)\n--\n\n"
+        "Draw 20 sequences (keys (L,), values (L,), queries (n,), answers (n,)) as int64, as long as a batch's; the\n"
+        "queries are all distinct keys, ascending."),
     FWM_CLAIMED_ROW(stream, __reduce__, NULL),
     FWM_CLAIMED_ROW(stream, __setstate__, NULL),
     {NULL, NULL, 0, NULL},
@@ -175,8 +190,8 @@ static PyType_Slot stream_slots[] = {
 
 int fwm_add_stream(PyObject *module)
 {
-    FwmSignature *const signatures[] = {&signature, &of_stream_batch, &of_stream_evaluation, &of_stream___reduce__,
-                                        &of_stream___setstate__};
+    FwmSignature *const signatures[] = {&signature,        &of_stream_batch,      &of_stream_evaluation,
+                                        &of_stream_recall, &of_stream___reduce__, &of_stream___setstate__};
     return fwm_add_type(module, "fwm_py._core.Stream", sizeof(StreamObject), stream_slots, signatures,
                         FWM_LENGTH(signatures));
 }

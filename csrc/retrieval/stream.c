@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "api/sizes.h"
 #include "random/numpy_legacy.h"
 
 int fwm_stream_init(FwmStream *stream, uint32_t seed, size_t n_keys, size_t batch_size, bool replace)
@@ -43,19 +44,29 @@ void fwm_stream_batch(FwmStream *stream, int32_t *keys, int32_t *values, int32_t
     }
 }
 
-size_t fwm_stream_evaluation_sequence(FwmStream *stream, int32_t *keys, int32_t *values, int32_t *queries,
-                                      int32_t *answers)
+FwmAsked fwm_stream_as_published(const FwmStream *stream)
+{
+    return (FwmAsked){stream->n_keys, fwm_min(stream->n_keys, FWM_EVALUATION_QUERIES)};
+}
+
+FwmAsked fwm_stream_recall(const FwmStream *stream)
+{
+    return (FwmAsked){stream->seq_len, stream->n_keys};
+}
+
+size_t fwm_stream_asked_sequence(FwmStream *stream, FwmAsked asked, int32_t *keys, int32_t *values, int32_t *queries,
+                                 int32_t *answers)
 {
     size_t N = stream->n_keys;
     int32_t *last_value = stream->last_value;
-    draw_sequence(stream, N, keys, values);
+    draw_sequence(stream, asked.length, keys, values);
     for (size_t key = 0; key < N; key++)
         last_value[key] = -1;
-    for (size_t t = 0; t < N; t++)
+    for (size_t t = 0; t < asked.length; t++)
         last_value[keys[t]] = values[t];
 
     size_t n_queries = 0;
-    for (size_t key = 0; key < N && n_queries < FWM_EVALUATION_QUERIES; key++) {
+    for (size_t key = 0; key < N && n_queries < asked.most_queries; key++) {
         if (last_value[key] < 0)
             continue;
         queries[n_queries] = (int32_t)key;

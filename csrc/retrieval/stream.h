@@ -33,9 +33,18 @@ void fwm_stream_free(FwmStream *stream);
 /* keys, values (B, L); query, answer (B): the next training batch. */
 void fwm_stream_batch(FwmStream *stream, int32_t *keys, int32_t *values, int32_t *query, int32_t *answer);
 
-/* keys, values (N); queries, answers (min(N, FWM_EVALUATION_QUERIES)): the next evaluation sequence. Returns the number
- * of queries; the entries behind them are not set. An evaluation has FWM_EVALUATION_SEQUENCES sequences. */
-size_t fwm_stream_evaluation_sequence(FwmStream *stream, int32_t *keys, int32_t *values, int32_t *queries,
-                                      int32_t *answers);
+/* What the sequences of an evaluation are, of which it has FWM_EVALUATION_SEQUENCES. */
+typedef struct {
+    size_t length;       /* tokens */
+    size_t most_queries; /* distinct keys that are asked, the first in ascending order */
+} FwmAsked;
+
+FwmAsked fwm_stream_as_published(const FwmStream *stream); /* N tokens, at most FWM_EVALUATION_QUERIES queries */
+FwmAsked fwm_stream_recall(const FwmStream *stream);       /* as long as those trained; every key that is in it */
+
+/* keys, values (length); queries, answers (most_queries): the next sequence of an evaluation. Returns the number of
+ * queries; the entries behind them are not set. */
+size_t fwm_stream_asked_sequence(FwmStream *stream, FwmAsked asked, int32_t *keys, int32_t *values, int32_t *queries,
+                                 int32_t *answers);
 
 #endif

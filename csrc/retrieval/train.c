@@ -7,25 +7,30 @@
 
 #define POLL_SECONDS 0.1
 
-int fwm_evaluate(FwmModel *model, FwmStream *stream, float *loss)
+int fwm_evaluate(FwmModel *model, FwmStream *stream, FwmCriterion criterion, FwmRecall *found)
 {
-    const size_t N = stream->n_keys, S = FWM_EVALUATION_SEQUENCES, Q = fwm_min(N, FWM_EVALUATION_QUERIES);
+    const FwmAsked asked = criterion == FWM_RECALL ? fwm_stream_recall(stream) : fwm_stream_as_published(stream);
+    const size_t S = FWM_EVALUATION_SEQUENCES, L = asked.length, Q = asked.most_queries;
     size_t n_queries[FWM_EVALUATION_SEQUENCES];
-    int32_t *tokens = malloc(S * (2 * N + 2 * Q) * sizeof(int32_t));
+    int32_t *tokens = malloc(S * (2 * L + 2 * Q) * sizeof(int32_t));
     if (!tokens)
         return -1;
-    int32_t *keys = tokens, *values = keys + S * N, *queries = values + S * N, *answers = queries + S * Q;
+    int32_t *keys = tokens, *values = keys + S * L, *queries = values + S * L, *answers = queries + S * Q;
     for (size_t i = 0; i < S; i++)
         n_queries[i] =
-            fwm_stream_evaluation_sequence(stream, keys + i * N, values + i * N, queries + i * Q, answers + i * Q);
+            fwm_stream_asked_sequence(stream, asked, keys + i * L, values + i * L, queries + i * Q, answers + i * Q);
     const FwmEvaluation evaluation = {.n_sequences = S,
                                       .max_queries = Q,
+                                      .length = L,
                                       .keys = keys,
                                       .values = values,
                                       .queries = queries,
                                       .answers = answers,
                                       .n_queries = n_queries};
-    *loss = model->kernels->model.evaluate(model, &evaluation);
+    if (criterion == FWM_RECALL)
+        model->kernels->model.recall(model, &evaluation, found);
+    else
+        *found = (FwmRecall){.loss = model->kernels->model.evaluate(model, &evaluation)};
     free(tokens);
     return 0;
 }
@@ -41,7 +46,7 @@ static int32_t *allocate_batch(const FwmStream *stream, FwmBatch *batch)
     return tokens;
 }
 
-static FwmTrainStatus run(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps,
+static FwmTrainStatus run(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps, FwmCriterion criterion,
                           const FwmTrainCallbacks *callbacks, const FwmBatch *batch, int32_t *tokens)
 {
     const size_t BL = batch->n * stream->seq_len;
@@ -53,10 +58,10 @@ static FwmTrainStatus run(FwmModel *model, FwmStream *stream, double lr, uint64_
         const double loss = model->kernels->model.step(model, batch, lr);
         const double now = fwm_pace_step_done(&pace);
         if (step % FWM_STEPS_PER_EVALUATION == 0) {
-            float evaluation;
-            if (fwm_evaluate(model, stream, &evaluation) < 0)
+            FwmRecall found;
+            if (fwm_evaluate(model, stream, criterion, &found) < 0)
                 return FWM_TRAIN_NO_MEMORY;
-            const int answer = callbacks->on_evaluation(callbacks->context, step, evaluation);
+            const int answer = callbacks->on_evaluation(callbacks->context, step, &found);
             if (answer)
                 return answer > 0 ? FWM_TRAIN_ENDED : FWM_TRAIN_STOPPED;
         }
@@ -69,14 +74,14 @@ static FwmTrainStatus run(FwmModel *model, FwmStream *stream, double lr, uint64_
     return FWM_TRAIN_ENDED;
 }
 
-FwmTrainStatus fwm_train(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps,
+FwmTrainStatus fwm_train(FwmModel *model, FwmStream *stream, double lr, uint64_t max_steps, FwmCriterion criterion,
                          const FwmTrainCallbacks *callbacks)
 {
     FwmBatch batch;
     int32_t *tokens = allocate_batch(stream, &batch);
     if (!tokens)
         return FWM_TRAIN_NO_MEMORY;
-    const FwmTrainStatus status = run(model, stream, lr, max_steps, callbacks, &batch, tokens);
+    const FwmTrainStatus status = run(model, stream, lr, max_steps, criterion, callbacks, &batch, tokens);
     free(tokens);
     return status;
 }

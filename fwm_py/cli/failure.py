@@ -24,3 +24,27 @@ def integer(parser: argparse.ArgumentParser, name: str, text: str | int, low: in
     if not low <= value <= high:
         parser.error(f"--{name}: got {shown(text)}, expected an integer in {low}..{high}")
     return value
+
+
+def listed(text: str) -> list[str]:
+    """The words of a comma-separated list."""
+    return [word.strip() for word in text.split(",")]
+
+
+def integers(parser: argparse.ArgumentParser, name: str, text: str, low: int, high: int) -> list[int]:
+    """The whole numbers of a comma-separated list, each as `integer` checks it."""
+    return [integer(parser, name, word, low, high) for word in listed(text)]
+
+
+def numbers(parser: argparse.ArgumentParser, name: str, text: str) -> list[float]:
+    """The finite numbers above 0 of a comma-separated list; ends the program if one is none."""
+    found = []
+    for word in listed(text):
+        try:
+            number = float(word)
+        except ValueError:
+            number = 0.0
+        if not 0 < number < float("inf"):
+            parser.error(f"--{name}: got {shown(word)}, expected a finite number above 0")
+        found.append(number)
+    return found

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import fwm_py
 from fwm_py.checks import shown
-from fwm_py.cli import compare, figures, reproduce, train
+from fwm_py.cli import capacity, compare, figures, reproduce, train
 from fwm_py.cli.failure import Failure
 
 PROGRAM = "fwm-py"
@@ -103,6 +103,15 @@ COMMANDS = {  # name: summary, description, what its help ends with, its flags, 
         None,
         compare.add_compare_flags,
         compare.run_compare,
+    ),
+    "capacity": (
+        "measure how many associations a memory holds",
+        "Train memories with N keys, all combinations of the lists below, until they store no more, and write how\n"
+        "many associations each holds: a row of a CSV file, which an interrupted study goes on from. With p features\n"
+        "a memory holds p (docs/capacity.md).",
+        None,
+        capacity.add_capacity_flags,
+        capacity.run_capacity,
     ),
     "figures": (
         "draw the paper's figures from logs",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fwm_py.checks import shown
+from fwm_py.cli.cluster import cluster
 from fwm_py.cli.failure import Failure, integer
 from fwm_py.experiments.jobs import MAX_JOBS
 from fwm_py.experiments.retrieval.logs import format_loss
@@ -107,28 +106,6 @@ def sweep(
         raise Failure(
             130, f"interrupted; {done} of {len(runs)} logs are there, and the same command goes on from them"
         ) from None
-
-
-@contextlib.contextmanager
-def cluster(address: str | None) -> Iterator[Client | None]:
-    """The Dask cluster at an address or of a scheduler file, None without either."""
-    if address is None:
-        yield None
-        return
-    try:
-        from distributed import Client
-    except ImportError:
-        raise Failure(2, "--dask: got an address, expected Dask to be installed: pip install 'fwm_py[dask]'") from None
-    try:
-        client = Client(scheduler_file=address) if Path(address).is_file() else Client(address, timeout=10)
-    except (OSError, ValueError) as error:
-        raise Failure(
-            2,
-            f"--dask: got {shown(address)}, expected the address or the file of a running scheduler "
-            f"({' '.join(str(error).split())})",
-        ) from None
-    with client:
-        yield client
 
 
 def print_summary(runs: Sequence[Run], seconds: float) -> None:

@@ -16,7 +16,15 @@ from fwm_py.checks import shown
 from fwm_py.cli.failure import Failure, integer
 from fwm_py.experiments.retrieval.logs import LogWriter, format_loss, log_name
 from fwm_py.experiments.retrieval.model import Model
-from fwm_py.experiments.retrieval.settings import ATTN_NAMES, GENERATORS, LIMITS, UPDATE_RULES, Settings, step_size
+from fwm_py.experiments.retrieval.settings import (
+    ATTN_NAMES,
+    GENERATORS,
+    LIMITS,
+    REDRAWS,
+    UPDATE_RULES,
+    Settings,
+    step_size,
+)
 from fwm_py.experiments.retrieval.train import train
 
 PLAIN_PROGRESS_SECONDS = 10.0
@@ -32,6 +40,7 @@ SETTING_FLAGS = (
     "lr",
     "max_steps",
     "favor_generator",
+    "redraw",
 )
 
 
@@ -111,6 +120,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     add("log_folder", "FOLDER", "made if missing", "logs")
     add("threads", "T", f"1..{MAX_THREADS} (default: the cores this process may use)")
     add("favor_generator", "G", f"what draws FAVOR+'s features, {' or '.join(GENERATORS)}")
+    add("redraw", "R", f"when FAVOR+'s features are drawn anew, {' or '.join(REDRAWS)}")
 
 
 def runs_of(args: argparse.Namespace) -> list[Settings]:

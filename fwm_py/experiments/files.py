@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 PARTIAL = ".partial"
+
+
+class Refused(ValueError):
+    """A file may not be overwritten, or another process is writing it."""
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], message: str) -> Iterator[None]:
+    """Hold a folder, or a file, against other processes that do; the lock ends with this process, however it ends."""
+    import fcntl  # which Windows lacks
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"{os.fsdecode(path)}: {message}") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
@@ -49,6 +70,30 @@ def publish(temporary: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line, wholly or not at all; on the disk when this returns.
+
+    Raises
+    ------
+    OSError
+        With the name of the file, which is as it was.
+    """
+    with naming(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            data = (line + "\n").encode("ascii")
+            try:
+                if os.write(descriptor, data) < len(data):  # the disk is full
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fwm_py.checks import shown
-from fwm_py.experiments.files import write_file
+from fwm_py.experiments.files import append_line, write_file
 
 
 def beside(folder: str | os.PathLike[str], ending: str) -> Path:
@@ -59,6 +59,10 @@ class Table:
 
     def damaged(self, number: int, line: str, expected: str) -> ValueError:
         return ValueError(f"{self.path}: line {number}: got {shown(line)}, expected {expected}; {self.way_out}")
+
+    def append(self, row: Sequence[str]) -> None:
+        """Write a row behind the others, wholly or not at all."""
+        append_line(self.path, ",".join(row))
 
     def write(self, rows: Iterable[Sequence[str]]) -> None:
         """Replace the file; a program that is killed leaves the old one or the new one."""

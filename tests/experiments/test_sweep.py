@@ -263,8 +263,8 @@ def test_two_sweeps_exclude_each_other_and_the_lock_dies_with_its_process(folder
             "-c",
             f"""
 from pathlib import Path
-from fwm_py.experiments.retrieval.sweep import locked
-with locked(Path({str(folder)!r})):
+from fwm_py.experiments.files import locked
+with locked(Path({str(folder)!r}), "held"):
     print("held", flush=True)
     input()
 """,

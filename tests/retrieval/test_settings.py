@@ -109,6 +109,7 @@ def test_published_defaults():
         "lr": None,
         "max_steps": 100_000,
         "favor_generator": "philox",
+        "redraw": "pass",
     }
     assert (settings.resolved_lr, settings.resolved_batch_size, settings.seq_len) == (1e-3, 32, 20)
     assert Settings(replace=True).seq_len == 40

@@ -121,10 +121,17 @@ class Stream:
 
     def evaluation(self):
         """20 times keys (N,), values (N,), queries (n,), answers (n,): the distinct keys in order, at most 200."""
+        return self._asked(self.n_keys, 200)
+
+    def recall(self):
+        """The same with sequences as long as a batch's, and all their keys."""
+        return self._asked(2 * self.n_keys if self.replace else self.n_keys, None)
+
+    def _asked(self, length, most):
         sequences = []
         for _ in range(20):
-            keys, values = self._sequence(self.n_keys)
-            queries = np.unique(keys)[:200]
+            keys, values = self._sequence(length)
+            queries = np.unique(keys)[:most]
             sequences.append((keys, values, queries, np.array([values[keys == q][-1] for q in queries])))
         return sequences
 

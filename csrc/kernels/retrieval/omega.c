@@ -41,6 +41,15 @@ void draw_omega(FwmBlockSource *source, size_t d, size_t m, real *omega, void *s
         draw_block(source, d, m, block, omega, arena_at(scratch));
 }
 
+FwmBlockSource source_of_pass(const FwmModel *model, size_t passes)
+{
+    const FwmModelSizes *z = &model->sizes;
+    FwmBlockSource source = model->omega_source;
+    if (model->redraws)
+        fwm_skip_normal_blocks(&source, z->d * z->d, passes * omega_blocks(z->d, z->argument));
+    return source;
+}
+
 static void block_task(void *context, size_t block, int thread)
 {
     const Step *s = context;
@@ -59,7 +68,7 @@ void prepare_omega(Step *s)
             memcpy(s->omega + i * ld, (const real *)s->batch->omega + i * m, m * sizeof(real));
     } else {
         fwm_parallel_for(s->model->threads, omega_blocks(d, m), block_task, s);
-        fwm_skip_normal_blocks(&s->model->omega_source, d * d, omega_blocks(d, m));
+        s->model->omega_source = source_of_pass(s->model, 1);
     }
     memset(s->omega_t, 0, m * fwm_padded(d) * sizeof(real));
     transpose(d, m, s->omega, ld, s->omega_t, fwm_padded(d));

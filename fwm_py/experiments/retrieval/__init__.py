@@ -12,7 +12,7 @@ as the program published with the paper. The loop runs in C, without the interpr
 """
 
 from fwm_py.experiments.retrieval.logs import LogWriter, log_name, read_log
-from fwm_py.experiments.retrieval.model import Model
+from fwm_py.experiments.retrieval.model import Model, Recall
 from fwm_py.experiments.retrieval.paper import COMMANDS, RUNS, Command, published_losses
 from fwm_py.experiments.retrieval.settings import Settings
 from fwm_py.experiments.retrieval.stream import Batch, Stream
@@ -26,6 +26,7 @@ __all__ = [
     "Command",
     "LogWriter",
     "Model",
+    "Recall",
     "Run",
     "Settings",
     "Stream",

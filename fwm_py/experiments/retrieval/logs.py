@@ -25,9 +25,9 @@ _ROW = re.compile(r"([0-9]+),(nan|-?inf|-?[0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]+)?)")
 def log_name(settings: Settings) -> str:
     """The name of a run's log, such as `d64_dpfp1_sum_AssocSeq80N40R1.csv`.
 
-    A published name says nothing of the seed, the step size, the batch size and FAVOR+'s generator. Those that are not
-    the published ones stand behind it, in this order: `.._seed2_lr0.0003_B64_mt19937.csv`. Where a run is cut off
-    (`max_steps`) is no part of a name.
+    A published name says nothing of the seed, the step size, the batch size and FAVOR+'s draws. Those that are not the
+    published ones stand behind it, in this order: `.._seed2_lr0.0003_B64_mt19937_redrawnever.csv`. Where a run is cut
+    off (`max_steps`) is no part of a name.
     """
     instance("settings", settings, Settings)
     if settings.map is None:
@@ -42,13 +42,19 @@ def log_name(settings: Settings) -> str:
 def _unpublished(settings: Settings) -> list[str]:
     """What differs from the published runs and is not in their names."""
     published = dataclasses.replace(
-        settings, seed=Settings.seed, lr=None, batch_size=None, favor_generator=Settings.favor_generator
+        settings,
+        seed=Settings.seed,
+        lr=None,
+        batch_size=None,
+        favor_generator=Settings.favor_generator,
+        redraw=Settings.redraw,
     )
     parts = {
         "seed": f"seed{settings.seed}",
         "resolved_lr": f"lr{settings.resolved_lr}",
         "resolved_batch_size": f"B{settings.resolved_batch_size}",
         "favor_generator": settings.favor_generator,
+        "redraw": f"redraw{settings.redraw}",
     }
     return [part for name, part in parts.items() if getattr(settings, name) != getattr(published, name)]
 

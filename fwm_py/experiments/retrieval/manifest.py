@@ -30,6 +30,7 @@ _SETTING_TYPES: dict[str, Callable[[str], Any]] = {
     "attn_name": str,
     "update_rule": str,
     "favor_generator": str,
+    "redraw": str,
     "lr": float,
     "replace": {"0": False, "1": True}.get,
 }  # the others are integers

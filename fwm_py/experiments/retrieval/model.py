@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,24 @@ from fwm_py.experiments.retrieval.settings import Settings, step_size
 from fwm_py.experiments.retrieval.stream import Batch, Stream, parts_of
 
 FILE_VERSION = 1
+
+
+class Recall(NamedTuple):
+    """What a memory returns of its keys.
+
+    Attributes
+    ----------
+    loss : float
+        The mean of 0.5 |one-hot(answer) - y|^2 over all queries of all sequences.
+    right : float
+        The share of queries whose answer has the largest y, alone.
+    worst : float
+        The largest loss of a query.
+    """
+
+    loss: float
+    right: float
+    worst: float
 
 
 class Model:
@@ -56,6 +74,7 @@ class Model:
             batch_size=settings.resolved_batch_size,
             seed=settings.seed,
             favor_generator=settings.favor_generator,
+            redraws=settings.redraw == "pass",
             dtype=self.dtype.name,
         )
 
@@ -117,9 +136,18 @@ class Model:
         return self._model.read_out(**parts, omega=omega)
 
     def evaluate(self, stream: Stream) -> float:
-        """The evaluation loss on the next evaluation sequences of `stream`, a float32 value."""
+        """The published evaluation loss on the next evaluation sequences of `stream`, a float32 value."""
         instance("stream", stream, Stream)
         return self._model.evaluate(stream._stream)
+
+    def recall(self, stream: Stream) -> Recall:
+        """What the memory returns of all keys of the next 20 sequences of `stream`, as long as those trained.
+
+        Unlike the published evaluation, every query counts alike, and FAVOR+ has one Omega for all keys and queries of
+        a sequence, so that what p features can hold bounds the loss (docs/capacity.md).
+        """
+        instance("stream", stream, Stream)
+        return Recall(*self._model.recall(stream._stream))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write settings and parameters to an .npz file (named exactly `path`), wholly or not at all.

@@ -14,6 +14,9 @@ from fwm_py.checks import choice, flag, integer, positive, shown
 MAP_ARGUMENTS: dict[str, str] = {row["name"]: row["argument"] for row in _core.MAPS}
 """Name of each feature map and of its argument, `""` for a map without one."""
 
+RANDOM_MAPS: tuple[str, ...] = tuple(row["name"] for row in _core.MAPS if row["takes_omega"])
+"""The maps that draw their features: FAVOR+."""
+
 UPDATE_RULES: tuple[str, ...] = tuple(row["name"] for row in _core.READOUTS if row["uses_map"])
 """Values of `update_rule`."""
 
@@ -22,6 +25,9 @@ ATTN_NAMES: tuple[str, ...] = (*MAP_ARGUMENTS, *(row["name"] for row in _core.RE
 
 GENERATORS: tuple[str, ...] = ("philox", "mt19937")
 """Values of `favor_generator`."""
+
+REDRAWS: tuple[str, ...] = ("pass", "never")
+"""Values of `redraw`."""
 
 LIMITS: dict[str, tuple[int, int]] = {
     "n_keys": (2, 2000),
@@ -63,6 +69,9 @@ class Settings:
     favor_generator : str
         What draws FAVOR+'s random features: `philox`, the stream of the published (GPU) logs, or `mt19937`, that of
         the published program on a CPU. Ignored by the other maps.
+    redraw : str
+        When FAVOR+'s random features are drawn anew: for each `pass` of the model, as published, or `never`, which the
+        other maps refuse.
 
     Raises
     ------
@@ -81,6 +90,7 @@ class Settings:
     lr: float | None = None
     max_steps: int = 100_000
     favor_generator: str = "philox"
+    redraw: str = "pass"
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -94,11 +104,14 @@ class Settings:
         choice("attn_name", self.attn_name, ATTN_NAMES)
         choice("update_rule", self.update_rule, UPDATE_RULES)
         choice("favor_generator", self.favor_generator, GENERATORS)
+        choice("redraw", self.redraw, REDRAWS)
         argument = MAP_ARGUMENTS.get(self.attn_name, "")
         if argument and checked["attn_arg"] == 0:
             raise ValueError(
                 f"attn_arg: got 0, expected an integer in 1..{LIMITS['attn_arg'][1]} ({argument} of {self.attn_name})"
             )
+        if self.redraw == "never" and self.attn_name not in RANDOM_MAPS:
+            raise ValueError(f"redraw: got 'never', expected 'pass' with {self.attn_name}, which draws nothing")
         for name, value in checked.items():  # whole numbers of NumPy become Python's
             object.__setattr__(self, name, value)
 

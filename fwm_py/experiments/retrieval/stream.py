@@ -65,3 +65,10 @@ class Stream:
         A sequence's queries are its n distinct keys in ascending order, the first 200 of them.
         """
         return [Batch(*sequence) for sequence in self._stream.evaluation()]
+
+    def recall(self) -> list[Batch]:
+        """The sequences of the next `Model.recall`: 20 of keys and values (L,), query and answer (n,).
+
+        They are as long as those trained, and a sequence's queries are all its n distinct keys in ascending order.
+        """
+        return [Batch(*sequence) for sequence in self._stream.recall()]

@@ -11,12 +11,13 @@ import fnmatch
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fwm_py._core import build_info, map_features
 from fwm_py.checks import flag, instance, integer, shown
+from fwm_py.experiments.files import Refused, locked
 from fwm_py.experiments.jobs import WorkerKilled, run_all
 from fwm_py.experiments.retrieval.logs import log_name
 from fwm_py.experiments.retrieval.manifest import Manifest, differences
@@ -38,10 +39,6 @@ class Outcome(NamedTuple):
     seconds: float
     variant: str
     error: str
-
-
-class Refused(ValueError):
-    """A log stands for two runs, or may not be overwritten, or another sweep is writing into the folder."""
 
 
 @dataclasses.dataclass
@@ -168,22 +165,6 @@ def _matches(run: Run, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against other sweeps; the lock ends with this process, however it ends."""
-    import fcntl  # which Windows lacks
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"{folder}: another sweep is writing into this folder") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def reproduce(
     folder: str | os.PathLike[str] = "logs",
     runs: Sequence[Run] | None = None,
@@ -240,7 +221,7 @@ def reproduce(
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     notify = on_change or (lambda run: None)
-    with locked(path):
+    with locked(path, "another sweep is writing into this folder"):
         manifest = Manifest(path, salvage=force or adopt)
         waiting = _left_to_do(manifest, runs, force, adopt)
         if waiting or force or adopt:

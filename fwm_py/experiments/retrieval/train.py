@@ -122,6 +122,11 @@ def train(
 
     lr = step_size(settings.resolved_lr, model.dtype)
     model._model.train(
-        stream=stream._stream, lr=lr, max_steps=settings.max_steps, on_evaluation=keep, on_progress=on_progress
+        stream=stream._stream,
+        lr=lr,
+        max_steps=settings.max_steps,
+        criterion="published",
+        on_evaluation=keep,
+        on_progress=on_progress,
     )
     return rows
