@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import fwm_py
 from fwm_py.checks import shown
-from fwm_py.cli import capacity, compare, figures, reproduce, train
+from fwm_py.cli import capacity, compare, figures, recall, reproduce, train
 from fwm_py.cli.failure import Failure
 
 PROGRAM = "fwm-py"
@@ -113,11 +113,21 @@ COMMANDS = {  # name: summary, description, what its help ends with, its flags, 
         capacity.add_capacity_flags,
         capacity.run_capacity,
     ),
+    "recall": (
+        "measure how well memories answer multi-query recall",
+        "Train small models with a memory, all combinations of the lists below, on multi-query associative recall\n"
+        "(MQAR), until they answer 99 % of new questions, and write how many each answers: a row of a CSV file, which\n"
+        "an interrupted study goes on from (docs/recall.md). Needs pip install 'fwm_py[torch]'.",
+        None,
+        recall.add_recall_flags,
+        recall.run_recall,
+    ),
     "figures": (
-        "draw the paper's figures from logs",
+        "draw the paper's figures from logs, or those of a study",
         "Draw the paper's six figures from the logs of a folder, and write each as PNG and SVG. Logs that are "
         "not whole, or none\n"
-        "of the paper's, are named and not drawn. Needs pip install 'fwm_py[figures]'.",
+        "of the paper's, are named and not drawn. Of a study's file (fwm-py capacity), draw its figures. Needs\n"
+        "pip install 'fwm_py[figures]'.",
         None,
         figures.add_figures_flags,
         figures.run_figures,

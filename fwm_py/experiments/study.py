@@ -89,6 +89,11 @@ class Results(Generic[Row]):
             self._table.append(tuple(self._readers))
 
 
+def header_of(kind: type[RowKind]) -> str:
+    """The first line of a study's file."""
+    return ",".join(field.name for field in dataclasses.fields(kind))
+
+
 def texts_of(row: RowKind) -> list[str]:
     """The fields of a row as its line has them: floats whole, bools as 0 and 1, nothing for None."""
     return [_text(getattr(row, field.name)) for field in dataclasses.fields(row)]

@@ -13,8 +13,6 @@ matplotlib and pandas are imported when a function needs them: `pip install 'fwm
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +20,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fwm_py.checks import flag
-from fwm_py.experiments.files import PARTIAL, write_file
+from fwm_py.experiments.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    grid_behind,
+    needed,
+    save_figures,
+)
+from fwm_py.experiments.files import PARTIAL
 from fwm_py.experiments.retrieval.logs import log_name, read_log
 from fwm_py.experiments.retrieval.manifest import Manifest
 from fwm_py.experiments.retrieval.paper import COMMANDS, RUNS, Rows, published_losses
@@ -46,11 +57,7 @@ class Style(NamedTuple):
     line: Any
 
 
-# The colours of Okabe and Ito, which the colour-blind can tell apart, with grey for their yellow. A map keeps its
-# colour in both settings. The four curves of Setting 2 have the lines that they have in the paper.
-BLACK, GREY, ORANGE, RED, PINK = "#000000", "#7f7f7f", "#e69f00", "#d55e00", "#cc79a7"
-SKY, BLUE, GREEN = "#56b4e9", "#0072b2", "#009e73"
-
+# A map keeps its colour in both settings. The four curves of Setting 2 have the lines that they have in the paper.
 SETTING_1: dict[str, Style] = {
     "Softmax": Style(BLACK, "o", "-"),
     "Linear": Style(RED, "s", "--"),
@@ -175,15 +182,8 @@ def _losses(logs: Mapping[str, Rows], skipped: Sequence[tuple[str, str]] = ()) -
         for settings in command.runs
         for step, loss in logs.get(log_name(settings), ())
     ]
-    table = _needed("pandas").DataFrame(rows, columns=[*RUN, "step", "loss"])
+    table = needed("pandas").DataFrame(rows, columns=[*RUN, "step", "loss"])
     return Losses(table.astype({"setting": int, "n_keys": int, "step": int, "loss": "float32"}), tuple(skipped))
-
-
-def _needed(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"figures need {module.split('.')[0]}: pip install 'fwm_py[figures]'") from error
 
 
 def setting1_scatter(losses: Losses, published: Losses | None = None) -> Figure:
@@ -272,13 +272,7 @@ def save(losses: Losses, out: str | os.PathLike[str], overlay: bool = True) -> l
             pass
     if not figures:
         raise NothingToDraw("figures: got no whole log of a run that is drawn")
-    os.makedirs(out, exist_ok=True)
-    paths: list[Path] = []
-    for name, figure in figures.items():
-        for kind in ("png", "svg"):
-            paths.append(Path(out) / f"{name}.{kind}")
-            write_file(paths[-1], _rendered(figure, kind))
-    return paths
+    return save_figures(figures, out)
 
 
 def deviations(losses: Losses, published: Losses, setting: int | None = None) -> DataFrame:
@@ -333,7 +327,7 @@ def _curves(setting: int, n_keys: int, styles: dict[str, Style], losses: Losses,
 
 
 def _axes(x_label: str) -> Axes:
-    axes: Axes = _needed("matplotlib.figure").Figure(figsize=(13, 8)).add_subplot()
+    axes: Axes = needed("matplotlib.figure").Figure(figsize=(13, 8)).add_subplot()
     axes.set_xlabel(x_label, fontsize=18)
     axes.set_ylabel("loss", fontsize=18)
     axes.tick_params(labelsize=14)
@@ -341,7 +335,7 @@ def _axes(x_label: str) -> Axes:
 
 
 def _tick(axis: Axis, major: float, minor: float | None = None) -> None:
-    locator = _needed("matplotlib.ticker").MultipleLocator
+    locator = needed("matplotlib.ticker").MultipleLocator
     axis.set_major_locator(locator(major))
     if minor is not None:
         axis.set_minor_locator(locator(minor))
@@ -388,16 +382,8 @@ def _write_outside(axes: Axes, rows: DataFrame, whose: str, height: float) -> No
 
 
 def _finished(axes: Axes) -> Figure:
-    axes.grid(which="major", color="0.8")
-    axes.grid(which="minor", color="0.9", linewidth=0.5)
+    grid_behind(axes)
     axes.legend(title="label", fontsize=13, title_fontsize=14, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure: Figure = axes.figure  # type: ignore[assignment]
     figure.tight_layout()
     return figure
-
-
-def _rendered(figure: Figure, kind: str) -> bytes:
-    picture = io.BytesIO()
-    with _needed("matplotlib").rc_context({"svg.hashsalt": "fwm_py"}):
-        figure.savefig(picture, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
-    return picture.getvalue()
