@@ -28,6 +28,9 @@ others() {
     capacity --rule sum,delta --feature_map favor16,favor64 --hidden_size 16 --load 0.5,0.75,1,1.5,2 --seed 1,2,3,4,5 \
         --redraw never
     capacity --rule softmax --hidden_size 4,8,16 --n_keys 32,64,128,256 --seed 1,2,3,4,5
+}
+
+fwm() { # by its right answers
     capacity --rule fwm --feature_map elu1,dpfp1,dpfp2,dpfp3 --hidden_size 16 --load 0.5,0.75,1,1.5,2 --seed 1,2,3,4,5
 }
 
@@ -37,6 +40,7 @@ large 2 --rule sum,delta
 others
 trained 0.5,0.75,1,1.5 --rule sum,delta
 trained 0.5,0.75,1,1.5 --rule delta --replace
+fwm
 trained 4 --rule sum,delta
 trained 4 --rule delta --replace
 large 0.5,0.75,1,1.5 --rule sum,delta

@@ -18,7 +18,12 @@ for pairs in 4 8 16 32; do
     done
 done
 
-# positive maps with four times the steps, and the smallest task
+# positive maps with and without normalisation; with four times the steps; and the smallest task
+for how in '--lr 5e-3,1e-2,2e-2,4e-2 --seed 1' '--lr best --seed 1,2,3'; do
+    recall $how --rule delta --feature_map elu1,dpfp1 --normalize
+    recall $how --rule sum --feature_map elu1,dpfp1
+    recall $how --rule sum --feature_map dpfp1 --normalize
+done
 for how in '--lr 1e-2,2e-2,4e-2 --seed 1' '--lr best --seed 1,2,3'; do
     recall --max_steps 4800 $how --rule delta --feature_map elu1,dpfp1
     recall --max_steps 4800 $how --rule sum --feature_map elu1,dpfp1 --normalize

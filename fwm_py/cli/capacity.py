@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -133,10 +134,11 @@ def name_of(row: Row) -> str:
 
 
 def ending(row: Row) -> str:
-    if row.loss is None or row.stored is None:
+    if row.loss is None:
         return f"{name_of(row)}: failed: {row.error}"
     of_p = f" of p = {row.p}" if row.p is not None else ""
-    return f"{name_of(row)}: stored {row.stored:.1f}{of_p}, step {row.steps}, {row.seconds:.1f} s"
+    held = f"right {row.right:.3f}" if row.stored is None else f"stored {row.stored:.1f}{of_p}"
+    return f"{name_of(row)}: {held}, step {row.steps}, {row.seconds:.1f} s"
 
 
 def print_rows(rows: Sequence[Row]) -> None:
@@ -154,10 +156,12 @@ def print_rows(rows: Sequence[Row]) -> None:
         def middle(name: str, runs: Sequence[Row] = runs) -> float:
             return float(statistics.median(getattr(row, name) for row in runs))
 
-        stored, bound = middle("stored"), f"{max(0, 1 - p / N) / 2:.4f}" if p and not replace else "-"
+        held = runs[0].stored is not None
+        stored = middle("stored") if held else math.nan
+        bound = f"{max(0, 1 - p / N) / 2:.4f}" if p and held and not replace else "-"
         memory = " ".join([word, rule, *["replace"] * replace, *["drawn once"] * (redraw == "never")])
-        of_p = (f"{N / p:g}", f"{stored / p:.3f}") if p else ("-", "-")
-        lines.append((memory, d, p or "-", N, of_p[0], len(runs), f"{stored:.1f}", of_p[1],
+        load, of_p = f"{N / p:g}" if p else "-", f"{stored / p:.3f}" if p and held else "-"
+        lines.append((memory, d, p or "-", N, load, len(runs), f"{stored:.1f}" if held else "-", of_p,
                       f"{middle('right'):.3f}", f"{middle('loss'):.4f}", bound))  # fmt: skip
     headings = ("memory", "d", "p", "keys N", "N / p", "runs", "stored K", "K / p", "right", "loss", "(1 - p/N) / 2")
     print_table(headings, lines)

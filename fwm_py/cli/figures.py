@@ -12,7 +12,7 @@ from fwm_py.checks import shown
 from fwm_py.cli.failure import Failure
 from fwm_py.experiments.study import header_of
 
-STUDIES = ("capacity",)
+STUDIES = ("capacity", "recall")
 """The experiments whose results are one file: packages with a `Row` and with `figures`."""
 
 

@@ -124,10 +124,9 @@ COMMANDS = {  # name: summary, description, what its help ends with, its flags, 
     ),
     "figures": (
         "draw the paper's figures from logs, or those of a study",
-        "Draw the paper's six figures from the logs of a folder, and write each as PNG and SVG. Logs that are "
-        "not whole, or none\n"
-        "of the paper's, are named and not drawn. Of a study's file (fwm-py capacity), draw its figures. Needs\n"
-        "pip install 'fwm_py[figures]'.",
+        "Draw the paper's six figures from the logs of a folder, and write each as PNG and SVG. Logs that are not\n"
+        "whole, or none of the paper's, are named and not drawn. Of a study's file (fwm-py capacity, fwm-py recall)\n"
+        "draw the study's figures. Needs pip install 'fwm_py[figures]'.",
         None,
         figures.add_figures_flags,
         figures.run_figures,

@@ -13,7 +13,8 @@ from fwm_py.checks import shown
 from fwm_py.cli.failure import Failure, integers, listed, numbers
 from fwm_py.cli.study import add_study_flags, make_study, print_table
 from fwm_py.experiments.recall import Row, Settings, at_best_rates, grid, study
-from fwm_py.experiments.recall.settings import LIMITS, RULES
+from fwm_py.experiments.recall.settings import LIMITS
+from fwm_py.experiments.words import RULES
 
 OUT = "recall.csv"
 BEST = "best"

@@ -1,4 +1,4 @@
-"""The words by which commands name feature maps: `elu1`, `dpfp3`, `favor64`."""
+"""The words by which commands name feature maps and rules: `elu1`, `dpfp3`, `favor64`; `sum`, `gated_delta`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from fwm_py.checks import shown
 NONE = "none"
 MAPS: dict[str, Any] = {row["function"]: row for row in _core.MAPS}
 """The tables' rows by the names of their functions."""
+
+_RULE_WORDS = {
+    "softmax_attention": "softmax",
+    "linear_attention": "sum",
+    "gated_linear_attention": "gated_sum",
+    "fast_weight_memory": "fwm",
+}
+
+RULES: dict[str, str] = {
+    _RULE_WORDS.get(function, function.replace("_rule", "")): function
+    for function in ("softmax_attention", *(row["function"] for row in _core.RULES))
+}
+"""The words of rules, and their functions in `fwm_py.rules` and `fwm_py.attention`: `gated_delta` is
+`gated_delta_rule`."""
 
 _ARGUMENTS = {function: row["argument"] for function, row in MAPS.items()}
 

@@ -77,6 +77,11 @@ def test_distinct_keys():
     assert distinct_keys(Settings(n_keys=30)) == 30
 
 
+def test_fwm_is_told_by_its_right_answers():
+    row = measure(Settings(n_keys=8, attn_name="dpfp", attn_arg=1, update_rule="fwm", hidden_size=4, max_steps=500))
+    assert row.stored is row.lost is None and row.loss > 1 and 0.1 < row.right <= 1
+
+
 # --- the grid ---
 
 

@@ -1,6 +1,9 @@
 """Multi-query associative recall: sequences as zoology makes them, and the settings of a run."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,10 +127,12 @@ def test_best_rates(tmp_path):
     rows = [
         *(row(accuracy, lr=1e-2, seed=seed) for seed, accuracy in enumerate((0.9, 0.1, 0.95))),
         *(row(accuracy, lr=2e-2, seed=seed) for seed, accuracy in enumerate((0.8, 0.8, 0.8))),
-        row(None, lr=3e-2),
-        row(0.99, 300, rule="sum", lr=1e-2),
+        *(row(None, lr=3e-2, seed=seed) for seed in range(3)),
+        row(0.997, 300, rule="sum", lr=1e-2),  # both have ended, one sooner
         row(0.99, 200, rule="sum", lr=4e-2),
     ]
+    assert sorted(best_rates(rows).values()) == [1e-2, 4e-2]
+    rows += [row(0.1, rule="sum", lr=4e-2, seed=seed) for seed in (2, 3)]  # of the best rate alone
     assert sorted(best_rates(rows).values()) == [1e-2, 4e-2]
     path = tmp_path / "r.csv"
     path.touch()
@@ -142,3 +147,21 @@ def test_best_rates(tmp_path):
     }
     with pytest.raises(ValueError, match=r"lr: got best, expected rows of Settings\(rule='softmax'.* in .*r.csv"):
         at_best_rates(grid(rule="softmax"), path)
+
+
+def test_without_pytorch(tmp_path):
+    """The settings, the task and the help are there; training says what is missing, in one line."""
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path
+        )
+
+    assert run("-c", "from fwm_py.experiments.recall import Settings, Task, grid, Row").returncode == 0
+    assert run("-m", "fwm_py", "recall", "--help").returncode == 0
+    done = run("-m", "fwm_py", "recall", "--quick")
+    assert done.returncode == 1 and done.stderr == (
+        "fwm-py recall: error: fwm_py.experiments.recall needs PyTorch: pip install 'fwm_py[torch]'\n"
+    )

@@ -177,7 +177,7 @@ static void recall_of_columns(size_t n_values, size_t n, const int32_t *answers,
         }
         for (size_t c = 0; c < count; c++) {
             recall->loss += loss[c] / 2;
-            recall->right += wanted[c] > others[c] && !isnan(loss[c]);
+            recall->right += wanted[c] > others[c];
             recall->worst = isnan(loss[c]) || loss[c] / 2 > recall->worst ? loss[c] / 2 : recall->worst;
         }
     }

@@ -1,8 +1,7 @@
 """The figures of a capacity study.
 
->>> from fwm_py.experiments.capacity import figures
->>> rows = figures.load("studies/capacity.csv")
->>> figures.law(rows).savefig("law.svg")
+    rows = figures.load("studies/capacity.csv")
+    figures.law(rows).savefig("law.svg")
 
 matplotlib and pandas are imported when a function needs them: `pip install 'fwm_py[figures]'`.
 """
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
 
 MAPS = {"elu1": (RED, "s"), "dpfp1": (SKY, "P"), "dpfp2": (BLUE, "X"), "dpfp3": (GREEN, "p")}
 """Colour and marker of each map: those of the paper's figures here."""
+
+FAVOR = {"favor16": (ORANGE, "^"), "favor64": (PINK, "v")}
+"""The same of FAVOR+."""
 
 NAMES = {"elu1": "elu + 1", "dpfp1": "DPFP-1", "dpfp2": "DPFP-2", "dpfp3": "DPFP-3"}
 PUBLISHED = {"Linear": ("elu1", 64), "DPFP-1": ("dpfp1", 128), "DPFP-2": ("dpfp2", 256), "DPFP-3": ("dpfp3", 384)}
@@ -123,44 +125,64 @@ def against_load(rows: Sequence[Row]) -> Figure:
 
 
 def others(rows: Sequence[Row]) -> Figure:
-    """FAVOR+ with features drawn anew and once, softmax, and fwm by its right answers."""
-    figure = needed("matplotlib.figure").Figure(figsize=(14, 5))
-    favor, softmax, fwm = figure.subplots(1, 3)
-    looks = {"favor16": (ORANGE, "^"), "favor64": (PINK, "v")}
-    for word, (color, marker) in looks.items():
-        for redraw, line in (("pass", ":"), ("never", "-")):
-            found = [row for row in rows if (row.feature_map, row.rule, row.redraw) == (word, "sum", redraw)]
-            points = _medians(found, lambda row: row.load, lambda row: row.stored)
-            p, drawn = (found[0].p if found else 0), "drawn for each pass" if redraw == "pass" else "drawn once"
-            if points and p:
-                axes_points = ([load for load, _ in points], [stored / p for _, stored in points])
-                favor.plot(*axes_points, color=color, marker=marker, linestyle=line, label=f"p = {p}, {drawn}")
-    favor.plot([0, 1, 2], [0, 1, 1], color=BLACK, zorder=1, label="all keys, then p of them")
-    favor.set_title("FAVOR+, sum, d = 16", fontsize=13)
-    favor.set_ylabel("stored of p, K / p", fontsize=13)
-    for d, marker in ((4, "o"), (8, "s"), (16, "^")):
-        found = [row for row in rows if row.rule == "softmax" and row.hidden_size == d]
-        points = _medians(found, lambda row: row.n_keys, lambda row: row.stored)
-        if points:
-            softmax.plot(*zip(*points), color=BLACK, marker=marker, linestyle=":", markersize=9, label=f"d = {d}")
-    softmax.axline((0, 0), slope=1, color=BLACK, linewidth=1, label="all keys")
-    softmax.set_title("Softmax: no p, no bound", fontsize=13)
-    softmax.set_ylabel("stored, K", fontsize=13)
-    for word in MAPS:
-        found = [row for row in rows if row.rule == "fwm" and row.feature_map == word]
-        points = _medians(found, lambda row: row.load, lambda row: row.right)
-        if points:
-            fwm.plot(*zip(*points), **_marks(word) | {"linestyle": "-"}, label=f"{NAMES[word]}, p = {found[0].p}")
-    fwm.plot([0, 1] + [1 + i / 20 for i in range(41)], [1, 1] + [1 / (1 + i / 20) for i in range(41)], color=BLACK,
-             zorder=1, label="p keys of N")  # fmt: skip
-    fwm.set_title("fwm, whose answers are normed: right answers", fontsize=13)
-    fwm.set_ylabel("share of right answers", fontsize=13)
-    for axes, label in ((favor, "keys for each feature, N / p"), (softmax, "keys N"), (fwm, "N / p")):
-        axes.set_xlabel(label, fontsize=13)
+    """What has no place on the line, a panel for each of these that the study has: FAVOR+, softmax, fwm."""
+    panels = {
+        _favor: [row for row in rows if row.feature_map in FAVOR and row.rule == "sum"],
+        _softmax: [row for row in rows if row.rule == "softmax"],
+        _fwm: [row for row in rows if row.rule == "fwm"],
+    }
+    drawn = {draw: found for draw, found in panels.items() if found} or panels
+    figure = needed("matplotlib.figure").Figure(figsize=(4.7 * len(drawn), 5))
+    for axes, (draw, found) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items()):
+        draw(axes, found)
         axes.set_ylim(0)
         _finish(axes)
     figure.tight_layout()
     return figure  # type: ignore[no-any-return]
+
+
+def _favor(axes: Axes, rows: Sequence[Row]) -> None:
+    for word, (color, marker) in FAVOR.items():
+        for redraw, line, how in (("pass", ":", "drawn for each pass"), ("never", "-", "drawn once")):
+            found = [row for row in rows if (row.feature_map, row.redraw) == (word, redraw)]
+            points = _medians(found, lambda row: row.load, lambda row: row.stored)
+            if points:
+                p = found[0].p or 0
+                loads, stored = zip(*points)
+                shares = [K / p for K in stored]
+                axes.plot(loads, shares, color=color, marker=marker, linestyle=line, label=f"p = {p}, {how}")
+    axes.plot([0, 1, 2], [0, 1, 1], color=BLACK, zorder=1, label="all keys, then p of them")
+    axes.set_ylim(0, 1.5)
+    axes.set_title("FAVOR+, sum, d = 16", fontsize=13)
+    axes.set_ylabel("stored of p, K / p", fontsize=13)
+    axes.set_xlabel("keys for each feature, N / p", fontsize=13)
+
+
+def _softmax(axes: Axes, rows: Sequence[Row]) -> None:
+    for d, marker, size in ((4, "o", 7), (8, "s", 12), (16, "^", 6)):
+        found = [row for row in rows if row.hidden_size == d]
+        points = _medians(found, lambda row: row.n_keys, lambda row: row.stored)
+        if points:
+            filled = "none" if d == 8 else BLACK
+            axes.plot(*zip(*points), color=BLACK, marker=marker, linestyle=":", markersize=size,
+                      markerfacecolor=filled, label=f"d = {d}")  # fmt: skip
+    axes.axline((0, 0), slope=1, color=BLACK, linewidth=1, label="all keys")
+    axes.set_title("Softmax: no p, no bound", fontsize=13)
+    axes.set_ylabel("stored, K", fontsize=13)
+    axes.set_xlabel("keys N", fontsize=13)
+
+
+def _fwm(axes: Axes, rows: Sequence[Row]) -> None:
+    for word in MAPS:
+        found = [row for row in rows if row.feature_map == word]
+        points = _medians(found, lambda row: row.load, lambda row: row.right)
+        if points:
+            axes.plot(*zip(*points), **_marks(word) | {"linestyle": "-"}, label=f"{NAMES[word]}, p = {found[0].p}")
+    loads = [1 + i / 20 for i in range(31)]
+    axes.plot([0, *loads], [1, *(1 / load for load in loads)], color=BLACK, zorder=1, label="p keys of N")
+    axes.set_title("fwm, d = 16", fontsize=13)
+    axes.set_ylabel("share of right answers", fontsize=13)
+    axes.set_xlabel("keys for each feature, N / p", fontsize=13)
 
 
 FIGURES: dict[str, Callable[[Sequence[Row]], Figure]] = {

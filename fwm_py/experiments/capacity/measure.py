@@ -43,7 +43,8 @@ class Row:
     loss : float or None
         The mean of 0.5 |one-hot(answer) - y|^2 over all distinct keys of 20 sequences.
     stored : float or None
-        D (1 - 2 loss) for the D distinct keys that a sequence has on average: without replacement the keys kept.
+        D (1 - 2 loss) for the D distinct keys that a sequence has on average: without replacement the keys kept. None
+        for fwm, whose answers are normed, so that only `right` tells what it holds.
     right : float or None
         The share of keys whose answer has the largest y.
     worst : float or None
@@ -196,15 +197,16 @@ def measure(settings: Settings) -> Row:
         best.is_over(0, *model.recall(stream))
         best.last_step = settings.max_steps
     D, (loss, right, worst) = distinct_keys(settings), best.recall
+    normed = settings.rule == "fwm"
     return dataclasses.replace(
         row_of(settings),
         steps=best.last_step,
         best_step=best.step,
         loss=loss,
-        stored=D * (1 - 2 * loss),
+        stored=None if normed else D * (1 - 2 * loss),
         right=right,
         worst=worst,
-        lost=D * 2 * loss,
+        lost=None if normed else D * 2 * loss,
         seconds=round(seconds, 3),
         error=f"the loss is NaN at step {best.nan_since}" if best.nan_since else "",
     )

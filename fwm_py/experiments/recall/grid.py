@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fwm_py.checks import shown
-from fwm_py.experiments.recall.rows import Row, row_of
+from fwm_py.experiments.recall.rows import LEARNED, Row, row_of
 from fwm_py.experiments.recall.settings import Settings
 from fwm_py.experiments.study import Results, run_study
 
@@ -63,7 +63,8 @@ def but_for_rate_and_seed(settings: Settings | Row) -> tuple[Any, ...]:
 def best_rates(rows: Iterable[Row]) -> dict[tuple[Any, ...], float]:
     """The best lr among rows that share everything but lr and seed: the highest median accuracy, then fewest steps.
 
-    Rows without an accuracy count as none right.
+    Accuracies at which a run ends are alike, and rows without one count as none right. Where rates have some seeds in
+    common, these alone count, so that more seeds of the best rate do not change which it is.
 
     Returns
     -------
@@ -75,10 +76,14 @@ def best_rates(rows: Iterable[Row]) -> dict[tuple[Any, ...], float]:
         groups.setdefault(but_for_rate_and_seed(row), {}).setdefault(row.lr, []).append(row)
 
     def merit(runs: list[Row]) -> tuple[float, float]:
-        accuracy = statistics.median(row.accuracy or 0.0 for row in runs)
+        accuracy = statistics.median(min(row.accuracy or 0.0, LEARNED) for row in runs)
         return accuracy, -statistics.median(row.steps or 0 for row in runs)
 
-    return {same: max(rates, key=lambda lr: merit(rates[lr])) for same, rates in groups.items()}
+    def best(rates: dict[float, list[Row]]) -> float:
+        common = set.intersection(*({row.seed for row in runs} for runs in rates.values()))
+        return max(rates, key=lambda lr: merit([row for row in rates[lr] if row.seed in common or not common]))
+
+    return {same: best(rates) for same, rates in groups.items()}
 
 
 def at_best_rates(grid: Sequence[Settings], path: str | os.PathLike[str]) -> list[Settings]:

@@ -9,6 +9,9 @@ from fwm_py import __version__
 from fwm_py.experiments.recall.settings import Settings
 from fwm_py.experiments.study import variant
 
+LEARNED = 0.99
+"""An accuracy at which a run ends."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:

@@ -7,19 +7,7 @@ from typing import Any
 
 from fwm_py import _core
 from fwm_py.checks import choice, flag, integer, positive, shown
-from fwm_py.experiments.words import FeatureMap, feature_map
-
-RULES: dict[str, str] = {
-    "softmax": "softmax_attention",
-    "sum": "linear_attention",
-    "gated_sum": "gated_linear_attention",
-    "delta": "delta_rule",
-    "gated_delta": "gated_delta_rule",
-    "kimi_delta": "kimi_delta_rule",
-    "gated_delta_2": "gated_delta_rule_2",
-    "fwm": "fast_weight_memory",
-}
-"""The words of rules, and their functions."""
+from fwm_py.experiments.words import RULES, FeatureMap, feature_map
 
 LIMITS: dict[str, tuple[int, int]] = {
     "num_kv_pairs": (1, 4096),
@@ -42,7 +30,7 @@ class Settings:
     Parameters
     ----------
     rule : str
-        Of the layer with the memory, one of `RULES`.
+        Of the layer with the memory, one of `words.RULES`.
     feature_map : str
         Its map: `none`, `elu1`, `tanh`, `dpfp1`, `favor64`, ..
     normalize : bool

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fwm_py.checks import instance
 from fwm_py.experiments.recall.model import Model, numbers_of_state
-from fwm_py.experiments.recall.rows import Row, row_of
+from fwm_py.experiments.recall.rows import LEARNED, Row, row_of
 from fwm_py.experiments.recall.settings import Settings
 from fwm_py.experiments.recall.task import Questions, Task
 
@@ -20,9 +20,6 @@ WEIGHT_DECAY = 0.1
 STEPS_PER_EVALUATION = 25
 EVALUATED = 256
 """Sequences of an evaluation, the same each time, which no step sees."""
-
-LEARNED = 0.99
-"""An accuracy at which a run ends."""
 
 
 def step_size(settings: Settings, step: int) -> float:
