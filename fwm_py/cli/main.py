@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import fwm_py
 from fwm_py.checks import shown
-from fwm_py.cli import capacity, compare, figures, recall, reproduce, train
+from fwm_py.cli import capacity, compare, figures, language, recall, reproduce, train
 from fwm_py.cli.failure import Failure
 
 PROGRAM = "fwm-py"
@@ -121,6 +121,15 @@ COMMANDS = {  # name: summary, description, what its help ends with, its flags, 
         None,
         recall.add_recall_flags,
         recall.run_recall,
+    ),
+    "language": (
+        "prepare texts, train language models, evaluate them",
+        "Language models with any feature map and any rule: prepare makes tokens of texts, train trains a model,\n"
+        "evaluate says how well it predicts, generate lets it write, sweep trains variants and seeds\n"
+        "(docs/language.md). Needs pip install 'fwm_py[language]'.",
+        None,
+        language.add_language_flags,
+        language.run_language,
     ),
     "figures": (
         "draw the paper's figures from logs, or those of a study",

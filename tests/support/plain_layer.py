@@ -50,9 +50,21 @@ def projected(layer, name, x, heads):
     return y.unflatten(-1, (heads, -1))
 
 
+def turned(layer, x):
+    """Rotary positions: numbers i and i + K/2 as a complex number, times exp(i t 10000^(-2 i / K))."""
+    if not layer.rotary:
+        return x
+    half = x.shape[-1] // 2
+    angles = torch.arange(x.shape[1])[:, None, None] * 10000.0 ** (
+        -2 * torch.arange(half, dtype=torch.float64) / (2 * half)
+    )
+    y = torch.complex(x[..., :half].double(), x[..., half:].double()) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([y.real, y.imag], -1).to(x.dtype)
+
+
 def keys_and_queries(layer, x, source):
-    q = phi(layer, projected(layer, "q", x, layer.heads))
-    k = phi(layer, projected(layer, "k", source, layer.kv_heads))
+    q = phi(layer, turned(layer, projected(layer, "q", x, layer.heads)))
+    k = phi(layer, turned(layer, projected(layer, "k", source, layer.kv_heads)))
     if layer.qk_norm == "l2":
         q, k = (y / (y.square().sum(-1, keepdim=True) + 1e-6).sqrt() for y in (q, k))
     if layer.qk_norm == "sum":

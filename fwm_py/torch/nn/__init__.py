@@ -1,7 +1,16 @@
 """Layers: multi-head attention whose memory is a fast weight matrix, and its parts."""
 
+from fwm_py.torch.nn.decoder import Decoder, DecoderState
 from fwm_py.torch.nn.layer import FastWeightAttention
 from fwm_py.torch.nn.parts import RMSNorm, ShortConvolution
 from fwm_py.torch.nn.state import AttentionState, KeyCache
 
-__all__ = ["AttentionState", "FastWeightAttention", "KeyCache", "RMSNorm", "ShortConvolution"]
+__all__ = [
+    "AttentionState",
+    "Decoder",
+    "DecoderState",
+    "FastWeightAttention",
+    "KeyCache",
+    "RMSNorm",
+    "ShortConvolution",
+]

@@ -30,7 +30,7 @@ from fwm_py.torch.nn.checks import (
     check_word,
     maps_of,
 )
-from fwm_py.torch.nn.parts import RMSNorm, ShortConvolution
+from fwm_py.torch.nn.parts import RMSNorm, ShortConvolution, rotated
 from fwm_py.torch.nn.state import AttentionState, KeyCache, Memory
 
 __all__ = ["FastWeightAttention"]
@@ -96,6 +96,9 @@ class FastWeightAttention(nn.Module):
         Of gated rules: how much a head forgets in a token at first, from the least to the most; heads spread evenly
         between them in the logarithm, and one head lies in the middle. (1e-3, 1e-1) if not given. The projection of
         the gate begins at zero.
+    rotary : bool
+        Rotary positions: q and k are turned by their place (Su et al. 2021), after a convolution and before the map.
+        Needs an even head_dim; not with packed sequences, nor with a context.
     dropout : float
         Of the output, in training.
     bias : bool
@@ -157,6 +160,7 @@ class FastWeightAttention(nn.Module):
         output_gate: bool = False,
         norm_eps: float | None = None,
         time_constants: tuple[float, float] | None = None,
+        rotary: bool = False,
         dropout: float = 0.0,
         bias: bool = False,
         device: torch.device | str | None = None,
@@ -180,7 +184,8 @@ class FastWeightAttention(nn.Module):
         if normalize is not True and normalize is not False:
             check_word("normalize", normalize, (True, False, "auto"))
         flags = {"bias": bias, "redraw": redraw, "causal": causal}
-        for name, flag in (flags | {"output_norm": output_norm, "output_gate": output_gate}).items():
+        flags |= {"output_norm": output_norm, "output_gate": output_gate, "rotary": rotary}
+        for name, flag in flags.items():
             check_flag(name, flag)
         for name, number in (("eps", eps), ("norm_eps", norm_eps)):
             if number is not None:
@@ -191,7 +196,7 @@ class FastWeightAttention(nn.Module):
         check_heads(d_model, heads, kv_heads, head_dim, value_dim)
         self.heads, self.kv_heads, self.rule, self.feature_map = heads, kv_heads or heads, rule, feature_map
         self.redraw, self.causal, self.scale, self.dropout = redraw, causal, scale, float(dropout)
-        self.conv_size, self.output_gate = conv_size, output_gate
+        self.conv_size, self.output_gate, self.rotary = conv_size, output_gate, rotary
         self.eps = 1e-6 if eps is None else float(eps)
         self.row: Any = RULES.get(rule, {})
         self.map_argument = MAPS[feature_map]["argument"] if feature_map else ""
@@ -202,6 +207,8 @@ class FastWeightAttention(nn.Module):
         self.time_constants = check_time_constants(time_constants)
         self.head_dim = d_model // heads if head_dim is None else head_dim
         self.value_dim = d_model // heads if value_dim is None else value_dim
+        if rotary and self.head_dim % 2:
+            raise ValueError(f"rotary: got True with head_dim {self.head_dim}, expected an even head_dim")
         self.nu = 3 if nu is None else nu
         m = self.head_dim if features is None else features
         argument = {"": 0, "nu": self.nu, "m": m}[self.map_argument]
@@ -381,16 +388,17 @@ class FastWeightAttention(nn.Module):
             self.omega = self._drawn_omega()
         reads_only = not self.causal and state is not None and context is None
         source = x if context is None else context
+        first = 0 if state is None else state.tokens
         options = {"cu_seqlens": cu_seqlens, "return_state": return_state}
         q, q_state = self._convolved("q", x, state, 0, **options)
-        q = self._map(split(q, self.head_dim))
+        q = self._map(self._turned(q, first))
         if reads_only:
             k, v = (q.new_empty(x.shape[0], 0, self.kv_heads, size) for size in (self.features, self.value_dim))
             convolution: Any = None
         else:
             k, k_state = self._convolved("k", source, state, 1, **options)
             v, v_state = self._convolved("v", source, state, 2, **options)
-            k, v = self._map(split(k, self.head_dim)), split(v, self.value_dim)
+            k, v = self._map(self._turned(k, first)), split(v, self.value_dim)
             convolution = (q_state, k_state, v_state) if self.conv_size and return_state else None
         before: Any = None if state is None else state.memory
         if self.rule == "softmax_attention":
@@ -402,7 +410,13 @@ class FastWeightAttention(nn.Module):
                 (q, k, v, *self._strengths(source)), initial_state=before, output_final_state=return_state, **where
             )
         y = self._output(x, o)
-        return (y, AttentionState(memory, convolution)) if return_state else y
+        tokens = first + x.shape[1] if self.rotary else 0
+        return (y, AttentionState(memory, convolution, tokens)) if return_state else y
+
+    def _turned(self, x: Tensor, first: int) -> Tensor:
+        """(B, T, heads head_dim) -> (B, T, heads, head_dim), with rotary positions if the layer has them."""
+        x = split(x, self.head_dim)
+        return rotated(x, first) if self.rotary else x
 
     def _check_call(
         self,
@@ -427,6 +441,8 @@ class FastWeightAttention(nn.Module):
             ),
             ("key_lengths", key_lengths, not (softmax and self.causal and return_state), "None with return_state"),
             ("cu_seqlens", cu_seqlens, not softmax and self.causal, "None with softmax_attention and causal=False"),
+            ("cu_seqlens", cu_seqlens, not self.rotary, "None with rotary positions"),
+            ("context", context, not self.rotary, "None with rotary positions"),
         ):
             if got is not None and not fits:
                 raise ValueError(f"{name}: got a tensor, expected {expected}")

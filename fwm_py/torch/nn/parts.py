@@ -9,7 +9,30 @@ from torch import Tensor, nn
 
 import fwm_py.torch as fwm
 
-__all__ = ["RMSNorm", "ShortConvolution"]
+__all__ = ["RMSNorm", "ShortConvolution", "rotated"]
+
+
+def rotated(x: Tensor, first: int, base: float = 1e4) -> Tensor:
+    """Rotary positions: numbers i and i + K/2 of token t turned by the angle (first + t) base^(-2 i / K).
+
+    Parameters
+    ----------
+    x : tensor (B, T, H, K), K even
+    first : int
+        Place of the first token.
+    base : float
+
+    References
+    ----------
+    Su et al. 2021, arXiv 2104.09864.
+    """
+    half = x.shape[-1] // 2
+    places = torch.arange(first, first + x.shape[1], dtype=torch.float64, device=x.device)
+    frequencies = base ** -(torch.arange(half, dtype=torch.float64, device=x.device) / half)
+    angles = (places[:, None] * frequencies)[:, None]  # (T, 1, K/2)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 class ShortConvolution(nn.Module):

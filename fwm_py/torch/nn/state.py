@@ -94,10 +94,13 @@ class AttentionState:
         n rows, or packed sequences.
     convolution : tuple of three tensors (n, conv_size - 1, channels), optional
         The last inputs of the convolutions of q, k and v.
+    tokens : int
+        How many there were, where they have rotary positions; else 0.
     """
 
     memory: Memory | KeyCache
     convolution: tuple[Tensor, Tensor, Tensor] | None = None
+    tokens: int = 0
 
     def detach(self) -> AttentionState:
         """The same numbers, through which no gradient flows: between the pieces of a long text."""
@@ -108,6 +111,26 @@ class AttentionState:
         beams that a search goes on with."""
         return self._map(lambda x: x.index_select(0, rows))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All its numbers by name: S and z, or keys and values; q, k, v of the convolutions."""
+        memory: Any = self.memory
+        if isinstance(memory, KeyCache):
+            found = {"keys": memory.keys, "values": memory.values}
+        else:
+            found = dict(zip(("S", "z"), memory if isinstance(memory, tuple) else (memory,)))
+        return found | dict(zip(("q", "k", "v"), self.convolution or ()))
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], tokens: int = 0) -> AttentionState:
+        """The state that has these `tensors`."""
+        memory: Any = tensors.get("S")
+        if memory is None:
+            memory = KeyCache.of(tensors["keys"], tensors["values"])
+        elif "z" in tensors:
+            memory = (memory, tensors["z"])
+        convolution: Any = tuple(tensors[name] for name in ("q", "k", "v")) if "q" in tensors else None
+        return cls(memory, convolution, tokens)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> AttentionState:
         memory: Any = self.memory
         if isinstance(memory, KeyCache):
@@ -115,4 +138,4 @@ class AttentionState:
         else:
             memory = tuple(map(function, memory)) if isinstance(memory, tuple) else function(memory)
         convolution: Any = self.convolution and tuple(map(function, self.convolution))
-        return AttentionState(memory, convolution)
+        return AttentionState(memory, convolution, self.tokens)
