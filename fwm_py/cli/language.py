@@ -107,7 +107,7 @@ def add_prepare_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run_prepare(args: argparse.Namespace) -> int:
-    from fwm_py.experiments.language.prepare import prepare
+    from fwm_py.experiments.language.data import prepare
 
     vocab = integer(args.parser, "vocab", args.vocab, 257, 1 << 20)
     data = prepare(args.sources, args.out, vocab=vocab, on_skip=lambda text: print(text, file=sys.stderr))
@@ -169,7 +169,7 @@ def run_train(args: argparse.Namespace) -> int:
     import torch
 
     import fwm_py
-    from fwm_py.experiments.language.prepare import Data
+    from fwm_py.experiments.language.data import Data
     from fwm_py.experiments.language.run import LogRow, train
     from fwm_py.experiments.training import processes
 
@@ -219,8 +219,8 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
+    from fwm_py.experiments.language.data import Data
     from fwm_py.experiments.language.model import load_model
-    from fwm_py.experiments.language.prepare import Data
     from fwm_py.experiments.language.scores import MODES, evaluate
 
     parser = args.parser
@@ -266,8 +266,8 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run_generate(args: argparse.Namespace) -> int:
+    from fwm_py.experiments.language.data import Data
     from fwm_py.experiments.language.model import load_model
-    from fwm_py.experiments.language.prepare import Data
     from fwm_py.experiments.language.sampling import generate
 
     parser = args.parser

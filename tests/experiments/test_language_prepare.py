@@ -13,11 +13,11 @@ import pytest
 
 from fwm_py.experiments.files import Refused, locked
 from fwm_py.experiments.language import bpe
-from fwm_py.experiments.language import prepare as module
+from fwm_py.experiments.language import data as module
 from fwm_py.experiments.language.bpe import END, train_bpe
 from fwm_py.experiments.language.corpus import Document
+from fwm_py.experiments.language.data import FILES, SPLITS, Data, prepare, split_documents
 from fwm_py.experiments.language.floors import floors
-from fwm_py.experiments.language.prepare import FILES, SPLITS, Data, prepare, split_documents
 
 pytest.importorskip("tokenizers")
 
@@ -161,9 +161,7 @@ def test_data_opens_as_it_was_made(made):
 
 
 def test_the_same_sources_give_the_same_bytes(made, source, tmp_path):
-    code = (
-        "import sys; from fwm_py.experiments.language.prepare import *; prepare([sys.argv[1]], sys.argv[2], vocab=300)"
-    )
+    code = "import sys; from fwm_py.experiments.language.data import *; prepare([sys.argv[1]], sys.argv[2], vocab=300)"
     for i in (1, 2):
         environment = os.environ | {"PYTHONHASHSEED": str(i), "RAYON_NUM_THREADS": str(i)}
         subprocess.run([sys.executable, "-c", code, source, tmp_path / f"{i}"], env=environment, check=True)
@@ -279,7 +277,7 @@ def test_data_within_a_source_is_no_source(made, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from fwm_py.experiments.language.prepare import prepare
+from fwm_py.experiments.language.data import prepare
 replace, calls = os.replace, 0
 def killing(*paths):
     global calls

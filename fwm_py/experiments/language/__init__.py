@@ -14,7 +14,7 @@ return_state=..).
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fwm_py.experiments.language.prepare import Data, prepare
+from fwm_py.experiments.language.data import Data, prepare
 from fwm_py.experiments.language.settings import PRESETS, Settings
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from fwm_py.checks import shown
 from fwm_py.experiments.checkpoint import load_checkpoint, save_checkpoint
 from fwm_py.experiments.files import append_line, locked, naming, write_file
 from fwm_py.experiments.language.batches import Batches, Part, Segments, Shape, Streams
+from fwm_py.experiments.language.data import Data
 from fwm_py.experiments.language.model import count_parameters, make_model, save_model
-from fwm_py.experiments.language.prepare import Data
 from fwm_py.experiments.language.scores import Score, evaluate
 from fwm_py.experiments.language.settings import Settings
 from fwm_py.experiments.training import Stepper, rank, step_size, world

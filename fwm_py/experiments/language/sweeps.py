@@ -196,7 +196,7 @@ def measure(task: Task) -> Row:
     """Train a run of a sweep, or go on with it, on one thread."""
     import torch
 
-    from fwm_py.experiments.language.prepare import Data
+    from fwm_py.experiments.language.data import Data
     from fwm_py.experiments.language.run import LOG, train
 
     threads = torch.get_num_threads()
