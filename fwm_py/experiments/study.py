@@ -89,6 +89,25 @@ class Results(Generic[Row]):
             self._table.append(tuple(self._readers))
 
 
+def rows_with(path: str | os.PathLike[str], kind: type[Row], column: str) -> list[Row]:
+    """The rows of a study's file that have a number in this column.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is damaged, or has no such rows.
+    """
+    path = Path(path)
+    with naming(path):
+        path.stat()
+    rows = [row for row in Results(path, kind).rows.values() if getattr(row, column) is not None]
+    if not rows:
+        raise ValueError(f"{path}: got no rows with {column}, expected a study that has some")
+    return rows
+
+
 def header_of(kind: type[RowKind]) -> str:
     """The first line of a study's file."""
     return ",".join(field.name for field in dataclasses.fields(kind))

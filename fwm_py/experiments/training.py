@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-SCHEDULES = ("cosine", "inverse_sqrt", "constant")
 NAN_STEPS = 10
 """Steps in a row without a finite loss after which a run ends."""
 

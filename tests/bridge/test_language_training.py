@@ -272,6 +272,8 @@ def test_clipping_and_averages():
 
 def test_schedules():
     assert [step_size("cosine", 1.0, step, 2, 12) for step in (1, 2, 3, 8)] == [0.5, 1.0, 1.0, pytest.approx(0.5)]
+    assert step_size("cosine", 1.0, 12, 2, 12) == pytest.approx((1 - math.cos(math.pi / 10)) / 2)
+    assert step_size("cosine", 1.0, 1, 0, 12) == 1.0
     assert step_size("inverse_sqrt", 1.0, 16, 4, 100) == 0.5
     assert step_size("constant", 1.0, 50, 4, 100) == 1.0
 

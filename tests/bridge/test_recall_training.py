@@ -14,7 +14,6 @@ from support.plain_layer import plain  # noqa: E402
 
 from fwm_py.experiments.recall import Model, Settings, Task, measure, study  # noqa: E402
 from fwm_py.experiments.recall.model import numbers_of_state  # noqa: E402
-from fwm_py.experiments.recall.train import step_size  # noqa: E402
 
 SMALL = dict(num_kv_pairs=3, seq_len=16, vocab_size=24, d_model=8)
 EASY = Settings(num_kv_pairs=2, seq_len=8, vocab_size=16, d_model=16, max_steps=400)
@@ -71,14 +70,6 @@ def test_numbers_of_state():
     assert count(rule="delta", heads=2) == 2 * 4 * 4
     assert count(rule="sum", feature_map="dpfp2", normalize=True) == 32 * 8 + 32
     assert count(rule="softmax") == 2 * 16 * 8
-
-
-def test_step_sizes():
-    settings = Settings(lr=1.0, warmup_steps=4, max_steps=14)
-    sizes = [step_size(settings, step) for step in range(1, 15)]
-    assert sizes[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert sizes[9] == pytest.approx(0.5) and sizes[-1] == pytest.approx((1 - math.cos(math.pi / 10)) / 2)
-    assert step_size(Settings(lr=1.0), 1) == 1.0
 
 
 def same(row):

@@ -131,7 +131,7 @@ def test_what_is_no_study(tmp_path):
     assert done.returncode == 2 and "x.csv: got 'a,b', expected the first line of a study (capacity" in done.stderr
     empty = written(tmp_path / "c.csv", CapacityRow, [])
     done = figures_command(empty)
-    assert done.returncode == 2 and "c.csv: got no rows with numbers, expected a capacity study" in done.stderr
+    assert done.returncode == 2 and "c.csv: got no rows with loss, expected a study that has some" in done.stderr
     done = figures_command(empty, "--no-overlay")
     assert done.returncode == 2 and "--no-overlay: got it with a study, expected it with logs" in done.stderr
 

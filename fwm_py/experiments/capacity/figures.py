@@ -11,13 +11,12 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fwm_py.experiments.capacity.measure import Row
 from fwm_py.experiments.drawing import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY, grid_behind, needed
 from fwm_py.experiments.retrieval import figures as retrieval_figures
-from fwm_py.experiments.study import Results
+from fwm_py.experiments.study import rows_with
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,21 +34,8 @@ PUBLISHED = {"Linear": ("elu1", 64), "DPFP-1": ("dpfp1", 128), "DPFP-2": ("dpfp2
 
 
 def load(path: str | os.PathLike[str]) -> list[Row]:
-    """The rows of a study that have numbers.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
-    ValueError
-        If it is damaged, or has no rows.
-    """
-    path = Path(path)
-    with open(path, "rb"):
-        rows = [row for row in Results(path, Row).rows.values() if row.loss is not None]
-    if not rows:
-        raise ValueError(f"{path}: got no rows with numbers, expected a capacity study")
-    return rows
+    """The rows of a study that have numbers; raises as `study.rows_with` does."""
+    return rows_with(path, Row, "loss")
 
 
 def law(rows: Sequence[Row]) -> Figure:

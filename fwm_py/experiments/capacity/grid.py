@@ -135,7 +135,7 @@ def _numbers_of_keys(settings: Settings, load: Sequence[float] | None, n_keys: S
 
 
 def cost(settings: Settings) -> float:
-    """What a run takes, but for a factor: the numbers of a step, and twice as many steps where keys just fit."""
+    """What a step takes, but for a factor: the features of all its tokens."""
     width = features_of(settings) or settings.n_keys
     return settings.resolved_batch_size * settings.seq_len * width
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fwm_py import _core
 from fwm_py.checks import choice, flag, integer, positive, shown
-from fwm_py.experiments.words import RULES, feature_map
+from fwm_py.experiments.words import RULES, memory_options
 
 POSITIONS = ("sinusoidal", "rotary", "none")
 NORMS = ("pre", "post")
@@ -135,7 +134,7 @@ class Settings:
         for name, words in WORDS.items():
             choice(name, getattr(self, name), words)
         self._check_sizes()
-        self._check_memory()
+        memory_options(self.rule, self.feature_map, checked["normalize"], checked["redraw"])
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -149,19 +148,6 @@ class Settings:
             if not fits:
                 raise ValueError(f"{name}: got {shown(getattr(self, name))}, expected {expected}")
 
-    def _check_memory(self) -> None:
-        chosen = feature_map(self.feature_map)
-        of_map = next((row for row in _core.MAPS if chosen and row["function"] == chosen.function), None)
-        of_rule = next((row for row in _core.RULES if row["function"] == RULES[self.rule]), None)
-        for name, wrong, expected in (
-            ("feature_map", chosen is not None and of_rule is None, f"none with {self.rule}"),
-            ("normalize", self.normalize and not (of_rule and of_rule["normalizes"]), f"False with {self.rule}"),
-            ("normalize", self.normalize and not (of_map and of_map["positive"]), "False without a positive map"),
-            ("redraw", self.redraw and not (of_map and of_map["takes_omega"]), "False without FAVOR+"),
-        ):
-            if wrong:
-                raise ValueError(f"{name}: got {shown(getattr(self, name))}, expected {expected}")
-
     def steps(self, processes: int = 1) -> int:
         """Steps of the whole run."""
         return -(-self.max_tokens // (self.seq_len * self.batch_size * self.accumulate * processes))
@@ -172,16 +158,8 @@ class Settings:
     @property
     def memory_options(self) -> dict[str, Any]:
         """Those of `fwm_py.torch.nn.FastWeightAttention`."""
-        options: dict[str, Any] = {"rule": RULES[self.rule], "rotary": self.positions == "rotary"}
-        chosen = feature_map(self.feature_map)
-        if chosen is not None:
-            options["feature_map"] = chosen.function
-            argument = next(row["argument"] for row in _core.MAPS if row["function"] == chosen.function)
-            if argument:
-                options["nu" if argument == "nu" else "features"] = chosen.argument
-        if any(row["normalizes"] for row in _core.RULES if row["function"] == options["rule"]):
-            options["normalize"] = self.normalize
-        given = {"redraw": self.redraw, "conv_size": self.conv_size, "kv_heads": self.kv_heads}
+        given = {"conv_size": self.conv_size, "kv_heads": self.kv_heads, "rotary": self.positions == "rotary"}
+        options = memory_options(self.rule, self.feature_map, self.normalize, self.redraw)
         return options | {name: value for name, value in given.items() if value}
 
 

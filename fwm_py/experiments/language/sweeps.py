@@ -26,7 +26,7 @@ from fwm_py import __version__
 from fwm_py.checks import shown
 from fwm_py.experiments.files import publish, write_partial
 from fwm_py.experiments.language.settings import PRESETS, Settings
-from fwm_py.experiments.study import Results, run_study, variant
+from fwm_py.experiments.study import rows_with, run_study, variant
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -257,32 +257,16 @@ def sweep(
     """
     tasks = read_sweep(path, out)
     Path(out).mkdir(parents=True, exist_ok=True)
-    by_key = {tuple_of(row_of(task)): task for task in tasks}
 
     def ended(row: Row) -> None:
         if not keep_runs and not row.error:
-            shutil.rmtree(by_key[tuple_of(row)].folder, ignore_errors=True)
+            shutil.rmtree(Path(out) / RUNS / slug(row.name, row.seed), ignore_errors=True)
         if on_row is not None:
             on_row(row)
 
     return run_study(measure, tasks, row_of, Path(out) / RESULTS, Row, jobs=jobs, client=client, on_row=ended)
 
 
-def tuple_of(row: Row) -> tuple[Any, ...]:
-    return tuple(getattr(row, name) for name in Row.KEYS)
-
-
 def load(out: str | os.PathLike[str]) -> list[Row]:
-    """The rows of a sweep that have numbers.
-
-    Raises
-    ------
-    OSError, ValueError
-        If results.csv cannot be read, is damaged, or has no such rows.
-    """
-    path = Path(out) / RESULTS
-    with open(path, "rb"):
-        rows = [row for row in Results(path, Row).rows.values() if row.valid_perplexity is not None]
-    if not rows:
-        raise ValueError(f"{path}: got no rows with numbers, expected a sweep of language models")
-    return rows
+    """The rows of a sweep that have numbers; raises as `study.rows_with` does."""
+    return rows_with(Path(out) / RESULTS, Row, "valid_perplexity")

@@ -12,14 +12,13 @@ import collections
 import os
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fwm_py.experiments.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, grid_behind, needed
 from fwm_py.experiments.recall.grid import but_for_rate_and_seed
 from fwm_py.experiments.recall.rows import Row
 from fwm_py.experiments.recall.settings import Settings
-from fwm_py.experiments.study import Results
+from fwm_py.experiments.study import rows_with
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,21 +51,8 @@ MEMORIES: dict[tuple[str, str, bool], Look] = {
 
 
 def load(path: str | os.PathLike[str]) -> list[Row]:
-    """The rows of a study that have numbers.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
-    ValueError
-        If it is damaged, or has no rows.
-    """
-    path = Path(path)
-    with open(path, "rb"):
-        rows = [row for row in Results(path, Row).rows.values() if row.accuracy is not None]
-    if not rows:
-        raise ValueError(f"{path}: got no rows with numbers, expected a recall study")
-    return rows
+    """The rows of a study that have numbers; raises as `study.rows_with` does."""
+    return rows_with(path, Row, "accuracy")
 
 
 def memory_of(row: Row) -> tuple[str, str, bool]:

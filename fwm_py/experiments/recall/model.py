@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import fwm_py.torch as fwm
 from fwm_py.experiments.recall.settings import Settings
-from fwm_py.torch.nn import FastWeightAttention, KeyCache, RMSNorm
+from fwm_py.torch.nn import FastWeightAttention, RMSNorm
 
 WIDTH = 3
 """Tokens that the gated convolution sees."""
@@ -65,7 +65,5 @@ class Model(nn.Module):
 def numbers_of_state(model: Model, seq_len: int) -> int:
     """How many numbers the memory holds after seq_len tokens: S and z, or the keys and values of softmax."""
     x = torch.zeros(1, seq_len, model.embed.weight.shape[1])
-    memory = model.memory(x, return_state=True)[1].memory
-    if isinstance(memory, KeyCache):
-        return memory.keys.numel() + memory.values.numel()
-    return sum(part.numel() for part in (memory if isinstance(memory, tuple) else (memory,)))
+    state = model.memory(x, return_state=True)[1]
+    return sum(part.numel() for name, part in state.tensors().items() if name in ("S", "z", "keys", "values"))

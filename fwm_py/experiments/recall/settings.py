@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fwm_py import _core
-from fwm_py.checks import choice, flag, integer, positive, shown
-from fwm_py.experiments.words import RULES, FeatureMap, feature_map
+from fwm_py.checks import flag, integer, positive, shown
+from fwm_py.experiments.words import memory_options
 
 LIMITS: dict[str, tuple[int, int]] = {
     "num_kv_pairs": (1, 4096),
@@ -84,8 +83,7 @@ class Settings:
         checked["lr"] = positive("lr", self.lr)
         for name in ("normalize", "random_non_queries"):
             checked[name] = flag(name, getattr(self, name))
-        choice("rule", self.rule, tuple(RULES))
-        self._check_map(feature_map(self.feature_map))
+        memory_options(self.rule, self.feature_map, checked["normalize"])
         for name, fits, expected in (
             ("seq_len", self.seq_len % 2 == 0, "an even number"),
             ("seq_len", self.seq_len >= 4 * self.num_kv_pairs, "at least 4 num_kv_pairs"),
@@ -98,35 +96,8 @@ class Settings:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    def _check_map(self, chosen: FeatureMap | None) -> None:
-        row = next((row for row in _core.RULES if row["function"] == RULES[self.rule]), None)
-        positive_map = chosen is not None and any(
-            row["positive"] for row in _core.MAPS if row["function"] == chosen.function
-        )
-        if self.rule == "softmax" and chosen is not None:
-            raise ValueError(f"feature_map: got {shown(self.feature_map)}, expected none with softmax")
-        if self.normalize and not (row and row["normalizes"]):
-            able = " or ".join(word for word, name in RULES.items() if _normalizes(name))
-            raise ValueError(f"normalize: got True with {self.rule}, expected {able}")
-        if self.normalize and not positive_map:
-            raise ValueError(f"normalize: got True with the map {self.feature_map}, expected one that is positive")
-
     @property
     def layer_options(self) -> dict[str, Any]:
         """Those of `fwm_py.torch.nn.FastWeightAttention`."""
-        options: dict[str, Any] = {"rule": RULES[self.rule], "output_norm": True}
-        chosen = feature_map(self.feature_map)
-        if chosen is not None:
-            options["feature_map"] = chosen.function
-            argument = next(row["argument"] for row in _core.MAPS if row["function"] == chosen.function)
-            if argument:
-                options["nu" if argument == "nu" else "features"] = chosen.argument
-        if _normalizes(RULES[self.rule]):
-            options["normalize"] = self.normalize
-        if self.conv_size:
-            options["conv_size"] = self.conv_size
-        return options
-
-
-def _normalizes(function: str) -> bool:
-    return any(row["normalizes"] for row in _core.RULES if row["function"] == function)
+        options = memory_options(self.rule, self.feature_map, self.normalize) | {"output_norm": True}
+        return options | ({"conv_size": self.conv_size} if self.conv_size else {})

@@ -15,19 +15,12 @@ from fwm_py.experiments.recall.model import Model, numbers_of_state
 from fwm_py.experiments.recall.rows import LEARNED, Row, row_of
 from fwm_py.experiments.recall.settings import Settings
 from fwm_py.experiments.recall.task import Questions, Task
+from fwm_py.experiments.training import step_size
 
 WEIGHT_DECAY = 0.1
 STEPS_PER_EVALUATION = 25
 EVALUATED = 256
 """Sequences of an evaluation, the same each time, which no step sees."""
-
-
-def step_size(settings: Settings, step: int) -> float:
-    """Of step 1, 2, ..: rises over the warm-up, then falls with a cosine."""
-    warm = settings.warmup_steps
-    if step <= warm:
-        return settings.lr * step / warm
-    return settings.lr * (1 + math.cos(math.pi * (step - 1 - warm) / (settings.max_steps - warm))) / 2
 
 
 def measure(settings: Settings) -> Row:
@@ -72,7 +65,8 @@ def _measure(settings: Settings) -> Row:
     started = time.perf_counter()
     accuracy, loss, steps_to_90, error = -1.0, math.nan, None, ""
     for step in range(1, settings.max_steps + 1):
-        optimiser.param_groups[0]["lr"] = step_size(settings, step)
+        lr = step_size("cosine", settings.lr, step, settings.warmup_steps, settings.max_steps)
+        optimiser.param_groups[0]["lr"] = lr
         _step(model, optimiser, task.questions(settings.batch_size))
         if step % STEPS_PER_EVALUATION and step != settings.max_steps:
             continue
