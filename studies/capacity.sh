@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# The study of docs/capacity.md, into studies/capacity.csv; it goes on from the rows that are there. About four hours on
-# two cores, of which the largest memories take half.
+# The study of docs/capacity.md, into studies/capacity.csv; it goes on from the rows that are there.
 set -euo pipefail
 cd "$(dirname "$0")"
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# The study of docs/recall.md, into studies/recall.csv; it goes on from the rows that are there. About two hours on two
-# cores.
+# The study of docs/recall.md, into studies/recall.csv; it goes on from the rows that are there.
 set -euo pipefail
 cd "$(dirname "$0")"
 

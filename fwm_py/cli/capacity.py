@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from fwm_py.checks import shown
 from fwm_py.cli.failure import Failure, integer, integers, listed, numbers
-from fwm_py.cli.study import add_study_flags, make_study, print_table
+from fwm_py.cli.study import add_study_flags, print_table, run_study_command
 from fwm_py.experiments.capacity import Row, grid, study, untrained
 from fwm_py.experiments.capacity.grid import FEATURE_MAPS, HIDDEN_SIZES, LOADS, RULES, SEEDS
 from fwm_py.experiments.retrieval.settings import LIMITS, REDRAWS, Settings
@@ -71,22 +71,7 @@ def run_capacity(args: argparse.Namespace) -> int:
         runs = grid(replace=args.replace, **options_of(args))
     except (TypeError, ValueError) as error:
         parser.error(f"--{error}")
-    done = 0
-
-    def report(row: Row) -> None:
-        nonlocal done
-        done += 1
-        print(f"{ending(row)} ({done} made)", file=sys.stderr, flush=True)
-
-    rows, seconds = make_study(
-        args, lambda jobs, client: study(runs, args.out, jobs=jobs, client=client, on_row=report)
-    )
-    print_rows(rows)
-    print(f"{args.out}: {done} rows made in {seconds:.1f} s, {len(rows) - done} made before", flush=True)
-    failed = [row for row in rows if row.loss is None]
-    for row in failed:
-        print(f"{parser.prog}: {name_of(row)} failed: {row.error}", file=sys.stderr)
-    return 1 if failed else 0
+    return run_study_command(args, functools.partial(study, runs, args.out), ending, print_rows)
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:

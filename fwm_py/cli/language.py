@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import sys
 import time
@@ -13,8 +14,7 @@ from typing import Any, NoReturn
 
 from fwm_py.checks import shown
 from fwm_py.cli.failure import Failure, integer
-from fwm_py.cli.study import add_study_flags, make_study, print_table
-from fwm_py.experiments.files import Refused
+from fwm_py.cli.study import add_study_flags, print_table, run_study_command
 from fwm_py.experiments.language.settings import FLAGS, LIMITS, NUMBERS, PRESETS, WORDS, Settings
 
 MEANINGS = {
@@ -56,7 +56,7 @@ MAX_THREADS = 1024
 
 
 def add_language_flags(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(metavar="action", dest="action", required=True, parser_class=type(parser))
+    actions = parser.add_subparsers(metavar="action", dest="action", parser_class=type(parser))
     for name, (summary, add_flags, run) in ACTIONS.items():
         action = actions.add_parser(name, help=summary, description=summary + ".", allow_abbrev=False)
         action.set_defaults(parser=action, run=failing(run))
@@ -72,27 +72,21 @@ def failing(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Name
     """The same, with its errors in one line."""
 
     def guarded(args: argparse.Namespace) -> int:
-        from fwm_py.experiments.training import Diverged
-
         try:
             return run(args)
-        except Diverged as error:
+        except ImportError as error:
+            missing = f"language models need {error.name}: pip install 'fwm_py[language]'"
+            raise Failure(1, missing if error.name else str(error)) from None  # ours say what to install
+        except ArithmeticError as error:  # training.Diverged, which needs PyTorch
             raise Failure(1, str(error)) from None
-        except (Refused, FileExistsError, ValueError) as error:
+        except (FileExistsError, ValueError) as error:
             raise Failure(2, str(error)) from None
         except OSError as error:
             raise Failure(2, f"{shown(error.filename)}: {error.strerror}") from None
         except KeyboardInterrupt:
             raise Failure(130, "interrupted; --resume goes on from the last checkpoint") from None
 
-    def checked(args: argparse.Namespace) -> int:
-        try:
-            return guarded(args)
-        except ImportError as error:
-            missing = (error.name or "torch").split(".")[0]
-            raise Failure(1, f"language models need {missing}: pip install 'fwm_py[language]'") from None
-
-    return checked
+    return guarded
 
 
 # ---- prepare ----
@@ -158,6 +152,10 @@ def value_of(parser: argparse.ArgumentParser, name: str, text: str) -> Any:
         return integer(parser, name, text, *limits[name])
     if name not in NUMBERS and name != "lr":
         return text
+    return number(parser, name, text)
+
+
+def number(parser: argparse.ArgumentParser, name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
@@ -170,7 +168,8 @@ def run_train(args: argparse.Namespace) -> int:
 
     import fwm_py
     from fwm_py.experiments.language.data import Data
-    from fwm_py.experiments.language.run import LogRow, train
+    from fwm_py.experiments.language.log import LogRow
+    from fwm_py.experiments.language.run import train
     from fwm_py.experiments.training import processes
 
     if args.threads is not None:
@@ -275,7 +274,7 @@ def run_generate(args: argparse.Namespace) -> int:
     data = Data.open(args.data or data_of(args.run_folder))
     n = integer(parser, "tokens", args.tokens, 0, 1 << 40)
     top_k = None if args.top_k is None else integer(parser, "top_k", args.top_k, 1, data.vocab_size)
-    temperature = value_of(parser, "lr", args.temperature) if args.temperature else 0.0
+    temperature = number(parser, "temperature", args.temperature)
     tokens = data.tokenizer.encode(args.text).ids or [data.end]
     seed = integer(parser, "seed", args.seed, *LIMITS["seed"])
     found = list(tokens)
@@ -297,25 +296,28 @@ def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
 def run_sweep(args: argparse.Namespace) -> int:
     from fwm_py.experiments.language.sweeps import Row, sweep
 
-    done = 0
+    def ending(row: Row) -> str:
+        if row.valid_perplexity is None:
+            return f"{row.name}, seed {row.seed}: failed: {row.error}"
+        return f"{row.name}, seed {row.seed}: valid perplexity {row.valid_perplexity:.2f}, {row.seconds:.0f} s"
 
-    def report(row: Row) -> None:
-        nonlocal done
-        done += 1
-        end = (
-            f"failed: {row.error}" if row.error else f"valid perplexity {row.valid_perplexity:.2f}, {row.seconds:.0f} s"
-        )
-        print(f"{row.name}, seed {row.seed}: {end} ({done} made)", file=sys.stderr, flush=True)
+    study = functools.partial(sweep, args.sweep, args.out, keep_runs=args.keep_runs)
+    return run_study_command(args, study, ending, print_rows)
 
-    rows, seconds = make_study(
-        args,
-        lambda jobs, client: sweep(
-            args.sweep, args.out, jobs=jobs, client=client, keep_runs=args.keep_runs, on_row=report
-        ),
-    )
-    print_rows(rows)
-    print(f"{args.out}: {done} rows made in {seconds:.1f} s, {len(rows) - done} made before", flush=True)
-    return 1 if any(row.error for row in rows) else 0
+
+def add_figures_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="the folder of a sweep")
+    parser.add_argument("--out", metavar="FOLDER", default="figures", help="of <name>.png and .svg (default figures)")
+
+
+def run_figures(args: argparse.Namespace) -> int:
+    from fwm_py.experiments.drawing import save_figures
+    from fwm_py.experiments.language import figures
+
+    sweep = figures.load(args.study)
+    for path in save_figures({name: draw(sweep) for name, draw in figures.FIGURES.items()}, args.out):
+        print(path)
+    return 0
 
 
 def print_rows(rows: Sequence[Any]) -> None:
@@ -342,4 +344,5 @@ ACTIONS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callabl
     "evaluate": ("Say how well a model predicts valid and test", add_evaluate_flags, run_evaluate),
     "generate": ("Let a model go on with a text", add_generate_flags, run_generate),
     "sweep": ("Train variants and seeds", add_sweep_flags, run_sweep),
+    "figures": ("Draw a sweep: curves of perplexity, and perplexity against the state", add_figures_flags, run_figures),
 }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import statistics
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from fwm_py.checks import shown
 from fwm_py.cli.failure import Failure, integers, listed, numbers
-from fwm_py.cli.study import add_study_flags, make_study, print_table
+from fwm_py.cli.study import add_study_flags, print_table, run_study_command
 from fwm_py.experiments.recall import Row, Settings, at_best_rates, grid, study
 from fwm_py.experiments.recall.settings import LIMITS
 from fwm_py.experiments.words import RULES
@@ -58,23 +58,7 @@ def run_recall(args: argparse.Namespace) -> int:
         from fwm_py.experiments.recall import measure  # noqa: F401  says whether PyTorch is there
     except ImportError as error:
         raise Failure(1, str(error)) from None
-    parser: argparse.ArgumentParser = args.parser
-    runs, done = runs_of(args), 0
-
-    def report(row: Row) -> None:
-        nonlocal done
-        done += 1
-        print(f"{ending(row)} ({done} made)", file=sys.stderr, flush=True)
-
-    rows, seconds = make_study(
-        args, lambda jobs, client: study(runs, args.out, jobs=jobs, client=client, on_row=report)
-    )
-    print_rows(rows)
-    print(f"{args.out}: {done} rows made in {seconds:.1f} s, {len(rows) - done} made before", flush=True)
-    failed = [row for row in rows if row.accuracy is None]
-    for row in failed:
-        print(f"{parser.prog}: {name_of(row)} failed: {row.error}", file=sys.stderr)
-    return 1 if failed else 0
+    return run_study_command(args, functools.partial(study, runs_of(args), args.out), ending, print_rows)
 
 
 def runs_of(args: argparse.Namespace) -> list[Settings]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fwm_py.checks import shown
 from fwm_py.cli.cluster import cluster
 from fwm_py.cli.failure import Failure, integer
 from fwm_py.experiments.jobs import MAX_JOBS
 
-if TYPE_CHECKING:
-    from distributed import Client
 
-Row = TypeVar("Row")
+class Ended(Protocol):
+    """A row."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has no numbers."""
+        ...
+
+
+Row = TypeVar("Row", bound=Ended)
 
 
 def add_study_flags(parser: argparse.ArgumentParser, out: str) -> None:
@@ -31,15 +39,41 @@ def add_study_flags(parser: argparse.ArgumentParser, out: str) -> None:
     )
 
 
-def make_study(
-    args: argparse.Namespace, study: Callable[[int | None, Client | None], Sequence[Row]]
-) -> tuple[Sequence[Row], float]:
-    """The rows of a study, and how long it took; its errors end the program."""
+def run_study_command(
+    args: argparse.Namespace,
+    study: Callable[..., Sequence[Row]],
+    ending: Callable[[Row], str],
+    print_rows: Callable[[Sequence[Row]], None],
+) -> int:
+    """Make a study, a line for each row as it ends, then its table; the exit status: 1 if a row failed.
+
+    Parameters
+    ----------
+    args : Namespace
+        With the flags of `add_study_flags`.
+    study : callable
+        study(jobs=.., client=.., on_row=..) -> rows.
+    ending : callable
+        A row's line.
+    print_rows : callable
+        Prints the table.
+
+    Raises
+    ------
+    Failure
+        For what ends the study.
+    """
     jobs = None if args.jobs is None else integer(args.parser, "jobs", args.jobs, 1, MAX_JOBS)
-    started = time.monotonic()
+    started, done = time.monotonic(), 0
+
+    def report(row: Row) -> None:
+        nonlocal done
+        done += 1
+        print(f"{ending(row)} ({done} made)", file=sys.stderr, flush=True)
+
     try:
         with cluster(args.dask) as client:
-            return study(jobs, client), time.monotonic() - started
+            rows = study(jobs=jobs, client=client, on_row=report)
     except ValueError as error:
         raise Failure(2, str(error)) from None
     except OSError as error:
@@ -48,6 +82,13 @@ def make_study(
         ) from None
     except KeyboardInterrupt:
         raise Failure(130, f"interrupted; the rows of {args.out} are whole, and the same command goes on") from None
+    print_rows(rows)
+    seconds = time.monotonic() - started
+    print(f"{args.out}: {done} rows made in {seconds:.1f} s, {len(rows) - done} made before", flush=True)
+    failed = [row for row in rows if row.failed]
+    for row in failed:
+        print(f"{args.parser.prog}: {ending(row)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -97,6 +97,11 @@ class Row:
         "favor_generator",
     )
 
+    @property
+    def failed(self) -> bool:
+        """Whether there are no numbers; `error` says why."""
+        return self.loss is None
+
 
 def features_of(settings: Settings) -> int | None:
     """p, the number of features of a key; None for softmax."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fwm_py.experiments.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, grid_behind, needed
 from fwm_py.experiments.language import sweeps
+from fwm_py.experiments.language.log import LogRow
 from fwm_py.experiments.table import Table
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 COLORS = (BLUE, RED, GREEN, ORANGE, SKY, PINK, BLACK, GREY)
 MARKERS = "osP^XDvph"
-LOG_COLUMNS = ("step", "tokens", "loss", "gradient_norm", "lr", "skipped", "seconds", "valid_loss")
 
 
 class Curve(NamedTuple):
@@ -69,7 +69,7 @@ def load(out: str | os.PathLike[str]) -> Sweep:
 
 
 def _curve(path: Path) -> Curve:
-    table = Table(path, LOG_COLUMNS, "the sweep makes it again where its row of results.csv is deleted")
+    table = Table(path, LogRow._fields, "the sweep makes it again where its row of results.csv is deleted")
     found = Curve([], [])
     for number, fields in table.read():
         if fields[-1]:

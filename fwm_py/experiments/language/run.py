@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,30 +21,18 @@ from fwm_py.experiments.checkpoint import load_checkpoint, save_checkpoint
 from fwm_py.experiments.files import append_line, locked, naming, write_file
 from fwm_py.experiments.language.batches import Batches, Part, Segments, Shape, Streams
 from fwm_py.experiments.language.data import Data
+from fwm_py.experiments.language.log import LOG, LogRow
 from fwm_py.experiments.language.model import count_parameters, make_model, save_model
 from fwm_py.experiments.language.scores import Score, evaluate
 from fwm_py.experiments.language.settings import Settings
 from fwm_py.experiments.training import Stepper, rank, step_size, world
 from fwm_py.torch.nn import DecoderState
 
-CONFIG, LOG, CHECKPOINT, RESULT = "config.json", "log.csv", "checkpoint.safetensors", "result.json"
+CONFIG, CHECKPOINT, RESULT = "config.json", "checkpoint.safetensors", "result.json"
 
 
 CARRIED = 1024
 """Tokens of a segment of an evaluation that carries its state."""
-
-
-class LogRow(NamedTuple):
-    """A row of log.csv: means since the row before; valid_loss where it was evaluated."""
-
-    step: int
-    tokens: int
-    loss: float
-    gradient_norm: float
-    lr: float
-    skipped: int
-    seconds: float
-    valid_loss: float | None
 
 
 OnLog = Callable[[LogRow], object]

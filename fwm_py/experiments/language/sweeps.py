@@ -129,6 +129,11 @@ class Row:
         ),
     )
 
+    @property
+    def failed(self) -> bool:
+        """Whether there are no numbers; `error` says why."""
+        return self.valid_perplexity is None
+
 
 def row_of(task: Task) -> Row:
     """The row of a run that has not been made."""
@@ -197,7 +202,8 @@ def measure(task: Task) -> Row:
     import torch
 
     from fwm_py.experiments.language.data import Data
-    from fwm_py.experiments.language.run import LOG, train
+    from fwm_py.experiments.language.log import LOG
+    from fwm_py.experiments.language.run import train
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -65,6 +65,11 @@ class Row:
 
     KEYS: ClassVar[tuple[str, ...]] = tuple(field.name for field in dataclasses.fields(Settings))
 
+    @property
+    def failed(self) -> bool:
+        """Whether there are no numbers; `error` says why."""
+        return self.accuracy is None
+
 
 def row_of(settings: Settings) -> Row:
     """The row of a run that has not been made."""

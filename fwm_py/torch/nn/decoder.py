@@ -176,6 +176,7 @@ class Decoder(nn.Module):
         return self.norm(x), DecoderState(first + tokens.shape[1], tuple(memories)) if return_state else None
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """(.., d_model), as `hidden` gives them -> (.., vocab_size)."""
         return F.linear(hidden, self.embed.weight)
 
     def forward(
