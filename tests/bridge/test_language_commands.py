@@ -10,6 +10,7 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
+from support.commands import run_here
 from support.texts import write_documents
 
 TINY = "--layers 1 --d_model 16 --heads 2 --d_ff 16 --seq_len 16 --max_tokens 400 --threads 1".split()
@@ -34,6 +35,10 @@ feature_map = "none"
 
 
 def language(*arguments, cwd):
+    return run_here("language", *arguments, cwd=cwd)
+
+
+def language_process(*arguments, cwd):
     command = [sys.executable, "-m", "fwm_py", "language", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
@@ -43,9 +48,9 @@ def folder(tmp_path_factory):
     """With data of a Markov chain's letters, and a run."""
     folder = tmp_path_factory.mktemp("language")
     write_documents(folder / "texts", n=40, length=200)
-    done = language("prepare", "texts", "--vocab", "257", "--out", "data", cwd=folder)
+    done = language_process("prepare", "texts", "--vocab", "257", "--out", "data", cwd=folder)
     assert done.returncode == 0 and "perplexity of valid by counting: unigram" in done.stdout
-    done = language("train", "data", "--out", "run", *TINY, cwd=folder)
+    done = language_process("train", "data", "--out", "run", *TINY, cwd=folder)
     assert done.returncode == 0 and "run: valid: perplexity" in done.stdout and "; 7 steps, " in done.stdout
     assert "step 7  tokens 448  loss" in done.stderr and "valid perplexity" in done.stderr
     return folder

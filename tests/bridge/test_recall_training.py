@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-import subprocess
-import sys
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
+from support.commands import run_here  # noqa: E402
 from support.plain_layer import plain  # noqa: E402
 
 from fwm_py.experiments.recall import Model, Settings, Task, measure, study  # noqa: E402
@@ -119,7 +118,7 @@ def test_a_study_goes_on(tmp_path):
 
 
 def recall(*flags, cwd):
-    return subprocess.run([sys.executable, "-m", "fwm_py", "recall", *flags], capture_output=True, text=True, cwd=cwd)
+    return run_here("recall", *flags, cwd=cwd)
 
 
 TINY = "--num_kv_pairs 2 --seq_len 8 --vocab_size 16 --d_model 8 --max_steps 25".split()
