@@ -290,7 +290,7 @@ def run_generate(args: argparse.Namespace) -> int:
 def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", metavar="STUDY.toml", help="data, seeds, settings and variants")
     parser.add_argument("--keep_runs", action="store_true", help="leave the folders of runs that have ended")
-    add_study_flags(parser, "study")
+    add_study_flags(parser, "study", "FOLDER")
 
 
 def run_sweep(args: argparse.Namespace) -> int:

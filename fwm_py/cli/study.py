@@ -26,10 +26,10 @@ class Ended(Protocol):
 Row = TypeVar("Row", bound=Ended)
 
 
-def add_study_flags(parser: argparse.ArgumentParser, out: str) -> None:
+def add_study_flags(parser: argparse.ArgumentParser, out: str, metavar: str = "FILE") -> None:
     parser.add_argument(
         "--out",
-        metavar="FILE",
+        metavar=metavar,
         help=f"a row for each run; made if missing, goes on if not (default {out})",
         default=out,
     )
