@@ -84,6 +84,7 @@ def test_sweep_and_its_figures(folder):
     assert len(list((folder / "study" / "logs").iterdir())) == 4 and not list((folder / "study" / "runs").iterdir())
     again = language("sweep", "study.toml", "--out", "study", cwd=folder)
     assert "study: 0 rows made in" in again.stdout and "4 made before" in again.stdout
+    assert (folder / "study" / "data.json").read_bytes() == (folder / "data" / "meta.json").read_bytes()
     done = language("figures", "study", "--out", "figures", cwd=folder)
     assert done.returncode == 0 and not done.stderr
     names = {file.name for file in (folder / "figures").iterdir()}
@@ -92,6 +93,21 @@ def test_sweep_and_its_figures(folder):
     log.write_text(log.read_text() + "8,")
     done = language("figures", "study", cwd=folder)
     assert done.returncode == 2 and "line" in done.stderr and "the sweep makes it again" in done.stderr
+
+
+def test_a_sweep_goes_on_with_its_text_alone(folder):
+    write_documents(folder / "more_texts", n=41, length=200)
+    assert language("prepare", "more_texts", "--vocab", "257", "--out", "more_data", cwd=folder).returncode == 0
+    (folder / "one.toml").write_text(SWEEP.replace("[1, 2]", "[1]"))
+    (folder / "other.toml").write_text(SWEEP.replace("[1, 2]", "[1]").replace('"data"', '"more_data"'))
+    assert language("sweep", "one.toml", "--out", "text_study", cwd=folder).returncode == 0
+    before = (folder / "text_study" / "results.csv").read_bytes()
+    done = language("sweep", "other.toml", "--out", "text_study", cwd=folder)
+    assert done.returncode == 2 and "data.json: got runs on another text than more_data, expected" in done.stderr
+    assert (folder / "text_study" / "results.csv").read_bytes() == before
+    (folder / "text_study" / "data.json").write_text("{")
+    done = language("sweep", "one.toml", "--out", "text_study", cwd=folder)
+    assert done.returncode == 2 and "data.json: got a damaged file" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,7 @@ class Data:
             "<path>: got <what>, expected <what>; <the way out>": for one that is missing or damaged.
         """
         path = Path(folder)
-        meta = _read_meta(path / META)
+        meta = read_meta(path / META)
         files = {name: FileFacts(**facts) for name, facts in meta["files"].items()}
         counts = {split: Counts(**facts) for split, facts in meta["splits"].items()}
         data = cls(path, meta["vocab_size"], counts, meta["floors"], files, meta)
@@ -347,7 +347,8 @@ def _missing(path: Path) -> Iterator[None]:
         raise _damaged(path, "no such file", "one that prepare writes") from None
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
+    """What a meta.json, or a copy of it, holds; raises as `Data.open` does."""
     with _missing(path):
         data = path.read_bytes()
     try:

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fwm_py.experiments.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, grid_behind, needed
 from fwm_py.experiments.language import sweeps
+from fwm_py.experiments.language.data import read_meta
 from fwm_py.experiments.language.log import LogRow
 from fwm_py.experiments.table import Table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLORS = (BLUE, RED, GREEN, ORANGE, SKY, PINK, BLACK, GREY)
@@ -37,7 +39,7 @@ class Curve(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The rows of a sweep, and the curves of its runs.
+    """The rows of a sweep, the curves of its runs, and what counting reaches on its text.
 
     Attributes
     ----------
@@ -45,10 +47,13 @@ class Sweep:
         By the names of variants.
     curves : dict of list of Curve
         Likewise.
+    floors : dict of float
+        Perplexities of valid, by `unigram`, `bigram` and `trigram`.
     """
 
     rows: dict[str, list[sweeps.Row]]
     curves: dict[str, list[Curve]]
+    floors: dict[str, float]
 
 
 def load(out: str | os.PathLike[str]) -> Sweep:
@@ -65,7 +70,7 @@ def load(out: str | os.PathLike[str]) -> Sweep:
         rows.setdefault(row.name, []).append(row)
         path = Path(out) / sweeps.LOGS / f"{sweeps.slug(row.name, row.seed)}.csv"
         curves.setdefault(row.name, []).append(_curve(path))
-    return Sweep(rows, curves)
+    return Sweep(rows, curves, read_meta(Path(out) / sweeps.TEXT)["floors"])
 
 
 def _curve(path: Path) -> Curve:
@@ -86,6 +91,13 @@ def _looks(sweep: Sweep) -> dict[str, tuple[str, str]]:
     return {name: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(sweep.rows)}
 
 
+def _draw_floors(axes: Axes, floors: dict[str, float]) -> None:
+    for name in ("bigram", "trigram"):
+        axes.axhline(floors[name], color=GREY, linestyle="--", linewidth=1)
+        axes.annotate(f"{name}s, counted", (0.99, floors[name]), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                      textcoords="offset points", ha="right", color=GREY)  # fmt: skip
+
+
 def curves(sweep: Sweep) -> Figure:
     """Perplexity of valid during training, a line for each run."""
     figure = needed("matplotlib.figure").Figure(figsize=(10, 6))
@@ -97,6 +109,7 @@ def curves(sweep: Sweep) -> Figure:
                 curve.tokens, curve.perplexity, color=color, marker=marker, markersize=5, linewidth=1, label=label
             )
             label = None
+    _draw_floors(axes, sweep.floors)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
@@ -109,20 +122,21 @@ def curves(sweep: Sweep) -> Figure:
 
 
 def state(sweep: Sweep) -> Figure:
-    """Perplexity of test against the numbers that the memories hold: means, and the spread over the seeds."""
+    """Perplexity of valid against the numbers that the memories hold: means, and the spread over the seeds."""
     figure = needed("matplotlib.figure").Figure(figsize=(10, 6))
     axes = figure.subplots()
     for name, (color, marker) in _looks(sweep).items():
         runs = sweep.rows[name]
-        test = [row.test_perplexity or math.nan for row in runs]
-        mean = statistics.mean(test)
-        spread = [[mean - min(test)], [max(test) - mean]]
+        valid = [row.valid_perplexity or math.nan for row in runs]
+        mean = statistics.mean(valid)
+        spread = [[mean - min(valid)], [max(valid) - mean]]
         axes.errorbar([runs[0].state or 0], [mean], spread, color=color, marker=marker, markersize=9, capsize=4,
                       linestyle="none", label=name)  # fmt: skip
+    _draw_floors(axes, sweep.floors)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("numbers that the memories hold after a segment", fontsize=13)
-    axes.set_ylabel("perplexity of test", fontsize=13)
+    axes.set_ylabel("perplexity of valid", fontsize=13)
     grid_behind(axes)
     axes.legend(fontsize=10, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()

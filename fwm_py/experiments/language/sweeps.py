@@ -24,14 +24,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fwm_py import __version__
 from fwm_py.checks import shown
-from fwm_py.experiments.files import publish, write_partial
+from fwm_py.experiments.files import naming, write_file
+from fwm_py.experiments.language.data import META, Data, read_meta
 from fwm_py.experiments.language.settings import PRESETS, Settings
 from fwm_py.experiments.study import rows_with, run_study, variant
 
 if TYPE_CHECKING:
     from distributed import Client
 
-RESULTS, LOGS, RUNS = "results.csv", "logs", "runs"
+RESULTS, LOGS, RUNS, TEXT = "results.csv", "logs", "runs", "data.json"
 OWN = ("data", "preset", "seeds", "variants")
 
 
@@ -201,7 +202,6 @@ def measure(task: Task) -> Row:
     """Train a run of a sweep, or go on with it, on one thread."""
     import torch
 
-    from fwm_py.experiments.language.data import Data
     from fwm_py.experiments.language.log import LOG
     from fwm_py.experiments.language.run import train
 
@@ -214,7 +214,7 @@ def measure(task: Task) -> Row:
     logs = Path(task.folder).parents[1] / LOGS
     logs.mkdir(parents=True, exist_ok=True)
     copy = logs / f"{task.slug}.csv"
-    publish(write_partial(copy, (Path(task.folder) / LOG).read_bytes()), copy)
+    write_file(copy, (Path(task.folder) / LOG).read_bytes())
     valid, test, seconds = result["valid"], result["test"], result["seconds"]
     return dataclasses.replace(
         row_of(task),
@@ -226,6 +226,15 @@ def measure(task: Task) -> Row:
         seconds=seconds,
         tokens_per_second=round(task.settings.max_tokens / seconds, 1) if seconds else math.nan,
     )
+
+
+def keep_text(data: Data, out: Path) -> None:
+    """Leave the data's meta.json as data.json, which all runs of the folder have in common."""
+    path = out / TEXT
+    if not path.exists():
+        write_file(path, (data.folder / META).read_bytes())
+    elif read_meta(path)["files"] != data.facts["files"]:
+        raise ValueError(f"{path}: got runs on another text than {data.folder}, expected the same; begin elsewhere")
 
 
 def sweep(
@@ -244,7 +253,8 @@ def sweep(
     path : path
         The sweep, in TOML.
     out : path
-        A folder, made if missing: results.csv, logs/, and runs/ for what a run that is interrupted goes on from.
+        A folder, made if missing: results.csv, logs/, data.json (the data's meta.json), and runs/ for what a run that
+        is interrupted goes on from.
     jobs, client
         As of `capacity.study`. Workers of a cluster need the data and `out` at the same paths.
     keep_runs : bool
@@ -259,10 +269,13 @@ def sweep(
     Raises
     ------
     Refused, OSError, ValueError
-        As of `capacity.study`; and ValueError for a file that is no sweep.
+        As of `capacity.study`; and ValueError for a file that is no sweep, and where `out` has runs on other data.
     """
     tasks = read_sweep(path, out)
-    Path(out).mkdir(parents=True, exist_ok=True)
+    data = Data.open(tasks[0].data)
+    with naming(out):
+        Path(out).mkdir(parents=True, exist_ok=True)
+    keep_text(data, Path(out))
 
     def ended(row: Row) -> None:
         if not keep_runs and not row.error:
