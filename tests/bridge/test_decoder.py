@@ -129,6 +129,8 @@ def test_begins_near_the_mean():
     "wrong, error, message",
     [
         (dict(d_ff=0), ValueError, "d_ff: got 0, expected at least 1"),
+        (dict(layers=0), ValueError, "layers: got 0, expected at least 1"),
+        (dict(layers=None), TypeError, "layers: got None, expected an integer"),
         (dict(positions="rotary"), ValueError, "positions: got 'rotary', expected one of 'sinusoidal', None"),
         (dict(norm="none"), ValueError, "norm: got 'none', expected one of 'pre', 'post'"),
         (dict(dropout=2), ValueError, "dropout: got 2, expected 0 to 1"),
@@ -136,9 +138,9 @@ def test_begins_near_the_mean():
     ],
 )
 def test_bad_input(wrong, error, message):
-    options = dict(memory=lambda: FastWeightAttention(D, 2)) | wrong
+    options = dict(memory=lambda: FastWeightAttention(D, 2), layers=1) | wrong
     with pytest.raises(error, match=message):
-        Decoder(V, D, 1, options.pop("memory"), **options)
+        Decoder(V, D, **options)
 
 
 def test_bad_states_and_rotary():

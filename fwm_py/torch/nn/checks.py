@@ -23,9 +23,9 @@ def maps_of(argument: str) -> str:
     return "feature_map=" + " or ".join(repr(name) for name, row in MAPS.items() if row["argument"] == argument)
 
 
-def check_sizes(d_model: Any, heads: Any, **others: Any) -> None:
-    for name, size in {"d_model": d_model, "heads": heads, **others}.items():
-        if size is None and name in others:
+def check_sizes(needed: dict[str, Any], **optional: Any) -> None:
+    for name, size in {**needed, **optional}.items():
+        if size is None and name in optional:
             continue
         if not isinstance(size, Integral) or isinstance(size, bool):
             raise TypeError(f"{name}: got {shown(size)}, expected an integer")

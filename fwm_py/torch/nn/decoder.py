@@ -79,14 +79,36 @@ class Layer(nn.Module):
         self.memory_norm, self.ff_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.pre, self.dropout = norm == "pre", nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any]:
-        y = self.memory(self.memory_norm(x) if self.pre else x, state, return_state=return_state)
-        y, state = y if return_state else (y, None)
+    def before(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """What a part of the layer is given."""
+        y: Tensor = norm(x) if self.pre else x
+        return y
+
+    def after(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
+        """x and what a part has made of it."""
         x = x + self.dropout(y)
-        if self.pre:
-            return x + self.dropout(self.ff(self.ff_norm(x))), state
-        x = self.memory_norm(x)
-        return self.ff_norm(x + self.dropout(self.ff(x))), state
+        return x if self.pre else norm(x)
+
+    def remember(self, x: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any]:
+        y = self.memory(self.before(x, self.memory_norm), state, return_state=return_state)
+        y, state = y if return_state else (y, None)
+        return self.after(x, y, self.memory_norm), state
+
+    def think(self, x: Tensor) -> Tensor:
+        return self.after(x, self.ff(self.before(x, self.ff_norm)), self.ff_norm)
+
+    def forward(self, x: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any]:
+        x, state = self.remember(x, state, return_state)
+        return self.think(x), state
+
+
+def draw_matrices(model: nn.Module, embed: nn.Embedding, std: float | None) -> None:
+    """Begin the embedding, and with `std` all other matrices, with normal numbers."""
+    nn.init.normal_(embed.weight, std=embed.embedding_dim**-0.5 if std is None else std)
+    if std is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=std)
 
 
 class Decoder(nn.Module):
@@ -139,7 +161,7 @@ class Decoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_sizes(d_model, layers, vocab_size=vocab_size, d_ff=d_ff)
+        check_sizes({"vocab_size": vocab_size, "d_model": d_model, "layers": layers}, d_ff=d_ff)
         check_word("positions", positions, ("sinusoidal", None))
         check_word("norm", norm, ("pre", "post"))
         check_number("dropout", dropout, 0, 1, "0 to 1")
@@ -151,11 +173,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList([Layer(memory(), d_model, wide, norm, dropout) for _ in range(layers)])
         self.norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         self.scale = math.sqrt(d_model)
-        nn.init.normal_(self.embed.weight, std=d_model**-0.5 if std is None else std)
-        if std is not None:
-            for module in self.layers.modules():
-                if isinstance(module, nn.Linear):
-                    nn.init.normal_(module.weight, std=std)
+        draw_matrices(self, self.embed, std)
 
     def hidden(
         self, tokens: Tensor, state: DecoderState | None = None, *, return_state: bool = False

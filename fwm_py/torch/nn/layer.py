@@ -168,8 +168,7 @@ class FastWeightAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(
-            d_model=d_model,
-            heads=heads,
+            {"d_model": d_model, "heads": heads},
             kv_heads=kv_heads,
             head_dim=head_dim,
             value_dim=value_dim,
