@@ -60,8 +60,13 @@ def memory_of(row: Row) -> tuple[str, str, bool]:
 
 
 def of_grid(rows: Sequence[Row]) -> list[Row]:
-    """The rows with sequences of four times the pairs, and the default number of steps."""
-    return [row for row in rows if row.seq_len == 4 * row.num_kv_pairs and row.max_steps == Settings.max_steps]
+    """The rows with sequences of four times the pairs, and the default number of steps, that compare memories: those
+    with so many pairs are of more than one."""
+    found = [row for row in rows if row.seq_len == 4 * row.num_kv_pairs and row.max_steps == Settings.max_steps]
+    memories = collections.defaultdict(set)
+    for row in found:
+        memories[row.num_kv_pairs].add(memory_of(row))
+    return [row for row in found if len(memories[row.num_kv_pairs]) > 1]
 
 
 def at_settled_rates(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
