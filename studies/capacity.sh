@@ -30,7 +30,7 @@ others() {
 }
 
 fwm() { # by its right answers
-    capacity --rule fwm --feature_map elu1,dpfp1,dpfp2,dpfp3 --hidden_size 16 --load 0.5,0.75,1,1.5,2 --seed 1,2,3
+    capacity --rule fwm --feature_map tanh,elu1,dpfp1,dpfp2,dpfp3 --hidden_size 16 --load 0.5,0.75,1,1.5,2 --seed 1,2,3
 }
 
 trained 2 --rule sum,delta
