@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fwm_py.experiments.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, grid_behind, needed
 from fwm_py.experiments.language import sweeps
-from fwm_py.experiments.language.data import read_meta
+from fwm_py.experiments.language.data import Data
 from fwm_py.experiments.language.log import LogRow
 from fwm_py.experiments.table import Table
 
@@ -70,7 +70,7 @@ def load(out: str | os.PathLike[str]) -> Sweep:
         rows.setdefault(row.name, []).append(row)
         path = Path(out) / sweeps.LOGS / f"{sweeps.slug(row.name, row.seed)}.csv"
         curves.setdefault(row.name, []).append(_curve(path))
-    return Sweep(rows, curves, read_meta(Path(out) / sweeps.TEXT)["floors"])
+    return Sweep(rows, curves, Data.read_meta(Path(out) / sweeps.TEXT)["floors"])
 
 
 def _curve(path: Path) -> Curve:

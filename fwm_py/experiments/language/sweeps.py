@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fwm_py import __version__
 from fwm_py.checks import shown
 from fwm_py.experiments.files import naming, write_file
-from fwm_py.experiments.language.data import META, Data, read_meta
+from fwm_py.experiments.language.data import Data
 from fwm_py.experiments.language.settings import PRESETS, Settings
+from fwm_py.experiments.prepared import META
 from fwm_py.experiments.study import rows_with, run_study, variant
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def keep_text(data: Data, out: Path) -> None:
     path = out / TEXT
     if not path.exists():
         write_file(path, (data.folder / META).read_bytes())
-    elif read_meta(path)["files"] != data.facts["files"]:
+    elif Data.read_meta(path)["files"] != data.facts["files"]:
         raise ValueError(f"{path}: got runs on another text than {data.folder}, expected the same; begin elsewhere")
 
 
