@@ -3,56 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
-import math
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from fwm_py.checks import shown
-from fwm_py.cli.failure import Failure, integer
+from fwm_py.cli.failure import integer
+from fwm_py.cli.settings import add_training_flags, in_one_line, number, progress, set_threads, settings_of
 from fwm_py.cli.study import add_study_flags, print_table, run_study_command
-from fwm_py.experiments.language.settings import FLAGS, LIMITS, NUMBERS, PRESETS, WORDS, Settings
+from fwm_py.experiments.language.settings import PRESETS, Settings
 
 MEANINGS = {
-    "rule": ", ".join(WORDS["rule"]),
+    "rule": ", ".join(Settings.WORDS["rule"]),
     "feature_map": "none, elu1, tanh, dpfpN, favorN",
     "conv_size": "tokens of the memories' short convolutions, 2..4; 0: none",
     "layers": "of memory and feed-forward network",
-    "d_model": "width of the model",
-    "heads": "of each memory",
     "kv_heads": "heads of keys and values",
-    "d_ff": "width of the feed-forward networks",
-    "positions": ", ".join(WORDS["positions"]),
-    "norm": " or ".join(WORDS["norm"]),
-    "init": " or ".join(WORDS["init"]) + ": how parameters begin",
-    "dropout": "in training",
+    "positions": ", ".join(Settings.WORDS["positions"]),
     "seq_len": "tokens of a segment",
     "batch_size": "segments of a part of a batch",
-    "accumulate": "parts of a batch, whose gradients are added up",
-    "lr": "highest step size of AdamW",
-    "beta1": "of AdamW",
-    "beta2": "of AdamW",
-    "weight_decay": "of matrices",
-    "clip": "largest norm of a gradient; 0: any",
-    "schedule": ", ".join(WORDS["schedule"]),
-    "warmup_steps": "over which the step size rises",
     "max_tokens": "of training",
-    "seed": "of parameters, order and dropout",
-    "log_every": "steps",
-    "evaluate_every": "steps",
-    "checkpoint_every": "steps",
 }
 SWITCHES = {
     "normalize": "divide by the sum of weights (sum, delta with a positive map)",
     "redraw": "draw FAVOR+'s features anew in each step",
     "carry": "ordered streams: a segment begins with the state of the one before it",
-    "bf16": "autocast to bfloat16",
 }
-MAX_THREADS = 1024
 
 
 def add_language_flags(parser: argparse.ArgumentParser) -> None:
@@ -72,19 +49,8 @@ def failing(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Name
     """The same, with its errors in one line."""
 
     def guarded(args: argparse.Namespace) -> int:
-        try:
+        with in_one_line("language models", "language"):
             return run(args)
-        except ImportError as error:
-            missing = f"language models need {error.name}: pip install 'fwm_py[language]'"
-            raise Failure(1, missing if error.name else str(error)) from None  # ours say what to install
-        except ArithmeticError as error:  # training.Diverged, which needs PyTorch
-            raise Failure(1, str(error)) from None
-        except (FileExistsError, ValueError) as error:
-            raise Failure(2, str(error)) from None
-        except OSError as error:
-            raise Failure(2, f"{shown(error.filename)}: {error.strerror}") from None
-        except KeyboardInterrupt:
-            raise Failure(130, "interrupted; --resume goes on from the last checkpoint") from None
 
     return guarded
 
@@ -116,82 +82,18 @@ def run_prepare(args: argparse.Namespace) -> int:
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
-    """Each setting is None where its flag was not given: then the preset's, or the default."""
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    parser.add_argument("data", metavar="DATA", help="as prepare makes it")
-    parser.add_argument("--out", metavar="RUN", required=True, help="a new folder, or with --resume that of the run")
-    parser.add_argument("--preset", metavar="NAME", default="test", help=f"{', '.join(PRESETS)} (default test)")
-    for name, text in MEANINGS.items():
-        default = "" if defaults[name] is None else f" (test: {defaults[name]})"
-        parser.add_argument("--" + name, metavar=name[0].upper(), help=text + default)
-    for name, text in SWITCHES.items():
-        parser.add_argument("--" + name, action="store_true", help=text)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, or begin")
-    parser.add_argument("--threads", metavar="N", help="of PyTorch and fwm_py (default: all)")
-
-
-def settings_of(args: argparse.Namespace) -> Settings:
-    parser: argparse.ArgumentParser = args.parser
-    if args.preset not in PRESETS:
-        parser.error(f"--preset: got {shown(args.preset)}, expected {', '.join(PRESETS)}")
-    given: dict[str, Any] = dict(PRESETS[args.preset])
-    for name in MEANINGS:
-        text = getattr(args, name)
-        if text is not None:
-            given[name] = value_of(parser, name, text)
-    given |= {name: True for name in FLAGS if getattr(args, name)}
-    try:
-        return Settings(**given)
-    except (TypeError, ValueError) as error:
-        parser.error(f"--{error}")
-
-
-def value_of(parser: argparse.ArgumentParser, name: str, text: str) -> Any:
-    limits = LIMITS | {"conv_size": (0, 4), "kv_heads": LIMITS["heads"], "warmup_steps": (0, 10**12)}
-    if name in limits:
-        return integer(parser, name, text, *limits[name])
-    if name not in NUMBERS and name != "lr":
-        return text
-    return number(parser, name, text)
-
-
-def number(parser: argparse.ArgumentParser, name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        parser.error(f"--{name}: got {shown(text)}, expected a number")
+    add_training_flags(parser, Settings, PRESETS, MEANINGS, SWITCHES)
 
 
 def run_train(args: argparse.Namespace) -> int:
-    settings = settings_of(args)
-    import torch
-
-    import fwm_py
+    settings = settings_of(args, Settings, PRESETS)
     from fwm_py.experiments.language.data import Data
-    from fwm_py.experiments.language.log import LogRow
     from fwm_py.experiments.language.run import train
     from fwm_py.experiments.training import processes
 
-    if args.threads is not None:
-        threads = integer(args.parser, "threads", args.threads, 1, MAX_THREADS)
-        torch.set_num_threads(threads)
-        fwm_py.set_num_threads(threads)
-    last = [0, time.monotonic()]
-
-    def show(row: LogRow) -> None:
-        now = time.monotonic()
-        speed = (row.tokens - last[0]) / max(now - last[1], 1e-9)
-        last[:] = row.tokens, now
-        valid = "" if row.valid_loss is None else f"  valid perplexity {perplexity(row.valid_loss)}"
-        print(
-            f"step {row.step}  tokens {row.tokens}  loss {row.loss:.4f}  gradient {row.gradient_norm:.3g}  "
-            f"{speed:.0f} tokens/s{valid}",
-            file=sys.stderr,
-            flush=True,
-        )
-
+    set_threads(args)
     with processes() as first:
-        result = train(settings, Data.open(args.data), args.out, resume=args.resume, on_log=show)
+        result = train(settings, Data.open(args.data), args.out, resume=args.resume, on_log=progress())
         if first:
             scores = "; ".join(
                 "{}: perplexity {perplexity:.2f}, {bits_per_byte:.3f} bits a byte".format(split, **result[split])
@@ -200,10 +102,6 @@ def run_train(args: argparse.Namespace) -> int:
             skipped = f", {result['skipped']} skipped" if result["skipped"] else ""
             print(f"{args.out}: {scores}; {result['steps']} steps{skipped}, {result['seconds']:.1f} s")
     return 0
-
-
-def perplexity(loss: float) -> str:
-    return f"{math.exp(loss):.2f}" if loss < 700 else shown(loss)
 
 
 # ---- evaluate, generate ----
@@ -221,12 +119,13 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from fwm_py.experiments.language.data import Data
     from fwm_py.experiments.language.model import load_model
     from fwm_py.experiments.language.scores import MODES, evaluate
+    from fwm_py.experiments.run_folder import read_config
 
     parser = args.parser
     if args.mode not in MODES:
         parser.error(f"--mode: got {shown(args.mode)}, expected {', '.join(MODES)}")
     model, settings = load_model(args.run_folder)
-    data = Data.open(args.data or data_of(args.run_folder))
+    data = Data.open(args.data or read_config(args.run_folder)["data_folder"])
     seq_len = settings.seq_len if args.seq_len is None else integer(parser, "seq_len", args.seq_len, 1, 1 << 24)
     if (args.stride is None) != (args.mode != "sliding"):
         parser.error(f"--stride: got {args.stride} with {args.mode}, expected it with sliding, and only there")
@@ -239,19 +138,6 @@ def run_evaluate(args: argparse.Namespace) -> int:
         rows.append((split, f"{score.perplexity:.3f}", f"{score.bits_per_byte:.4f}", score.tokens))
     print_table(("", "perplexity", "bits a byte", "tokens"), rows)
     return 0
-
-
-def data_of(folder: str) -> str:
-    """Where the data of a run were."""
-    import json
-
-    from fwm_py.experiments.language.run import CONFIG
-
-    path = Path(folder) / CONFIG
-    try:
-        return str(json.loads(path.read_bytes())["data_folder"])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: got a damaged file, expected a run's settings; --data says where they are") from None
 
 
 def add_generate_flags(parser: argparse.ArgumentParser) -> None:
@@ -268,15 +154,16 @@ def run_generate(args: argparse.Namespace) -> int:
     from fwm_py.experiments.language.data import Data
     from fwm_py.experiments.language.model import load_model
     from fwm_py.experiments.language.sampling import generate
+    from fwm_py.experiments.run_folder import read_config
 
     parser = args.parser
     model, _ = load_model(args.run_folder)
-    data = Data.open(args.data or data_of(args.run_folder))
+    data = Data.open(args.data or read_config(args.run_folder)["data_folder"])
     n = integer(parser, "tokens", args.tokens, 0, 1 << 40)
     top_k = None if args.top_k is None else integer(parser, "top_k", args.top_k, 1, data.vocab_size)
     temperature = number(parser, "temperature", args.temperature)
     tokens = data.tokenizer.encode(args.text).ids or [data.end]
-    seed = integer(parser, "seed", args.seed, *LIMITS["seed"])
+    seed = integer(parser, "seed", args.seed, *Settings.LIMITS["seed"])
     found = list(tokens)
     for token in generate(model, tokens, n, temperature=temperature, top_k=top_k, seed=seed, end=data.end):
         found.append(token)

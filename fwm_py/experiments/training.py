@@ -1,6 +1,6 @@
 """Training with PyTorch: step sizes, one step of an optimiser, and processes that train together.
 
-The loop itself stands with each experiment, because what it evaluates and writes is its own.
+The loop itself is in run.py.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def test_what_is_refused(arguments, message, folder):
     [
         (("seeds = [1, 2]", "seeds = 1"), "study: seeds: got 1, expected a list"),
         (('preset = "test"', 'preset = "big"'), "preset: got 'big', expected test, study"),
-        (("layers = 1", "layer = 1"), "layer: an unknown setting, expected rule"),
+        (("layers = 1", "layer = 1"), "layer: an unknown setting, expected d_model"),
         (('rule = "sum"', 'rule = "add"'), "rule: got 'add', expected softmax, sum"),
         (('"gated delta"', '"sum; elu + 1"'), "variants: got two that are called sum_elu_1_seed1"),
     ],

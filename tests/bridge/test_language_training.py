@@ -21,12 +21,12 @@ from support.texts import write_documents  # noqa: E402
 from fwm_py.experiments.files import Refused, locked  # noqa: E402
 from fwm_py.experiments.language.batches import Segments, Shape, Streams  # noqa: E402
 from fwm_py.experiments.language.data import prepare  # noqa: E402
-from fwm_py.experiments.language.log import LOG  # noqa: E402
 from fwm_py.experiments.language.model import load_model, make_model  # noqa: E402
-from fwm_py.experiments.language.run import CHECKPOINT, RESULT, train  # noqa: E402
+from fwm_py.experiments.language.run import train  # noqa: E402
 from fwm_py.experiments.language.sampling import generate  # noqa: E402
 from fwm_py.experiments.language.scores import evaluate  # noqa: E402
 from fwm_py.experiments.language.settings import Settings  # noqa: E402
+from fwm_py.experiments.run_folder import CHECKPOINT, LOG, RESULT  # noqa: E402
 from fwm_py.experiments.training import Diverged, Stepper, step_size  # noqa: E402
 
 TINY = Settings(

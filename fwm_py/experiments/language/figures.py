@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fwm_py.experiments.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, grid_behind, needed
 from fwm_py.experiments.language import sweeps
 from fwm_py.experiments.language.data import Data
-from fwm_py.experiments.language.log import LogRow
+from fwm_py.experiments.run_folder import LogRow
 from fwm_py.experiments.table import Table
 
 if TYPE_CHECKING:

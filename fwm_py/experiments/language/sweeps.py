@@ -28,6 +28,7 @@ from fwm_py.experiments.files import naming, write_file
 from fwm_py.experiments.language.data import Data
 from fwm_py.experiments.language.settings import PRESETS, Settings
 from fwm_py.experiments.prepared import META
+from fwm_py.experiments.run_folder import LOG
 from fwm_py.experiments.study import rows_with, run_study, variant
 
 if TYPE_CHECKING:
@@ -203,7 +204,6 @@ def measure(task: Task) -> Row:
     """Train a run of a sweep, or go on with it, on one thread."""
     import torch
 
-    from fwm_py.experiments.language.log import LOG
     from fwm_py.experiments.language.run import train
 
     threads = torch.get_num_threads()

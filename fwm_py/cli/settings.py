@@ -1,0 +1,150 @@
+"""Flags of the settings of a training, and of how it is run: what `fwm-py language` and `fwm-py translation` share."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import fwm_py
+from fwm_py.checks import shown
+from fwm_py.cli.failure import Failure, integer
+from fwm_py.experiments.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from fwm_py.experiments.run_folder import LogRow
+
+MEANINGS = {
+    "d_model": "width of the model",
+    "heads": "of each memory",
+    "d_ff": "width of the feed-forward networks",
+    "norm": ", ".join(TrainingSettings.WORDS["norm"]),
+    "init": ", ".join(TrainingSettings.WORDS["init"]) + ": how parameters begin",
+    "dropout": "in training",
+    "accumulate": "parts of a batch, whose gradients are added up",
+    "lr": "highest step size of AdamW",
+    "beta1": "of AdamW",
+    "beta2": "of AdamW",
+    "weight_decay": "of matrices",
+    "clip": "largest norm of a gradient; 0: any",
+    "schedule": ", ".join(TrainingSettings.WORDS["schedule"]),
+    "warmup_steps": "over which the step size rises (a tenth of all)",
+    "seed": "of parameters, order and dropout",
+    "log_every": "steps",
+    "evaluate_every": "steps",
+    "checkpoint_every": "steps",
+}
+SWITCHES = {"bf16": "autocast to bfloat16"}
+MAX_THREADS = 1024
+
+Settings = TypeVar("Settings", bound=TrainingSettings)
+
+
+def add_training_flags(
+    parser: argparse.ArgumentParser,
+    settings: type[TrainingSettings],
+    presets: Mapping[str, dict[str, Any]],
+    meanings: dict[str, str],
+    switches: dict[str, str],
+) -> None:
+    """DATA, --out, --preset, a flag for each setting, --resume and --threads.
+
+    A setting is None where its flag was not given: then the preset's, or the default.
+    """
+    defaults = {field.name: field.default for field in fields(settings)} | presets["test"]
+    parser.add_argument("data", metavar="DATA", help="as prepare makes it")
+    parser.add_argument("--out", metavar="RUN", required=True, help="a new folder, or with --resume that of the run")
+    parser.add_argument("--preset", metavar="NAME", default="test", help=f"{', '.join(presets)} (default test)")
+    for name, text in (meanings | MEANINGS).items():
+        default = "" if defaults[name] is None else f" (test: {defaults[name]})"
+        parser.add_argument("--" + name, metavar=name[0].upper(), help=text + default)
+    for name, text in (switches | SWITCHES).items():
+        parser.add_argument("--" + name, action="store_true", help=text)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, or begin")
+    parser.add_argument("--threads", metavar="N", help="of PyTorch and fwm_py (default: all)")
+
+
+def settings_of(args: argparse.Namespace, settings: type[Settings], presets: Mapping[str, dict[str, Any]]) -> Settings:
+    """The preset's settings, with those that flags name in their place."""
+    parser: argparse.ArgumentParser = args.parser
+    if args.preset not in presets:
+        parser.error(f"--preset: got {shown(args.preset)}, expected {', '.join(presets)}")
+    given: dict[str, Any] = dict(presets[args.preset])
+    for field in fields(settings):
+        found = getattr(args, field.name)
+        if field.name in settings.FLAGS:
+            given |= {field.name: True} if found else {}
+        elif found is not None:
+            given[field.name] = _value_of(parser, settings, field.name, found)
+    try:
+        return settings(**given)
+    except (TypeError, ValueError) as error:
+        parser.error(f"--{error}")
+
+
+def _value_of(parser: argparse.ArgumentParser, settings: type[TrainingSettings], name: str, text: str) -> Any:
+    if name in settings.LIMITS:
+        return integer(parser, name, text, *settings.LIMITS[name])
+    return number(parser, name, text) if name in settings.NUMBERS or name == "lr" else text
+
+
+def number(parser: argparse.ArgumentParser, name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        parser.error(f"--{name}: got {shown(text)}, expected a number")
+
+
+def set_threads(args: argparse.Namespace) -> None:
+    import torch
+
+    if args.threads is not None:
+        threads = integer(args.parser, "threads", args.threads, 1, MAX_THREADS)
+        torch.set_num_threads(threads)
+        fwm_py.set_num_threads(threads)
+
+
+def progress() -> Callable[[LogRow], None]:
+    """Prints a line for each row of a log."""
+    last = [0, time.monotonic()]
+
+    def show(row: LogRow) -> None:
+        now = time.monotonic()
+        speed = (row.tokens - last[0]) / max(now - last[1], 1e-9)
+        last[:] = row.tokens, now
+        valid = "" if row.valid_loss is None else f"  valid perplexity {perplexity(row.valid_loss)}"
+        print(
+            f"step {row.step}  tokens {row.tokens}  loss {row.loss:.4f}  gradient {row.gradient_norm:.3g}  "
+            f"{speed:.0f} tokens/s{valid}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return show
+
+
+def perplexity(loss: float) -> str:
+    return f"{math.exp(loss):.2f}" if loss < 700 else shown(loss)
+
+
+@contextlib.contextmanager
+def in_one_line(what: str, extra: str) -> Iterator[None]:
+    """Ends the program with a line for the errors that preparing, training and evaluating have."""
+    try:
+        yield
+    except ImportError as error:
+        missing = f"{what} need {error.name}: pip install 'fwm_py[{extra}]'"
+        raise Failure(1, missing if error.name else str(error)) from None  # ours say what to install
+    except ArithmeticError as error:  # training.Diverged, which needs PyTorch
+        raise Failure(1, str(error)) from None
+    except (FileExistsError, ValueError) as error:
+        raise Failure(2, str(error)) from None
+    except OSError as error:
+        raise Failure(2, f"{shown(error.filename)}: {error.strerror}") from None
+    except KeyboardInterrupt:
+        raise Failure(130, "interrupted; --resume goes on from the last checkpoint") from None
