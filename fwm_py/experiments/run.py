@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable
@@ -88,6 +89,9 @@ class Run(abc.ABC, Generic[Settings, Data, Model]):
     @abc.abstractmethod
     def scores(self) -> dict[str, Any]:
         """What result.json says of the model that is written."""
+
+    def settle(self) -> None:
+        """What is done with the model once it is trained; only process 0 does it."""
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         """What a checkpoint holds beside model and optimiser: tensors, and facts that JSON can hold."""
@@ -208,7 +212,7 @@ def train_in_folder(run: Run[Any, Any, Any], *, resume: bool = False, on_log: On
     Returns
     -------
     dict
-        What result.json holds.
+        What result.json holds; of other processes than the first, nothing.
 
     Raises
     ------
@@ -226,7 +230,7 @@ def train_in_folder(run: Run[Any, Any, Any], *, resume: bool = False, on_log: On
         if resume and (folder / CHECKPOINT).exists():
             run.load()
         run.train(None)
-        return run.result()
+        return {}
     config = {
         "settings": dataclasses.asdict(run.settings),
         "data": run.data.identity,
@@ -248,10 +252,16 @@ def train_in_folder(run: Run[Any, Any, Any], *, resume: bool = False, on_log: On
             write_json(folder / CONFIG, config)
             write_file(folder / LOG, (",".join(LogRow._fields) + "\n").encode())
         run.train(on_log)
+        run.settle()
         save_model(folder, run.model, config["settings"])
         result = run.result()
         write_json(folder / RESULT, result)
     return result
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where it is too large for a float."""
+    return math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan
 
 
 def save_model(folder: Path, model: Any, settings: dict[str, Any]) -> None:

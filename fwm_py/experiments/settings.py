@@ -9,6 +9,9 @@ from fwm_py.checks import choice, flag, integer, positive, shown
 
 NORMS = ("pre", "post")
 INITS = ("scaled", "normal")
+STD = 0.02
+"""Of the normal numbers that all matrices begin with, where `init` is `normal`."""
+
 SCHEDULES = ("cosine", "inverse_sqrt", "constant")
 
 

@@ -20,6 +20,7 @@ from fwm_py.experiments.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, R
 from fwm_py.experiments.language import sweeps
 from fwm_py.experiments.language.data import Data
 from fwm_py.experiments.run_folder import LogRow
+from fwm_py.experiments.sweeps import LOGS, TEXT, slug
 from fwm_py.experiments.table import Table
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ def load(out: str | os.PathLike[str]) -> Sweep:
     curves: dict[str, list[Curve]] = {}
     for row in sweeps.load(out):
         rows.setdefault(row.name, []).append(row)
-        path = Path(out) / sweeps.LOGS / f"{sweeps.slug(row.name, row.seed)}.csv"
+        path = Path(out) / LOGS / f"{slug(row.name, row.seed)}.csv"
         curves.setdefault(row.name, []).append(_curve(path))
-    return Sweep(rows, curves, Data.read_meta(Path(out) / sweeps.TEXT)["floors"])
+    return Sweep(rows, curves, Data.read_meta(Path(out) / TEXT)["floors"])
 
 
 def _curve(path: Path) -> Curve:

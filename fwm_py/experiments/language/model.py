@@ -6,9 +6,8 @@ import os
 
 from fwm_py.experiments import run
 from fwm_py.experiments.language.settings import Settings
+from fwm_py.experiments.settings import STD
 from fwm_py.torch.nn import Decoder, FastWeightAttention
-
-STD = 0.02
 
 
 def make_model(settings: Settings, vocab_size: int) -> Decoder:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fwm_py.checks import choice, integer
 from fwm_py.experiments.language.batches import Tokens, cut
+from fwm_py.experiments.run import perplexity
 from fwm_py.torch.nn import Decoder, DecoderState
 
 MODES = ("segments", "sliding", "carry")
@@ -82,11 +83,7 @@ def evaluate(
     total = math.fsum(losses)
     model.train(training)
     n = len(tokens) - 1
-    return Score(total / n, _exp(total / n), total / math.log(2) / n_bytes, n)
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan
+    return Score(total / n, perplexity(total / n), total / math.log(2) / n_bytes, n)
 
 
 def _sum(model: Decoder, hidden: Tensor, following: Tensor) -> float:
