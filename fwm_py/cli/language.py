@@ -5,13 +5,26 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 from fwm_py.checks import shown
 from fwm_py.cli.failure import integer
-from fwm_py.cli.settings import add_training_flags, in_one_line, number, progress, set_threads, settings_of
-from fwm_py.cli.study import add_study_flags, print_table, run_study_command
+from fwm_py.cli.settings import (
+    Action,
+    add_actions,
+    add_figures_flags,
+    add_run_flags,
+    add_sweep_flags,
+    add_training_flags,
+    data_folder,
+    draw_sweep,
+    number,
+    progress,
+    set_threads,
+    settings_of,
+)
+from fwm_py.cli.study import print_table, run_study_command
 from fwm_py.experiments.language.settings import PRESETS, Settings
 
 MEANINGS = {
@@ -33,26 +46,7 @@ SWITCHES = {
 
 
 def add_language_flags(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(metavar="action", dest="action", parser_class=type(parser))
-    for name, (summary, add_flags, run) in ACTIONS.items():
-        action = actions.add_parser(name, help=summary, description=summary + ".", allow_abbrev=False)
-        action.set_defaults(parser=action, run=failing(run))
-        add_flags(action)
-
-
-def run_language(args: argparse.Namespace) -> NoReturn:
-    parser: argparse.ArgumentParser = args.parser
-    parser.error(f"action: got none, expected {', '.join(ACTIONS)}")
-
-
-def failing(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """The same, with its errors in one line."""
-
-    def guarded(args: argparse.Namespace) -> int:
-        with in_one_line("language models", "language"):
-            return run(args)
-
-    return guarded
+    add_actions(parser, ACTIONS, "language models", "language")
 
 
 # ---- prepare ----
@@ -108,8 +102,7 @@ def run_train(args: argparse.Namespace) -> int:
 
 
 def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_folder", metavar="RUN", help="a run that has ended")
-    parser.add_argument("--data", metavar="DATA", help="as prepare makes it (default: that of the run)")
+    add_run_flags(parser)
     parser.add_argument("--mode", metavar="MODE", default="segments", help="segments, sliding or carry")
     parser.add_argument("--stride", metavar="S", help="tokens between windows, of sliding")
     parser.add_argument("--seq_len", metavar="T", help="tokens of a segment or window (default: as trained)")
@@ -119,13 +112,12 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from fwm_py.experiments.language.data import Data
     from fwm_py.experiments.language.model import load_model
     from fwm_py.experiments.language.scores import MODES, evaluate
-    from fwm_py.experiments.run_folder import read_config
 
     parser = args.parser
     if args.mode not in MODES:
         parser.error(f"--mode: got {shown(args.mode)}, expected {', '.join(MODES)}")
     model, settings = load_model(args.run_folder)
-    data = Data.open(args.data or read_config(args.run_folder)["data_folder"])
+    data = Data.open(data_folder(args))
     seq_len = settings.seq_len if args.seq_len is None else integer(parser, "seq_len", args.seq_len, 1, 1 << 24)
     if (args.stride is None) != (args.mode != "sliding"):
         parser.error(f"--stride: got {args.stride} with {args.mode}, expected it with sliding, and only there")
@@ -141,9 +133,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def add_generate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_folder", metavar="RUN", help="a run that has ended")
+    add_run_flags(parser)
     parser.add_argument("text", metavar="TEXT", help="what it begins with")
-    parser.add_argument("--data", metavar="DATA", help="whose tokenizer is used (default: that of the run)")
     parser.add_argument("--tokens", metavar="N", default="200", help="how many follow (default 200)")
     parser.add_argument("--temperature", metavar="T", default="0.8", help="0: the most likely each time (default 0.8)")
     parser.add_argument("--top_k", metavar="K", help="draw among so many of the most likely (default: all)")
@@ -154,11 +145,10 @@ def run_generate(args: argparse.Namespace) -> int:
     from fwm_py.experiments.language.data import Data
     from fwm_py.experiments.language.model import load_model
     from fwm_py.experiments.language.sampling import generate
-    from fwm_py.experiments.run_folder import read_config
 
     parser = args.parser
     model, _ = load_model(args.run_folder)
-    data = Data.open(args.data or read_config(args.run_folder)["data_folder"])
+    data = Data.open(data_folder(args))
     n = integer(parser, "tokens", args.tokens, 0, 1 << 40)
     top_k = None if args.top_k is None else integer(parser, "top_k", args.top_k, 1, data.vocab_size)
     temperature = number(parser, "temperature", args.temperature)
@@ -174,12 +164,6 @@ def run_generate(args: argparse.Namespace) -> int:
 # ---- sweep ----
 
 
-def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sweep", metavar="STUDY.toml", help="data, seeds, settings and variants")
-    parser.add_argument("--keep_runs", action="store_true", help="leave the folders of runs that have ended")
-    add_study_flags(parser, "study", "FOLDER")
-
-
 def run_sweep(args: argparse.Namespace) -> int:
     from fwm_py.experiments.language.sweeps import Row, sweep
 
@@ -192,19 +176,10 @@ def run_sweep(args: argparse.Namespace) -> int:
     return run_study_command(args, study, ending, print_rows)
 
 
-def add_figures_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", metavar="STUDY", help="the folder of a sweep")
-    parser.add_argument("--out", metavar="FOLDER", default="figures", help="of <name>.png and .svg (default figures)")
-
-
 def run_figures(args: argparse.Namespace) -> int:
-    from fwm_py.experiments.drawing import save_figures
     from fwm_py.experiments.language import figures
 
-    sweep = figures.load(args.study)
-    for path in save_figures({name: draw(sweep) for name, draw in figures.FIGURES.items()}, args.out):
-        print(path)
-    return 0
+    return draw_sweep(args, figures)
 
 
 def print_rows(rows: Sequence[Any]) -> None:
@@ -225,11 +200,11 @@ def print_rows(rows: Sequence[Any]) -> None:
     print_table(headings, lines)
 
 
-ACTIONS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
-    "prepare": ("Make tokens of texts", add_prepare_flags, run_prepare),
-    "train": ("Train a model", add_train_flags, run_train),
-    "evaluate": ("Say how well a model predicts valid and test", add_evaluate_flags, run_evaluate),
-    "generate": ("Let a model go on with a text", add_generate_flags, run_generate),
-    "sweep": ("Train variants and seeds", add_sweep_flags, run_sweep),
-    "figures": ("Draw a sweep: curves of perplexity, and perplexity against the state", add_figures_flags, run_figures),
+ACTIONS = {
+    "prepare": Action("Make tokens of texts", add_prepare_flags, run_prepare),
+    "train": Action("Train a model", add_train_flags, run_train),
+    "evaluate": Action("Say how well a model predicts valid and test", add_evaluate_flags, run_evaluate),
+    "generate": Action("Let a model go on with a text", add_generate_flags, run_generate),
+    "sweep": Action("Train variants and seeds", add_sweep_flags, run_sweep),
+    "figures": Action("Draw a sweep: curves, and perplexity against the state", add_figures_flags, run_figures),
 }

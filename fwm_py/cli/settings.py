@@ -1,4 +1,4 @@
-"""Flags of the settings of a training, and of how it is run: what `fwm-py language` and `fwm-py translation` share."""
+"""What `fwm-py language` and `fwm-py translation` share: their actions, and the flags of a training and of its run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import fwm_py
 from fwm_py.checks import shown
 from fwm_py.cli.failure import Failure, integer
+from fwm_py.cli.study import add_study_flags
+from fwm_py.experiments.run_folder import LogRow, read_config
 from fwm_py.experiments.settings import TrainingSettings
-
-if TYPE_CHECKING:
-    from fwm_py.experiments.run_folder import LogRow
 
 MEANINGS = {
     "d_model": "width of the model",
@@ -130,6 +129,79 @@ def progress() -> Callable[[LogRow], None]:
 
 def perplexity(loss: float) -> str:
     return f"{math.exp(loss):.2f}" if loss < 700 else shown(loss)
+
+
+# ---- actions ----
+
+
+class Action(NamedTuple):
+    """A command below a command."""
+
+    summary: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def add_actions(parser: argparse.ArgumentParser, actions: Mapping[str, Action], what: str, extra: str) -> None:
+    """The parsers of actions, whose errors end the program in one line.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+    actions : dict
+        By name.
+    what, extra : str
+        What needs libraries that may be missing, and the extra that has them.
+    """
+
+    def ending(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+        def guarded(args: argparse.Namespace) -> int:
+            with in_one_line(what, extra):
+                return run(args)
+
+        return guarded
+
+    def none(args: argparse.Namespace) -> NoReturn:
+        parser.error(f"action: got none, expected {', '.join(actions)}")
+
+    parser.set_defaults(run=none)
+    made = parser.add_subparsers(metavar="action", dest="action", parser_class=type(parser))
+    for name, action in actions.items():
+        flags = made.add_parser(name, help=action.summary, description=action.summary + ".", allow_abbrev=False)
+        flags.set_defaults(parser=flags, run=ending(action.run))
+        action.add_flags(flags)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """RUN and --data."""
+    parser.add_argument("run_folder", metavar="RUN", help="a run that has ended")
+    parser.add_argument("--data", metavar="DATA", help="as prepare makes it (default: that of the run)")
+
+
+def data_folder(args: argparse.Namespace) -> str:
+    """Where the data of `add_run_flags` are."""
+    return args.data or str(read_config(args.run_folder)["data_folder"])
+
+
+def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", metavar="STUDY.toml", help="data, seeds, settings and variants")
+    parser.add_argument("--keep_runs", action="store_true", help="leave the folders of runs that have ended")
+    add_study_flags(parser, "study", "FOLDER")
+
+
+def add_figures_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="the folder of a sweep")
+    parser.add_argument("--out", metavar="FOLDER", default="figures", help="of <name>.png and .svg (default figures)")
+
+
+def draw_sweep(args: argparse.Namespace, figures: Any) -> int:
+    """Draw what the module `figures` has of the sweep in a folder."""
+    from fwm_py.experiments.drawing import save_figures
+
+    sweep = figures.load(args.study)
+    for path in save_figures({name: draw(sweep) for name, draw in figures.FIGURES.items()}, args.out):
+        print(path)
+    return 0
 
 
 @contextlib.contextmanager
