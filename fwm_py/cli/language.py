@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 from fwm_py.checks import shown
 from fwm_py.cli.failure import integer
-from fwm_py.cli.settings import (
+from fwm_py.cli.models import (
     Action,
+    Column,
     add_actions,
     add_figures_flags,
     add_run_flags,
@@ -21,10 +19,11 @@ from fwm_py.cli.settings import (
     draw_sweep,
     number,
     progress,
+    run_sweep_command,
     set_threads,
     settings_of,
 )
-from fwm_py.cli.study import print_table, run_study_command
+from fwm_py.cli.study import print_table
 from fwm_py.experiments.language.settings import PRESETS, Settings
 
 MEANINGS = {
@@ -165,39 +164,21 @@ def run_generate(args: argparse.Namespace) -> int:
 
 
 def run_sweep(args: argparse.Namespace) -> int:
-    from fwm_py.experiments.language.sweeps import Row, sweep
+    from fwm_py.experiments.language.sweeps import sweep
 
-    def ending(row: Row) -> str:
-        if row.valid_perplexity is None:
-            return f"{row.name}, seed {row.seed}: failed: {row.error}"
-        return f"{row.name}, seed {row.seed}: valid perplexity {row.valid_perplexity:.2f}, {row.seconds:.0f} s"
-
-    study = functools.partial(sweep, args.sweep, args.out, keep_runs=args.keep_runs)
-    return run_study_command(args, study, ending, print_rows)
+    others = (
+        Column("test perplexity", "test_perplexity"),
+        Column("bits a byte", "test_bits", 3),
+        Column("numbers of state", "state", 0),
+        Column("parameters", "parameters", 0),
+    )
+    return run_sweep_command(args, sweep, Column("valid perplexity", "valid_perplexity"), others)
 
 
 def run_figures(args: argparse.Namespace) -> int:
     from fwm_py.experiments.language import figures
 
-    return draw_sweep(args, figures)
-
-
-def print_rows(rows: Sequence[Any]) -> None:
-    """A line for each variant, with the mean and the range over its seeds."""
-    groups: dict[str, list[Any]] = {}
-    for row in rows:
-        if row.valid_perplexity is not None:
-            groups.setdefault(row.name, []).append(row)
-    lines = []
-    for name, runs in groups.items():
-        valid = [row.valid_perplexity for row in runs]
-        test = [row.test_perplexity for row in runs]
-        bits = sum(row.test_bits for row in runs) / len(runs)
-        spread = f"{min(valid):.1f} to {max(valid):.1f}"
-        means = f"{sum(valid) / len(valid):.2f}", f"{sum(test) / len(test):.2f}"
-        lines.append((name, len(runs), *means, spread, f"{bits:.3f}", runs[0].state, runs[0].parameters))
-    headings = ("variant", "runs", "valid", "test", "range of valid", "bits a byte", "numbers of state", "parameters")
-    print_table(headings, lines)
+    return draw_sweep(args, figures.load, figures.FIGURES)
 
 
 ACTIONS = {

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from fwm_py.checks import shown
 from fwm_py.cli.failure import Failure, integer
-from fwm_py.cli.settings import (
+from fwm_py.cli.models import (
     Action,
+    Column,
     add_actions,
     add_figures_flags,
     add_run_flags,
@@ -21,10 +21,11 @@ from fwm_py.cli.settings import (
     draw_sweep,
     number,
     progress,
+    run_sweep_command,
     set_threads,
     settings_of,
 )
-from fwm_py.cli.study import print_table, run_study_command
+from fwm_py.cli.study import print_table
 from fwm_py.experiments.translation.settings import NONCAUSAL, PLACES, PRESETS, Settings
 
 MEANINGS = {
@@ -183,38 +184,16 @@ def run_score(args: argparse.Namespace) -> int:
 
 
 def run_sweep(args: argparse.Namespace) -> int:
-    from fwm_py.experiments.translation.sweeps import Row, sweep
+    from fwm_py.experiments.translation.sweeps import sweep
 
-    def ending(row: Row) -> str:
-        if row.bleu is None:
-            return f"{row.name}, seed {row.seed}: failed: {row.error}"
-        return f"{row.name}, seed {row.seed}: BLEU {row.bleu:.2f}, {row.seconds:.0f} s"
-
-    study = functools.partial(sweep, args.sweep, args.out, keep_runs=args.keep_runs)
-    return run_study_command(args, study, ending, print_rows)
+    others = Column("chrF", "chrf"), Column("valid perplexity", "valid_perplexity")
+    return run_sweep_command(args, sweep, Column("BLEU", "bleu"), others)
 
 
 def run_figures(args: argparse.Namespace) -> int:
     from fwm_py.experiments.translation import figures
 
-    return draw_sweep(args, figures)
-
-
-def print_rows(rows: Sequence[Any]) -> None:
-    """A line for each variant, with the mean and the range over its seeds."""
-    groups: dict[str, list[Any]] = {}
-    for row in rows:
-        if row.bleu is not None:
-            groups.setdefault(row.name, []).append(row)
-    lines = []
-    for name, runs in groups.items():
-        means = [
-            sum(getattr(row, column) for row in runs) / len(runs) for column in ("bleu", "chrf", "valid_perplexity")
-        ]
-        bleu = [row.bleu for row in runs]
-        spread = f"{min(bleu):.1f} to {max(bleu):.1f}"
-        lines.append((name, len(runs), f"{means[0]:.2f}", spread, *(f"{mean:.2f}" for mean in means[1:])))
-    print_table(("variant", "runs", "BLEU", "range", "chrF", "perplexity of valid"), lines)
+    return draw_sweep(args, figures.load, figures.FIGURES)
 
 
 ACTIONS = {

@@ -1,26 +1,31 @@
-"""A folder of prepared data: files, and meta.json with their sizes and checksums; it is there whole or not at all."""
+"""A folder of prepared texts: a tokenizer, tokens, and meta.json with checksums; it is there whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fwm_py import __version__
 from fwm_py.checks import shown
+from fwm_py.experiments.bpe import load_bpe
 from fwm_py.experiments.files import PARTIAL, locked, publish, write_file
 
-META = "meta.json"
+TOKENIZER, META = "tokenizer.json", "meta.json"
 WAY_OUT = "delete this folder, and prepare it again"
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Kind = TypeVar("Kind", bound="Prepared")
 
@@ -187,6 +192,29 @@ class Prepared:
     def identity(self) -> str:
         """A sha256 of all files: the same for data from copies of the sources elsewhere."""
         return sha256_of({name: facts.sha256 for name, facts in self.files.items()})
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the tokenizer: tokens are in 0..vocab_size - 1."""
+        return int(self.facts["vocab_size"])
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """What is reached without a model, by name."""
+        return dict(self.facts["floors"])
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """`encode(text).ids` are a text's tokens; `decode(tokens, skip_special_tokens=False)` is their text, with ends.
+
+        Raises
+        ------
+        ImportError
+            If the library tokenizers is missing.
+        OSError, ValueError
+            As of `open`.
+        """
+        return load_bpe(self.text(TOKENIZER))
 
     def array(self, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """The numbers of a file: (n,), read-only, from the disk as they are used; raises as `open` does."""

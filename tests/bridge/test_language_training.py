@@ -16,6 +16,7 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
 
 import torch.nn.functional as F  # noqa: E402
+from support.runs import files_of, stop_after  # noqa: E402
 from support.texts import write_documents  # noqa: E402
 
 from fwm_py.experiments.files import Refused, locked  # noqa: E402
@@ -66,14 +67,6 @@ def data(texts):
     return texts[0]
 
 
-def files(folder):
-    """What a run has written, but for what is time; the log without its seconds."""
-    log = [line.split(",") for line in (folder / LOG).read_text().splitlines()]
-    result = json.loads((folder / RESULT).read_text())
-    del result["seconds"]
-    return [[*row[:6], *row[7:]] for row in log], result, (folder / "model.safetensors").read_bytes()
-
-
 def test_the_entropy_of_a_chain_is_learned(texts, tmp_path):
     data, nats = texts
     settings = Settings(layers=1, d_model=32, heads=2, d_ff=64, seq_len=64, batch_size=8, max_tokens=200_000,
@@ -91,9 +84,9 @@ def test_every_variant(name, data, tmp_path):
     rows = []
     train(settings, data, whole, on_log=rows.append)
     assert [row.step for row in rows] == [3, 6, 9, 12] and rows[-1].valid_loss is not None
-    stop_after(settings, data, parts, 9)  # checkpoints at 4 and 8
+    stop_after(train, settings, data, parts, 9)  # checkpoints at 4 and 8
     train(settings, data, parts, resume=True)
-    assert files(parts) == files(whole)
+    assert files_of(parts) == files_of(whole)
     model, known = load_model(whole)
     assert known == settings
     tokens = data.tokens("valid")[:200]
@@ -105,28 +98,13 @@ def test_every_variant(name, data, tmp_path):
     assert len(list(generate(model, [1, 2], 5))) <= 5
 
 
-class Stop(Exception):
-    pass
-
-
-def stop_after(settings, data, folder, step, resume=False):
-    """Train until the log's first row from `step` on; as a kill does, nothing is written after it."""
-
-    def on_log(row):
-        if row.step >= step:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(settings, data, folder, resume=resume, on_log=on_log)
-
-
 def test_stopped_seven_times(data, tmp_path):
     settings = variant("delta, favor8 redrawn", max_tokens=16 * 2 * 40, checkpoint_every=3, log_every=2)
     train(settings, data, tmp_path / "whole")
     for i in range(7):
-        stop_after(settings, data, tmp_path / "parts", 4 * i + 4, resume=bool(i))
+        stop_after(train, settings, data, tmp_path / "parts", 4 * i + 4, resume=bool(i))
     train(settings, data, tmp_path / "parts", resume=True)
-    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
     result = json.loads((tmp_path / "parts" / RESULT).read_text())
     assert train(settings, data, tmp_path / "parts", resume=True) == result  # which has ended
 
@@ -198,7 +176,7 @@ def test_kill_9(seconds, data, tmp_path):
         train(settings, data, tmp_path / "whole")
     finally:
         torch.set_num_threads(threads)
-    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
 
 
 def test_what_is_refused(data, tmp_path):
@@ -222,7 +200,7 @@ def test_what_is_refused(data, tmp_path):
 ])  # fmt: skip
 def test_damaged_files(name, message, data, tmp_path):
     folder = tmp_path / "run"
-    stop_after(TINY, data, folder, 9)
+    stop_after(train, TINY, data, folder, 9)
     whole = (folder / name).read_bytes()
     for cut in (0, 5, len(whole) // 2):
         (folder / name).write_bytes(whole[:cut])

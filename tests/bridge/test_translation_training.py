@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 import signal
 import subprocess
@@ -18,6 +17,7 @@ pytest.importorskip("safetensors")
 pytest.importorskip("sacrebleu")
 
 import torch.nn.functional as F  # noqa: E402
+from support.runs import files_of, stop_after  # noqa: E402
 from support.texts import write_reversals  # noqa: E402
 
 from fwm_py.experiments.checkpoint import load_checkpoint  # noqa: E402
@@ -54,29 +54,6 @@ def data(tmp_path_factory):
     return prepare(*texts["train"], folder / "data", valid=texts["valid"], test=texts["test"], vocab=283)
 
 
-def files(folder):
-    """What a run has written, but for what is time; the log without its seconds."""
-    log = [line.split(",") for line in (folder / LOG).read_text().splitlines()]
-    result = json.loads((folder / RESULT).read_text())
-    del result["seconds"]
-    return [[*row[:6], *row[7:]] for row in log], result, (folder / "model.safetensors").read_bytes()
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_after(settings, data, folder, step, resume=False):
-    """Train until the log's first row from `step` on; as a kill does, nothing is written after it."""
-
-    def on_log(row):
-        if row.step >= step:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(settings, data, folder, resume=resume, on_log=on_log)
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant(name, data, tmp_path):
     """Trains, goes on from a checkpoint to the bit, is loaded, and scored."""
@@ -84,9 +61,9 @@ def test_every_variant(name, data, tmp_path):
     rows = []
     result = train(settings, data, whole, on_log=rows.append)
     assert [row.step for row in rows] == [3, 6, 9, 12] and rows[-1].valid_loss is not None
-    stop_after(settings, data, parts, 9)  # checkpoints at 4 and 8
+    stop_after(train, settings, data, parts, 9)  # checkpoints at 4 and 8
     train(settings, data, parts, resume=True)
-    assert files(parts) == files(whole)
+    assert files_of(parts) == files_of(whole)
     model, known = load_model(whole)
     assert known == settings
     if not settings.bf16:
@@ -125,7 +102,7 @@ def test_the_mean_of_the_last_checkpoints(data, tmp_path):
     assert any(not torch.equal(last[name], written[name]) for name in last)
     # a kill between the parameters and the checkpoint of a step
     parts = tmp_path / "parts"
-    stop_after(dataclasses.replace(settings, log_every=1), data, parts, 5)
+    stop_after(train, dataclasses.replace(settings, log_every=1), data, parts, 5)
     (parts / "parameters-6.safetensors").write_bytes((kept / names[0]).read_bytes())
     train(dataclasses.replace(settings, log_every=1), data, parts, resume=True)
     assert (parts / "model.safetensors").read_bytes()[-1000:] == (kept / "model.safetensors").read_bytes()[-1000:]
@@ -186,7 +163,7 @@ def test_kill_9(data, tmp_path):
         train(settings, data, tmp_path / "whole")
     finally:
         torch.set_num_threads(threads)
-    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
 
 
 # ---- batches ----

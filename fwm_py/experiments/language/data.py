@@ -7,7 +7,6 @@ and `meta.json`; `Data.open("DATA").tokens("train")` are tokens from it. The tok
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -17,25 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy.typing as npt
 
 from fwm_py.checks import choice, integer
-from fwm_py.experiments.bpe import (
-    END,
-    END_ID,
-    SMALLEST_VOCAB,
-    encode_documents,
-    load_bpe,
-    token_dtype,
-    tokenizers,
-    train_bpe,
-)
+from fwm_py.experiments.bpe import END, END_ID, SMALLEST_VOCAB, encode_documents, token_dtype, tokenizers, train_bpe
 from fwm_py.experiments.language.corpus import Document, Skipped, read_corpus
 from fwm_py.experiments.language.floors import LARGEST_VOCAB, floors
-from fwm_py.experiments.prepared import META, Prepared, new_folder, write_prepared
+from fwm_py.experiments.prepared import META, TOKENIZER, Prepared, new_folder, write_prepared
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    pass
 
 SPLITS = ("train", "valid", "test")
-TOKENIZER = "tokenizer.json"
 FILES = (TOKENIZER, *(f"{split}.bin" for split in SPLITS), META)
 
 
@@ -167,6 +156,8 @@ class Data(Prepared):
     Attributes
     ----------
     folder, files : Path, dict of FileFacts
+    floors : dict of float
+        Perplexities on valid of `unigram`, `bigram` and `trigram`, to four decimals.
     facts : dict
         meta.json: also `sources`, `parts`, `duplicates`, `skipped`, `made_by`.
     """
@@ -175,19 +166,9 @@ class Data(Prepared):
     FORMAT: ClassVar[int] = 1
 
     @property
-    def vocab_size(self) -> int:
-        """Of the tokenizer: tokens are in 0..vocab_size - 1."""
-        return int(self.facts["vocab_size"])
-
-    @property
     def counts(self) -> dict[str, Counts]:
         """By split: `train`, `valid` and `test`."""
         return {split: Counts(**facts) for split, facts in self.facts["splits"].items()}
-
-    @property
-    def floors(self) -> dict[str, float]:
-        """Perplexities on valid of `unigram`, `bigram` and `trigram`, to four decimals."""
-        return dict(self.facts["floors"])
 
     @property
     def end(self) -> int:
@@ -213,16 +194,3 @@ class Data(Prepared):
             As of `open`; or "split: got <value>, expected <what is allowed>".
         """
         return self.array(f"{choice('split', split, SPLITS)}.bin", token_dtype(self.vocab_size))
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """`encode(text).ids` are a text's tokens; `decode(tokens, skip_special_tokens=False)` is their text, with ends.
-
-        Raises
-        ------
-        ImportError
-            If the library tokenizers is missing.
-        OSError, ValueError
-            As of `open`.
-        """
-        return load_bpe(self.text(TOKENIZER))

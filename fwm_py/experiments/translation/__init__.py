@@ -10,9 +10,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fwm_py.experiments.lazy import lazily
 from fwm_py.experiments.translation.data import Data, prepare
 from fwm_py.experiments.translation.settings import PRESETS, Settings
 
@@ -44,13 +44,4 @@ __all__ = [
     "translate_texts",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """What needs PyTorch, imported when it is used."""
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise ImportError("fwm_py.experiments.translation needs PyTorch: pip install 'fwm_py[translation]'") from error
-    return getattr(importlib.import_module(f"fwm_py.experiments.translation.{_WHERE[name]}"), name)
+__getattr__ = lazily(__name__, _WHERE, "translation")

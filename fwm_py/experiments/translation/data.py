@@ -7,7 +7,6 @@ tokenizers, the floors sacrebleu: `pip install 'fwm_py[translation]'`.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -18,17 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fwm_py.checks import choice, integer, positive
-from fwm_py.experiments.bpe import (
-    END,
-    END_ID,
-    SMALLEST_VOCAB,
-    encode_documents,
-    load_bpe,
-    token_dtype,
-    tokenizers,
-    train_bpe,
-)
-from fwm_py.experiments.prepared import META, Prepared, new_folder, write_prepared
+from fwm_py.experiments.bpe import END, END_ID, SMALLEST_VOCAB, encode_documents, token_dtype, tokenizers, train_bpe
+from fwm_py.experiments.prepared import META, TOKENIZER, Prepared, new_folder, write_prepared
 from fwm_py.experiments.translation.floors import Neighbours
 from fwm_py.experiments.translation.metrics import bleu, sacrebleu
 from fwm_py.experiments.translation.pairs import LeftOut, Pair, read_pairs, without_duplicates, without_empty
@@ -39,7 +29,6 @@ if TYPE_CHECKING:
 Path_ = str | os.PathLike[str]
 SPLITS = ("train", "valid", "test")
 SIDES = ("source", "target")
-TOKENIZER = "tokenizer.json"
 LARGEST_VOCAB = 1 << 20
 FILES = (
     TOKENIZER,
@@ -224,6 +213,8 @@ class Data(Prepared):
     Attributes
     ----------
     folder, files : Path, dict of FileFacts
+    floors : dict of float
+        BLEU on test of `copy`, the source as it is, and of `nearest`: `floors.Neighbours`.
     facts : dict
         meta.json: also `sources`, `parts`, `max_length`, `max_ratio`, `left_out`, `made_by`.
     """
@@ -232,19 +223,9 @@ class Data(Prepared):
     FORMAT: ClassVar[int] = 1
 
     @property
-    def vocab_size(self) -> int:
-        """Of the tokenizer of both sides: tokens are in 0..vocab_size - 1."""
-        return int(self.facts["vocab_size"])
-
-    @property
     def counts(self) -> dict[str, Counts]:
         """By split: `train`, `valid` and `test`."""
         return {split: Counts(**facts) for split, facts in self.facts["splits"].items()}
-
-    @property
-    def floors(self) -> dict[str, float]:
-        """BLEU on test of `copy`, the source as it is, and of `nearest`: `floors.Neighbours`."""
-        return dict(self.facts["floors"])
 
     def tokens(self, split: str) -> tuple[Sentences, Sentences]:
         """Source and target of a split.
@@ -264,8 +245,3 @@ class Data(Prepared):
         choice("split", split, SPLITS[1:])
         source, target = (self.text(f"{split}.{side}.txt").removesuffix("\n").split("\n") for side in SIDES)
         return source, target
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Of both sides; raises ImportError, or as `open` does."""
-        return load_bpe(self.text(TOKENIZER))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import fwm_py
 from fwm_py.checks import shown
 from fwm_py.cli.failure import Failure, integer
-from fwm_py.cli.study import add_study_flags
+from fwm_py.cli.study import add_study_flags, print_table, run_study_command
 from fwm_py.experiments.run_folder import LogRow, read_config
 from fwm_py.experiments.settings import TrainingSettings
 
@@ -189,17 +190,67 @@ def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
     add_study_flags(parser, "study", "FOLDER")
 
 
+class Column(NamedTuple):
+    """Of a sweep's table: a heading, and the number of rows whose mean over seeds stands below it."""
+
+    heading: str
+    name: str
+    digits: int = 2
+
+
+def run_sweep_command(
+    args: argparse.Namespace, sweep: Callable[..., Sequence[Any]], score: Column, others: Sequence[Column]
+) -> int:
+    """Make a sweep, a line for each row as it ends, then a table with a line for each variant.
+
+    Parameters
+    ----------
+    args : Namespace
+        With the flags of `add_sweep_flags`.
+    sweep : callable
+        As `fwm_py.experiments.language.sweep`.
+    score : Column
+        By which variants are compared: its range over the seeds is shown too.
+    others : sequence of Column
+    """
+
+    def ending(row: Any) -> str:
+        if row.failed:
+            return f"{row.name}, seed {row.seed}: failed: {row.error}"
+        return f"{row.name}, seed {row.seed}: {score.heading} {getattr(row, score.name):.2f}, {row.seconds:.0f} s"
+
+    def print_rows(rows: Sequence[Any]) -> None:
+        groups: dict[str, list[Any]] = {}
+        for row in rows:
+            if not row.failed:
+                groups.setdefault(row.name, []).append(row)
+        lines = []
+        for name, runs in groups.items():
+            found = [getattr(row, score.name) for row in runs]
+            means = [
+                f"{sum(getattr(row, column.name) for row in runs) / len(runs):.{column.digits}f}"
+                for column in (score, *others)
+            ]
+            lines.append((name, len(runs), means[0], f"{min(found):.1f} to {max(found):.1f}", *means[1:]))
+        headings = ("variant", "runs", score.heading, "range", *(column.heading for column in others))
+        print_table(headings, lines)
+
+    return run_study_command(
+        args, functools.partial(sweep, args.sweep, args.out, keep_runs=args.keep_runs), ending, print_rows
+    )
+
+
 def add_figures_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY", help="the folder of a sweep")
     parser.add_argument("--out", metavar="FOLDER", default="figures", help="of <name>.png and .svg (default figures)")
 
 
-def draw_sweep(args: argparse.Namespace, figures: Any) -> int:
-    """Draw what the module `figures` has of the sweep in a folder."""
+def draw_sweep(args: argparse.Namespace, load: Callable[[str], Any], figures: Mapping[str, Callable[..., Any]]) -> int:
+    """Draw the figures of the sweep in a folder."""
     from fwm_py.experiments.drawing import save_figures
 
-    sweep = figures.load(args.study)
-    for path in save_figures({name: draw(sweep) for name, draw in figures.FIGURES.items()}, args.out):
+    sweep = load(args.study)
+    for path in save_figures({name: draw(sweep) for name, draw in figures.items()}, args.out):
         print(path)
     return 0
 
