@@ -115,6 +115,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     parser = args.parser
     if args.mode not in MODES:
         parser.error(f"--mode: got {shown(args.mode)}, expected {', '.join(MODES)}")
+    set_threads(args)
     model, settings = load_model(args.run_folder)
     data = Data.open(data_folder(args))
     seq_len = settings.seq_len if args.seq_len is None else integer(parser, "seq_len", args.seq_len, 1, 1 << 24)
@@ -146,6 +147,7 @@ def run_generate(args: argparse.Namespace) -> int:
     from fwm_py.experiments.language.sampling import generate
 
     parser = args.parser
+    set_threads(args)
     model, _ = load_model(args.run_folder)
     data = Data.open(data_folder(args))
     n = integer(parser, "tokens", args.tokens, 0, 1 << 40)

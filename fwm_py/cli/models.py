@@ -66,6 +66,10 @@ def add_training_flags(
     for name, text in (switches | SWITCHES).items():
         parser.add_argument("--" + name, action="store_true", help=text)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, or begin")
+    add_threads_flag(parser)
+
+
+def add_threads_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", metavar="N", help="of PyTorch and fwm_py (default: all)")
 
 
@@ -174,9 +178,10 @@ def add_actions(parser: argparse.ArgumentParser, actions: Mapping[str, Action], 
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """RUN and --data."""
+    """RUN, --data and --threads."""
     parser.add_argument("run_folder", metavar="RUN", help="a run that has ended")
     parser.add_argument("--data", metavar="DATA", help="as prepare makes it (default: that of the run)")
+    add_threads_flag(parser)
 
 
 def data_folder(args: argparse.Namespace) -> str:

@@ -126,7 +126,6 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
     parser.add_argument("--beam", metavar="K", default="4", help="beginnings that are followed; 1: greedy (default 4)")
     parser.add_argument("--length_penalty", metavar="A", default="1", help="scores are divided by length^A (default 1)")
-    parser.add_argument("--threads", metavar="N", help="of PyTorch and fwm_py (default: all)")
 
 
 def searching(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:

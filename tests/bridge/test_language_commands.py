@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 
 def test_evaluate(folder):
     for mode in ((), ("--mode", "sliding", "--stride", "4"), ("--mode", "carry")):
-        done = language("evaluate", "run", *mode, cwd=folder)
+        done = language("evaluate", "run", *mode, "--threads", "1", cwd=folder)
         table = [line.split() for line in done.stdout.splitlines() if line.strip().startswith(("valid", "test"))]
         assert done.returncode == 0 and [row[0] for row in table] == ["valid", "test"]
         assert all(float(row[1]) > 1 for row in table)
@@ -130,6 +130,8 @@ def test_a_sweep_goes_on_with_its_text_alone(folder):
         ("evaluate run --mode all", "--mode: got 'all', expected segments, sliding, carry"),
         ("evaluate run --stride 3", "--stride: got 3 with segments, expected it with sliding, and only there"),
         ("evaluate nothing", "nothing"),
+        ("evaluate run --threads 0", "--threads: got '0', expected an integer in 1.."),
+        ("generate run abc --threads x", "--threads: got 'x', expected an integer in 1.."),
         ("generate run abc --temperature warm", "--temperature: got 'warm', expected a number"),
         ("generate run abc --temperature -1", "temperature: got -1.0, expected a number from 0"),
         ("generate run abc --top_k 0", "--top_k: got '0', expected an integer in 1..257"),
