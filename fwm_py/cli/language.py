@@ -29,7 +29,7 @@ from fwm_py.experiments.language.settings import PRESETS, Settings
 MEANINGS = {
     "rule": ", ".join(Settings.WORDS["rule"]),
     "feature_map": "none, elu1, tanh, dpfpN, favorN",
-    "conv_size": "tokens of the memories' short convolutions, 2..4; 0: none",
+    "conv_size": "tokens of the memories' short convolutions, 1..16; 0: none",
     "layers": "of memory and feed-forward network",
     "kv_heads": "heads of keys and values",
     "positions": ", ".join(Settings.WORDS["positions"]),

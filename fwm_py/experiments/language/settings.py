@@ -22,7 +22,7 @@ class Settings(TrainingSettings):
     normalize, redraw : bool
         Of `fwm_py.torch.nn.FastWeightAttention`.
     conv_size : int
-        Tokens of the memories' short convolutions, 2 to 4; 0: there are none.
+        Tokens of the memories' short convolutions, 1 to 16; 0: there are none.
     layers : int
     kv_heads : int, optional
         heads if not given.
@@ -57,7 +57,7 @@ class Settings(TrainingSettings):
     max_tokens: int = 600_000
 
     LIMITS: ClassVar[dict[str, tuple[int, int]]] = TrainingSettings.LIMITS | {
-        "conv_size": (0, 4),
+        "conv_size": (0, 16),
         "layers": (1, 1000),
         "kv_heads": (1, 1 << 12),
         "seq_len": (1, 1 << 20),
@@ -78,7 +78,6 @@ class Settings(TrainingSettings):
     def checks(self) -> list[tuple[str, bool, str]]:
         return [
             *super().checks(),
-            ("conv_size", self.conv_size != 1, "0 or 2 to 4"),
             ("kv_heads", self.heads % (self.kv_heads or 1) == 0, f"a divisor of heads {self.heads}"),
             ("positions", self.positions != "rotary" or self.d_model // self.heads % 2 == 0, "another with odd heads"),
         ]
