@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from fwm_py.checks import shown
 from fwm_py.cli.failure import integer
 from fwm_py.cli.models import (
+    RESUMES,
     Action,
     Column,
     add_actions,
@@ -15,9 +17,9 @@ from fwm_py.cli.models import (
     add_run_flags,
     add_sweep_flags,
     add_training_flags,
-    data_folder,
     draw_sweep,
     number,
+    open_data,
     progress,
     run_sweep_command,
     set_threads,
@@ -86,7 +88,7 @@ def run_train(args: argparse.Namespace) -> int:
 
     set_threads(args)
     with processes() as first:
-        result = train(settings, Data.open(args.data), args.out, resume=args.resume, on_log=progress())
+        result = train(settings, Data.open(args.data, verify=True), args.out, resume=args.resume, on_log=progress())
         if first:
             scores = "; ".join(
                 "{}: perplexity {perplexity:.2f}, {bits_per_byte:.3f} bits a byte".format(split, **result[split])
@@ -111,13 +113,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from fwm_py.experiments.language.data import Data
     from fwm_py.experiments.language.model import load_model
     from fwm_py.experiments.language.scores import MODES, evaluate
+    from fwm_py.experiments.run import autocast
 
     parser = args.parser
     if args.mode not in MODES:
         parser.error(f"--mode: got {shown(args.mode)}, expected {', '.join(MODES)}")
     set_threads(args)
     model, settings = load_model(args.run_folder)
-    data = Data.open(data_folder(args))
+    data = open_data(args, Data)
     seq_len = settings.seq_len if args.seq_len is None else integer(parser, "seq_len", args.seq_len, 1, 1 << 24)
     if (args.stride is None) != (args.mode != "sliding"):
         parser.error(f"--stride: got {args.stride} with {args.mode}, expected it with sliding, and only there")
@@ -126,7 +129,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
         print(f"{parser.prog}: a state is carried into a model that was not trained so (--carry)", file=sys.stderr)
     rows = []
     for split in ("valid", "test"):
-        score = evaluate(model, data.tokens(split), data.bytes[split], seq_len=seq_len, mode=args.mode, stride=stride)
+        tokens, n_bytes = data.tokens(split), data.bytes[split]
+        with autocast(settings.bf16):  # as it was trained
+            score = evaluate(model, tokens, n_bytes, seq_len=seq_len, mode=args.mode, stride=stride)
         rows.append((split, f"{score.perplexity:.3f}", f"{score.bits_per_byte:.4f}", score.tokens))
     print_table(("", "perplexity", "bits a byte", "tokens"), rows)
     return 0
@@ -138,26 +143,33 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", metavar="N", default="200", help="how many follow (default 200)")
     parser.add_argument("--temperature", metavar="T", default="0.8", help="0: the most likely each time (default 0.8)")
     parser.add_argument("--top_k", metavar="K", help="draw among so many of the most likely (default: all)")
-    parser.add_argument("--seed", metavar="S", default="1", help="of the draws (default 1)")
+    parser.add_argument("--seed", metavar="S", help="of the draws (default 1)")
 
 
 def run_generate(args: argparse.Namespace) -> int:
     from fwm_py.experiments.language.data import Data
     from fwm_py.experiments.language.model import load_model
     from fwm_py.experiments.language.sampling import generate
+    from fwm_py.experiments.run import autocast
 
     parser = args.parser
     set_threads(args)
-    model, _ = load_model(args.run_folder)
-    data = Data.open(data_folder(args))
+    model, settings = load_model(args.run_folder)
+    data = open_data(args, Data)
     n = integer(parser, "tokens", args.tokens, 0, 1 << 40)
     top_k = None if args.top_k is None else integer(parser, "top_k", args.top_k, 1, data.vocab_size)
     temperature = number(parser, "temperature", args.temperature)
+    seed = None if args.seed is None else integer(parser, "seed", args.seed, *Settings.LIMITS["seed"])
+    if seed is not None and temperature == 0:
+        parser.error(f"--seed: got {seed} with temperature 0, expected none: nothing is drawn")
+    try:
+        args.text.encode()
+    except UnicodeEncodeError:
+        parser.error(f"text: got {shown(args.text)}, expected UTF-8")
     tokens = data.tokenizer.encode(args.text).ids or [data.end]
-    seed = integer(parser, "seed", args.seed, *Settings.LIMITS["seed"])
-    found = list(tokens)
-    for token in generate(model, tokens, n, temperature=temperature, top_k=top_k, seed=seed, end=data.end):
-        found.append(token)
+    drawn: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "seed": 1 if seed is None else seed}
+    with autocast(settings.bf16):
+        found = [*tokens, *generate(model, tokens, n, **drawn, end=data.end)]
     print(data.tokenizer.decode(found))
     return 0
 
@@ -185,7 +197,7 @@ def run_figures(args: argparse.Namespace) -> int:
 
 ACTIONS = {
     "prepare": Action("Make tokens of texts", add_prepare_flags, run_prepare),
-    "train": Action("Train a model", add_train_flags, run_train),
+    "train": Action("Train a model", add_train_flags, run_train, RESUMES),
     "evaluate": Action("Say how well a model predicts valid and test", add_evaluate_flags, run_evaluate),
     "generate": Action("Let a model go on with a text", add_generate_flags, run_generate),
     "sweep": Action("Train variants and seeds", add_sweep_flags, run_sweep),

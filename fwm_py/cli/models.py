@@ -16,6 +16,7 @@ import fwm_py
 from fwm_py.checks import shown
 from fwm_py.cli.failure import Failure, integer
 from fwm_py.cli.study import add_study_flags, print_table, run_study_command
+from fwm_py.experiments.prepared import TOKENIZER, Prepared
 from fwm_py.experiments.run_folder import LogRow, read_config
 from fwm_py.experiments.settings import TrainingSettings
 
@@ -43,6 +44,7 @@ SWITCHES = {"bf16": "autocast to bfloat16"}
 MAX_THREADS = 1024
 
 Settings = TypeVar("Settings", bound=TrainingSettings)
+Data = TypeVar("Data", bound=Prepared)
 
 
 def add_training_flags(
@@ -140,11 +142,15 @@ def perplexity(loss: float) -> str:
 
 
 class Action(NamedTuple):
-    """A command below a command."""
+    """A command below a command; `interrupted` is what Ctrl-C makes it say."""
 
     summary: str
     add_flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    interrupted: str = "interrupted"
+
+
+RESUMES = "interrupted; --resume goes on from the last checkpoint"
 
 
 def add_actions(parser: argparse.ArgumentParser, actions: Mapping[str, Action], what: str, extra: str) -> None:
@@ -159,10 +165,10 @@ def add_actions(parser: argparse.ArgumentParser, actions: Mapping[str, Action], 
         What needs libraries that may be missing, and the extra that has them.
     """
 
-    def ending(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    def ending(action: Action) -> Callable[[argparse.Namespace], int]:
         def guarded(args: argparse.Namespace) -> int:
-            with in_one_line(what, extra):
-                return run(args)
+            with in_one_line(what, extra, action.interrupted):
+                return action.run(args)
 
         return guarded
 
@@ -173,7 +179,7 @@ def add_actions(parser: argparse.ArgumentParser, actions: Mapping[str, Action], 
     made = parser.add_subparsers(metavar="action", dest="action", parser_class=type(parser))
     for name, action in actions.items():
         flags = made.add_parser(name, help=action.summary, description=action.summary + ".", allow_abbrev=False)
-        flags.set_defaults(parser=flags, run=ending(action.run))
+        flags.set_defaults(parser=flags, run=ending(action))
         action.add_flags(flags)
 
 
@@ -184,9 +190,16 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add_threads_flag(parser)
 
 
-def data_folder(args: argparse.Namespace) -> str:
-    """Where the data of `add_run_flags` are."""
-    return args.data or str(read_config(args.run_folder)["data_folder"])
+def open_data(args: argparse.Namespace, kind: type[Data]) -> Data:
+    """The data of `add_run_flags`, whose tokens must be those of the run."""
+    config = read_config(args.run_folder)
+    try:
+        data = kind.open(args.data or config["data_folder"], verify=True)
+    except ValueError as error:
+        raise ValueError(str(error) if args.data else f"{error}; --data says where they are") from None
+    if data.files[TOKENIZER].sha256 != config["tokenizer"]:
+        raise ValueError(f"{data.folder}: got another tokenizer, expected that of {args.run_folder}")
+    return data
 
 
 def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
@@ -261,7 +274,7 @@ def draw_sweep(args: argparse.Namespace, load: Callable[[str], Any], figures: Ma
 
 
 @contextlib.contextmanager
-def in_one_line(what: str, extra: str) -> Iterator[None]:
+def in_one_line(what: str, extra: str, interrupted: str) -> Iterator[None]:
     """Ends the program with a line for the errors that preparing, training and evaluating have."""
     try:
         yield
@@ -270,9 +283,17 @@ def in_one_line(what: str, extra: str) -> Iterator[None]:
         raise Failure(1, missing if error.name else str(error)) from None  # ours say what to install
     except ArithmeticError as error:  # training.Diverged, which needs PyTorch
         raise Failure(1, str(error)) from None
-    except (FileExistsError, ValueError) as error:
+    except ValueError as error:
         raise Failure(2, str(error)) from None
     except OSError as error:
+        if error.errno is None:  # ours
+            raise Failure(2, str(error)) from None
+        if error.filename is None:  # of our output: main says so
+            raise
         raise Failure(2, f"{shown(error.filename)}: {error.strerror}") from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        raise Failure(1, "out of memory: a smaller model, map or batch may help") from None
     except KeyboardInterrupt:
-        raise Failure(130, "interrupted; --resume goes on from the last checkpoint") from None
+        raise Failure(130, interrupted) from None

@@ -10,6 +10,7 @@ from typing import Any
 from fwm_py.checks import shown
 from fwm_py.cli.failure import Failure, integer
 from fwm_py.cli.models import (
+    RESUMES,
     Action,
     Column,
     add_actions,
@@ -17,9 +18,9 @@ from fwm_py.cli.models import (
     add_run_flags,
     add_sweep_flags,
     add_training_flags,
-    data_folder,
     draw_sweep,
     number,
+    open_data,
     progress,
     run_sweep_command,
     set_threads,
@@ -105,7 +106,7 @@ def run_train(args: argparse.Namespace) -> int:
 
     set_threads(args)
     with processes() as first:
-        result = train(settings, Data.open(args.data), args.out, resume=args.resume, on_log=progress())
+        result = train(settings, Data.open(args.data, verify=True), args.out, resume=args.resume, on_log=progress())
         if first:
             skipped = f", {result['skipped']} skipped" if result["skipped"] else ""
             print(
@@ -139,7 +140,7 @@ def searching(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
     set_threads(args)
     model, _ = load_model(args.run_folder)
-    return model, Data.open(data_folder(args)), options
+    return model, open_data(args, Data), options
 
 
 def lines_of_input() -> Iterator[str]:
@@ -197,7 +198,7 @@ def run_figures(args: argparse.Namespace) -> int:
 
 ACTIONS = {
     "prepare": Action("Make tokens of parallel texts", add_prepare_flags, run_prepare),
-    "train": Action("Train a model", add_train_flags, run_train),
+    "train": Action("Train a model", add_train_flags, run_train, RESUMES),
     "translate": Action("Translate the lines of the standard input", add_search_flags, run_translate),
     "score": Action("Translate test or valid, and compare", add_score_flags, run_score),
     "sweep": Action("Train variants and seeds", add_sweep_flags, run_sweep),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ def write_json(path: Path, facts: dict[str, Any]) -> None:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What config.json holds: `settings`, `data` (its identity), `data_folder` and `version`.
+    """What config.json holds: `settings`, `data` (its identity), `tokenizer` (its sha256), `data_folder`, `version`.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     try:
         config: dict[str, Any] = json.loads(path.read_bytes())
-        dict(config["settings"]), str(config["data"]), str(config["data_folder"])
+        dict(config["settings"]), *(str(config[name]) for name in ("data", "tokenizer", "data_folder"))
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path}: got a damaged file, expected a run's settings; begin in another folder") from None
     return config
@@ -66,8 +67,8 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
             )
 
 
-def read_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What result.json holds.
+def read_result(folder: str | os.PathLike[str], numbers: Sequence[str]) -> dict[str, Any]:
+    """What result.json holds; `numbers` are some of them, `<split> <name>` each.
 
     Raises
     ------
@@ -79,7 +80,8 @@ def read_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / RESULT
     try:
         result: dict[str, Any] = json.loads(path.read_bytes())
-        int(result["steps"])
+        found = [result[split][name] for split, name in (number.split() for number in numbers)]
+        list(map(float, found)), int(result["steps"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path}: got a damaged file, expected a result; delete it, and resume") from None
     return result

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,9 +25,9 @@ from fwm_py import __version__
 from fwm_py.checks import shown
 from fwm_py.experiments.files import naming, write_file
 from fwm_py.experiments.prepared import META, Prepared
-from fwm_py.experiments.run_folder import LOG
+from fwm_py.experiments.run_folder import CONFIG, LOG, read_config
 from fwm_py.experiments.settings import TrainingSettings
-from fwm_py.experiments.study import rows_with, run_study, variant
+from fwm_py.experiments.study import Results, rows_with, run_study, variant
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -121,25 +121,30 @@ def read_sweep(path: str | os.PathLike[str], out: str | os.PathLike[str], kind: 
 
 
 def _tasks(given: dict[str, Any], here: Path, out: Path, of: Kind) -> list[Task]:
+    preset = given.get("preset", "study")
+    if not isinstance(preset, str) or preset not in of.presets:
+        raise ValueError(f"preset: got {shown(preset)}, expected {', '.join(of.presets)}")
     for name, kind, expected in (("data", str, "a folder"), ("seeds", list, "a list"), ("variants", dict, "tables")):
         if not isinstance(given.get(name), kind) or not given[name]:
             raise ValueError(f"{name}: got {shown(given.get(name))}, expected {expected}")
-    preset = given.get("preset", "study")
-    if preset not in of.presets:
-        raise ValueError(f"preset: got {shown(preset)}, expected {', '.join(of.presets)}")
+    seeds = given["seeds"]
+    if len(set(map(repr, seeds))) < len(seeds):
+        raise ValueError(f"seeds: got {shown(seeds)}, expected each once")
     shared = of.presets[preset] | {name: value for name, value in given.items() if name not in OWN}
     tasks = []
     for name, options in given["variants"].items():
+        if not (name.isascii() and name.isprintable() and name.strip()):
+            raise ValueError(f"variants: got {shown(name)}, expected names of ASCII letters")
         if not isinstance(options, dict):
             raise ValueError(f"variants: got {shown(options)} for {shown(name)}, expected a table")
         known = [field.name for field in dataclasses.fields(of.settings) if field.name != "seed"]
         unknown = [key for key in shared | options if key not in known]
         if unknown:
             raise ValueError(f"{unknown[0]}: an unknown setting, expected {', '.join(known)}")
-        for seed in given["seeds"]:
+        for seed in seeds:
             settings = of.settings(**shared | options | {"seed": seed})
-            task = Task(name, settings, str(here / given["data"]), "")
-            tasks.append(dataclasses.replace(task, folder=str(out / RUNS / task.slug)))
+            task = Task(name, settings, os.path.abspath(here / given["data"]), "")
+            tasks.append(dataclasses.replace(task, folder=os.path.abspath(out / RUNS / task.slug)))
     slugs = [task.slug for task in tasks]
     for slug in slugs:
         if slugs.count(slug) > 1:
@@ -154,7 +159,7 @@ def trained(task: Task, data: type[Prepared], train: Callable[..., dict[str, Any
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        result = train(task.settings, data.open(task.data), task.folder, resume=True)
+        result = train(task.settings, data.open(task.data, verify=True), task.folder, resume=True)
     finally:
         torch.set_num_threads(threads)
     logs = Path(task.folder).parents[1] / LOGS
@@ -170,6 +175,28 @@ def keep_text(data: Prepared, out: Path) -> None:
         write_file(path, (data.folder / META).read_bytes())
     elif data.read_meta(path)["files"] != data.facts["files"]:
         raise ValueError(f"{path}: got runs on another text than {data.folder}, expected the same; begin elsewhere")
+
+
+def check_made(tasks: Sequence[Task], kind: Kind, out: Path, keep_runs: bool) -> None:
+    """Refuse a folder with runs of the same names and seeds whose settings are others; clear runs that have a row."""
+    rows = {slug(row.name, row.seed): row for row in Results(out / RESULTS, kind.row).rows.values()}
+    for task in tasks:
+        run, row = Path(task.folder), rows.get(task.slug)
+        way_out = "begin elsewhere, or delete"
+        if row is not None:
+            differing = [name for name in kind.row.KEYS if getattr(row, name) != getattr(row_of(task, kind.row), name)]
+            if differing:
+                name = differing[0]
+                raise ValueError(
+                    f"{out / RESULTS}: got {task.slug} with {name} {shown(getattr(row, name))}, "
+                    f"expected {shown(getattr(row_of(task, kind.row), name))}; {way_out} its line"
+                )
+            if not row.error and not keep_runs:
+                shutil.rmtree(run, ignore_errors=True)  # a kill came between the row and this
+        elif (run / CONFIG).exists():
+            known = read_config(run)["settings"]
+            if known != dataclasses.asdict(task.settings):
+                raise ValueError(f"{run}: got a run with other settings, expected those of the file; {way_out} it")
 
 
 def run_sweep(
@@ -216,6 +243,7 @@ def run_sweep(
     with naming(out):
         Path(out).mkdir(parents=True, exist_ok=True)
     keep_text(data, Path(out))
+    check_made(tasks, kind, Path(out), keep_runs)
 
     def ended(row: Any) -> None:
         if not keep_runs and not row.error:

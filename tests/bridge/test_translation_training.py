@@ -154,7 +154,7 @@ def test_kill_9(data, tmp_path):
         time.sleep(0.01)
     time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "run" / RESULT).exists()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

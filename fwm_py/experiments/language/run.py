@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,6 +32,12 @@ class Run(run.Run[Settings, Data, Decoder]):
         tokens = data.tokens("train")
         self.batches: Batches = Streams(tokens, shape) if settings.carry else Segments(tokens, shape, settings.seed)
         self.states: list[DecoderState | None] = [None] * settings.accumulate
+        self._after = list(self.states)  # of the last losses
+        self._valid: Score | None = None
+
+    NUMBERS: ClassVar[tuple[str, ...]] = tuple(
+        f"{split} {name}" for split in ("valid", "test") for name in ("perplexity", "bits_per_byte")
+    )
 
     def make_model(self) -> Decoder:
         return make_model(self.settings, self.data.vocab_size)
@@ -47,31 +51,33 @@ class Run(run.Run[Settings, Data, Decoder]):
 
     def _loss_of(self, i: int, part: Part) -> Callable[[], Tensor]:
         def loss() -> Tensor:
-            with self._autocast():
+            with run.autocast(self.settings.bf16):
                 hidden, state = self.model.hidden(part.tokens, self.states[i], return_state=self.settings.carry)
                 logits = self.model.logits(hidden)
-            self.states[i] = state and state.detach()
+            self._after[i] = state and state.detach()
             return F.cross_entropy(logits.float().flatten(0, 1), part.following.flatten())
 
         return loss
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cpu", torch.bfloat16) if self.settings.bf16 else nullcontext()
-
     def score(self, split: str) -> Score:
         """Of valid or test: in segments, or with the state carried, when their length does not matter."""
         settings, tokens, n_bytes = self.settings, self.data.tokens(split), self.data.bytes[split]
-        with self._autocast():
+        with run.autocast(self.settings.bf16):
             if settings.carry:
                 return evaluate(self.model, tokens, n_bytes, seq_len=max(CARRIED, settings.seq_len), mode="carry")
             return evaluate(self.model, tokens, n_bytes, seq_len=settings.seq_len)
 
+    def step_made(self) -> None:
+        self.states = list(self._after)
+
     def valid_loss(self) -> float:
-        return self.score("valid").loss
+        self._valid = self.score("valid")
+        return self._valid.loss
 
     def scores(self) -> dict[str, Any]:
-        scores: dict[str, Any] = {split: self.score(split)._asdict() for split in ("valid", "test")}
-        return scores | {"state": self.model.numbers_of_state(self.settings.seq_len)}
+        valid, test = self._valid or self.score("valid"), self.score("test")
+        state = self.model.numbers_of_state(self.settings.seq_len)
+        return {"valid": valid._asdict(), "test": test._asdict(), "state": state}
 
     def state(self) -> tuple[run.Tensors, dict[str, Any]]:
         tensors = {
@@ -119,6 +125,4 @@ def train(
     Refused, FileExistsError, ValueError, Diverged
         As of `train_in_folder`; and ValueError for settings that do not fit the data.
     """
-    if settings.carry and settings.rule == "softmax":
-        raise ValueError("carry: got True with softmax, expected False: its state would grow without end")
     return run.train_in_folder(Run(settings, data, Path(folder)), resume=resume, on_log=on_log)

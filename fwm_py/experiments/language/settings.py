@@ -78,6 +78,8 @@ class Settings(TrainingSettings):
     def checks(self) -> list[tuple[str, bool, str]]:
         return [
             *super().checks(),
+            ("carry", not (self.carry and self.rule == "softmax"), "False with softmax, whose state would grow on"),
+            ("redraw", not (self.carry and self.redraw), "False with carry: a state is read as it was written"),
             ("kv_heads", self.heads % (self.kv_heads or 1) == 0, f"a divisor of heads {self.heads}"),
             ("positions", self.positions != "rotary" or self.d_model // self.heads % 2 == 0, "another with odd heads"),
         ]

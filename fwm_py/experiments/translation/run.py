@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,7 +33,10 @@ class Run(run.Run[Settings, Data, EncoderDecoder]):
     def __init__(self, settings: Settings, data: Data, folder: Path) -> None:
         super().__init__(settings, data, folder)
         shape = settings.batch_tokens, settings.seed, settings.accumulate, world(), rank()
+        self._valid: float | None = None
         self.batches = Batches(*data.tokens("train"), *shape)
+
+    NUMBERS: ClassVar[tuple[str, ...]] = "valid perplexity", "test bleu", "test chrf", "test exact"
 
     def make_model(self) -> EncoderDecoder:
         return make_model(self.settings, self.data.vocab_size)
@@ -48,7 +49,7 @@ class Run(run.Run[Settings, Data, EncoderDecoder]):
 
     def _loss_of(self, batch: Batch, tokens: float) -> Callable[[], Tensor]:
         def loss() -> Tensor:
-            with self._autocast():
+            with run.autocast(self.settings.bf16):
                 logits = self.model(batch.source, batch.lengths, batch.target)
             total = F.cross_entropy(
                 logits.float().flatten(0, 1),
@@ -61,15 +62,17 @@ class Run(run.Run[Settings, Data, EncoderDecoder]):
 
         return loss
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cpu", torch.bfloat16) if self.settings.bf16 else nullcontext()
-
     def valid_loss(self) -> float:
-        with self._autocast():
+        self._valid = self._loss_of_valid()
+        return self._valid
+
+    def _loss_of_valid(self) -> float:
+        with run.autocast(self.settings.bf16):
             return loss_of(self.model, *self.data.tokens("valid"))
 
     def scores(self) -> dict[str, Any]:
-        loss = self.valid_loss()
+        changed = self.settings.average > 1  # since it was evaluated
+        loss = self._loss_of_valid() if self._valid is None or changed else self._valid
         found = score(self.model, self.data, "test", beam=BEAM)
         return {"valid": {"loss": loss, "perplexity": run.perplexity(loss)}, "test": found._asdict() | {"beam": BEAM}}
 
@@ -83,8 +86,8 @@ class Run(run.Run[Settings, Data, EncoderDecoder]):
         for _, path in self._averaged()[: -self.settings.average]:
             path.unlink()
 
-    def load(self) -> None:
-        super().load()
+    def load(self, tensors: run.Tensors, facts: dict[str, Any]) -> None:
+        super().load(tensors, facts)
         for step, path in self._averaged():
             if step > self.step and not rank():  # of a checkpoint that a kill prevented
                 path.unlink()

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import torch.nn.functional as F
 
 from fwm_py.experiments.bpe import END_ID
+from fwm_py.experiments.run import in_evaluation
 from fwm_py.experiments.translation.batches import IGNORED, batch_of, rows_by_length
 from fwm_py.experiments.translation.data import Data, Sentences
 from fwm_py.experiments.translation.metrics import measure
@@ -40,19 +40,16 @@ class Translations(NamedTuple):
     signature: str
 
 
-@torch.no_grad()
 def loss_of(model: EncoderDecoder, source: Sentences, target: Sentences) -> float:
     """Mean cross entropy of a target token, in nats, without label smoothing; the model is left in its mode."""
-    training = model.training
-    model.eval()
     losses, n = [], 0
-    for rows in rows_by_length(np.maximum(source.lengths, target.lengths), BATCH_TOKENS):
-        batch = batch_of([source[row] for row in rows], [target[row] for row in rows])
-        logits = model(batch.source, batch.lengths, batch.target).flatten(0, 1)
-        following = batch.following.flatten()
-        losses.append(float(F.cross_entropy(logits.float(), following, ignore_index=IGNORED, reduction="sum")))
-        n += batch.tokens
-    model.train(training)
+    with in_evaluation(model):
+        for rows in rows_by_length(np.maximum(source.lengths, target.lengths), BATCH_TOKENS):
+            batch = batch_of([source[row] for row in rows], [target[row] for row in rows])
+            logits = model(batch.source, batch.lengths, batch.target).flatten(0, 1)
+            following = batch.following.flatten()
+            losses.append(float(F.cross_entropy(logits.float(), following, ignore_index=IGNORED, reduction="sum")))
+            n += batch.tokens
     return math.fsum(losses) / n
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fwm_py.checks import integer, shown
 from fwm_py.experiments.bpe import END_ID
+from fwm_py.experiments.run import in_evaluation
 from fwm_py.experiments.translation.batches import padded, rows_by_length
 from fwm_py.torch.nn import EncoderDecoder, EncoderDecoderState
 
@@ -45,7 +46,6 @@ def longest_translation(n: int) -> int:
     return 2 * n + 20
 
 
-@torch.no_grad()
 def translate(
     model: EncoderDecoder,
     sources: Sequence[Tokens],
@@ -87,15 +87,14 @@ def translate(
         raise TypeError(f"length_penalty: got {shown(length_penalty)}, expected a number from 0")
     if not 0 <= length_penalty < float("inf"):
         raise ValueError(f"length_penalty: got {shown(length_penalty)}, expected a number from 0")
-    training = model.training
-    model.eval()
     found: list[Hypothesis | None] = [None] * len(sources)
-    if len(sources):
+    if not len(sources):
+        return []
+    with in_evaluation(model):
         for rows in rows_by_length(np.array([len(source) for source in sources]) * beam, batch_tokens):
             search = _Search(model, [sources[row] for row in rows], beam, length_penalty, use_states)
             for row, hypothesis in zip(rows, search.best()):
                 found[row] = hypothesis
-    model.train(training)
     return [hypothesis for hypothesis in found if hypothesis is not None]
 
 
