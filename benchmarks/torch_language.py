@@ -3,7 +3,6 @@
 Shapes: B sequences of T tokens, H heads, K features of a key, V numbers of a value; C tokens of a chunk.
 """
 
-import math
 from functools import partial
 
 import torch
@@ -95,7 +94,7 @@ class Decoder(nn.Module):
     def forward(self, tokens):
         size = self.embed.embedding_dim
         angles = torch.arange(tokens.shape[1])[:, None] / 1e4 ** (torch.arange(0, size, 2) / size)
-        x = self.embed(tokens) * math.sqrt(size) + torch.cat([angles.sin(), angles.cos()], 1)
+        x = self.embed(tokens) * size**0.5 + torch.cat([angles.sin(), angles.cos()], 1)
         for layer in self.layers:
             x = layer(x)
         return self.norm(x) @ self.embed.weight.T

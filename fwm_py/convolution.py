@@ -23,8 +23,8 @@ and gradients of zero. Values that are not finite propagate to the W tokens that
 the smallest normal one may count as 0. Several Python threads may call at once; they run side by side.
 
 Errors: TypeError for an argument of another type or dtype than said here; ValueError for shapes that do not fit, D = 0,
-W outside 2..4, an activation not listed, bad cu_seqlens, and an out that cannot be written to or overlaps; MemoryError.
-The message begins with the argument's name.
+W outside 1..16, an activation not listed, bad cu_seqlens, and an out that cannot be written to or overlaps;
+MemoryError. The message begins with the argument's name.
 
 With one token a call and `out=(y, state)`, `initial_state=state`, the convolution decodes:
 

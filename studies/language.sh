@@ -3,12 +3,12 @@
 # documentation of Python 3.11, whose sources are reStructuredText; where there is no apt-get, download the package from
 # https://packages.debian.org/bookworm/python3.11-doc into studies/language.
 set -euo pipefail
-cd "$(dirname "$0")/language"
+cd "$(dirname "$0")"
+mkdir -p language && cd language
 
 if [ ! -e data ]; then
-    [ -e python3.11-doc_*.deb ] || apt-get download python3.11-doc
+    compgen -G "python3.11-doc_*.deb" > /dev/null || apt-get download python3.11-doc
     dpkg-deb -x python3.11-doc_*.deb package
     fwm-py language prepare package/usr/share/doc/python3.11/html/_sources --vocab 2048 --out data
 fi
 fwm-py language sweep ../language.toml --out .
-fwm-py language figures . --out .

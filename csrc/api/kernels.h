@@ -147,8 +147,8 @@ typedef struct {
 } FwmAttentionCall;
 
 /* The shortest and the longest convolution. */
-#define FWM_FEWEST_TAPS 2
-#define FWM_MOST_TAPS 4
+#define FWM_FEWEST_TAPS 1
+#define FWM_MOST_TAPS 16
 
 /* One call of the causal convolution, a filter of W numbers for each of D channels, along n_sequences, whose tokens
  * stand one behind the other. Arrays are packed, of the copy's number type. A state is the last W - 1 tokens that a

@@ -6,11 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import fwm_py
 from fwm_py.checks import shown
-from fwm_py.cli import capacity, compare, figures, language, recall, reproduce, train
+from fwm_py.cli import capacity, compare, figures, language, recall, reproduce, train, translation
 from fwm_py.cli.failure import Failure
 
 PROGRAM = "fwm-py"
@@ -77,7 +77,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-COMMANDS = {  # name: summary, description, what its help ends with, its flags, what it does
+COMMANDS: dict[
+    str, Any
+] = {  # name: summary, description, what its help ends with, flags, what it does or None: actions
     "train": (
         "train and write logs",
         "Train the associative-retrieval experiment for N = begin, begin + step, .., end keys, each N a run "
@@ -129,7 +131,16 @@ COMMANDS = {  # name: summary, description, what its help ends with, its flags, 
         "(docs/language.md). Needs pip install 'fwm_py[language]'.",
         None,
         language.add_language_flags,
-        language.run_language,
+        None,
+    ),
+    "translation": (
+        "prepare parallel texts, train translation models, translate",
+        "Translation with the maps of the paper in all attentions of an encoder-decoder: prepare makes tokens of\n"
+        "parallel texts, train trains a model, translate translates lines of text, score compares with references,\n"
+        "sweep trains variants and seeds (docs/translation.md). Needs pip install 'fwm_py[translation]'.",
+        None,
+        translation.add_translation_flags,
+        None,
     ),
     "figures": (
         "draw the paper's figures from logs, or those of a study",

@@ -23,7 +23,7 @@ QUICK = {"rule": "softmax,delta,gated_delta,sum", "num_kv_pairs": "4", "seq_len"
 MEANINGS = {
     "rule": ", ".join(RULES),
     "feature_map": "none, elu1, tanh, dpfpN, favorN",
-    "conv_size": "tokens of the memory's short convolutions, 2..4; 0: none",
+    "conv_size": "tokens of the memory's short convolutions, 1..16; 0: none",
     "num_kv_pairs": "pairs of a key and its value, D",
     "seq_len": "tokens, T, at least 4 D",
     "vocab_size": "half of them keys, half values",
@@ -75,8 +75,6 @@ def runs_of(args: argparse.Namespace) -> list[Settings]:
             continue
         if name in LIMITS:
             given[name] = integers(parser, name, text, *LIMITS[name])
-        elif name == "conv_size":
-            given[name] = integers(parser, name, text, 0, 4)
         else:
             given[name] = numbers(parser, name, text) if name == "lr" else listed(text)
     try:

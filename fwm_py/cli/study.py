@@ -77,6 +77,8 @@ def run_study_command(
     except ValueError as error:
         raise Failure(2, str(error)) from None
     except OSError as error:
+        if error.filename not in (None, args.out):  # what the study reads
+            raise Failure(2, f"{shown(error.filename)}: {error.strerror}") from None
         raise Failure(
             2, f"--out: got {shown(args.out)}, expected a file that can be written ({error.strerror})"
         ) from None
@@ -88,6 +90,8 @@ def run_study_command(
     failed = [row for row in rows if row.failed]
     for row in failed:
         print(f"{args.parser.prog}: {ending(row)}", file=sys.stderr)
+    if failed:
+        print(f"{args.parser.prog}: a row that failed is made again where its line is deleted", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -1,6 +1,6 @@
 """Training with PyTorch: step sizes, one step of an optimiser, and processes that train together.
 
-The loop itself stands with each experiment, because what it evaluates and writes is its own.
+The loop itself is in run.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -145,6 +145,24 @@ def world() -> int:
 
 def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
+
+
+def gathered(fact: Any) -> list[Any]:
+    """What each process gives, in the order of their ranks: of process 0; of the others nothing."""
+    if world() == 1:
+        return [fact]
+    found: list[Any] | None = [None] * world() if rank() == 0 else None
+    dist.gather_object(fact, found)
+    return found or []
+
+
+def shared(fact: Any) -> Any:
+    """What process 0 gives, for all."""
+    if world() == 1:
+        return fact
+    box = [fact]
+    dist.broadcast_object_list(box)
+    return box[0]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ Prefill, cached decoding and training work as before; the gradients are those of
 sequences packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`, where -1 marks padding: such tokens
 give 0, nobody sees them, and there is no state of theirs. What a model's softmax layers see is transformers' business
 (with use_cache=False they keep them apart in all families but glm5_next). Tensors that are not on the CPU, subclasses
-of Tensor (DTensor), torch.func's transforms, convolutions of other widths than 2 to 4, softmax attention with another
+of Tensor (DTensor), torch.func's transforms, convolutions of other widths than 1 to 16, softmax attention with another
 mask or for one token, and norms of a few numbers go to the function that was there before. Hooks of accelerate
 (device_map, offloading) may be put on before `enable()` or after it; a layer whose own forward somebody has replaced
 keeps that, as one does whose hook was removed before. Gradients cannot be differentiated again. Where a package for

@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 import fwm_py.torch as fwm
 from fwm_py.transformers.packed import blank, has_tokens, in_one_row, packed_by, padding_of, spread
 
-WIDTHS = (2, 3, 4)  # of the convolution; others are left to the original
+WIDTHS = range(1, 17)  # of the convolution; others are left to the original
 FEW_NUMBERS = 65536  # fewer are left to the original by a norm without a gate: the call would take longer than the work
 
 

@@ -1,5 +1,6 @@
 """`fwm-py language`: a text through all its commands, a sweep that goes on, and what is refused."""
 
+import json
 import subprocess
 import sys
 
@@ -50,6 +51,9 @@ def folder(tmp_path_factory):
     write_documents(folder / "texts", n=40, length=200)
     done = language_process("prepare", "texts", "--vocab", "257", "--out", "data", cwd=folder)
     assert done.returncode == 0 and "perplexity of valid by counting: unigram" in done.stdout
+    write_documents(folder / "other_texts", n=40, length=200, seed=7)
+    done = language("prepare", "other_texts", "--vocab", "260", "--out", "other_data", cwd=folder)
+    assert done.returncode == 0
     done = language_process("train", "data", "--out", "run", *TINY, cwd=folder)
     assert done.returncode == 0 and "run: valid: perplexity" in done.stdout and "; 7 steps, " in done.stdout
     assert "step 7  tokens 448  loss" in done.stderr and "valid perplexity" in done.stderr
@@ -58,7 +62,7 @@ def folder(tmp_path_factory):
 
 def test_evaluate(folder):
     for mode in ((), ("--mode", "sliding", "--stride", "4"), ("--mode", "carry")):
-        done = language("evaluate", "run", *mode, cwd=folder)
+        done = language("evaluate", "run", *mode, "--threads", "1", cwd=folder)
         table = [line.split() for line in done.stdout.splitlines() if line.strip().startswith(("valid", "test"))]
         assert done.returncode == 0 and [row[0] for row in table] == ["valid", "test"]
         assert all(float(row[1]) > 1 for row in table)
@@ -103,11 +107,47 @@ def test_a_sweep_goes_on_with_its_text_alone(folder):
     assert language("sweep", "one.toml", "--out", "text_study", cwd=folder).returncode == 0
     before = (folder / "text_study" / "results.csv").read_bytes()
     done = language("sweep", "other.toml", "--out", "text_study", cwd=folder)
-    assert done.returncode == 2 and "data.json: got runs on another text than more_data, expected" in done.stderr
+    assert done.returncode == 2 and "data.json: got runs on another text than" in done.stderr
     assert (folder / "text_study" / "results.csv").read_bytes() == before
     (folder / "text_study" / "data.json").write_text("{")
     done = language("sweep", "one.toml", "--out", "text_study", cwd=folder)
     assert done.returncode == 2 and "data.json: got a damaged file" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_run_in_bfloat16_is_evaluated_so(folder):
+    assert language("train", "data", "--out", "bf16", *TINY, "--bf16", cwd=folder).returncode == 0
+    result = json.loads((folder / "bf16" / "result.json").read_text())
+    done = language("evaluate", "bf16", "--threads", "1", cwd=folder)
+    assert f"{result['test']['perplexity']:.3f}" in done.stdout
+
+
+def test_a_sweep_whose_file_has_changed(folder):
+    """Rows, and runs that were interrupted, of the same names with other settings are refused before anything is made;
+    what a kill left behind a row goes."""
+    one = SWEEP.replace("[1, 2]", "[1]")
+    (folder / "one.toml").write_text(one)
+    (folder / "longer.toml").write_text(one.replace("max_tokens = 400", "max_tokens = 500"))
+    left = folder / "changed" / "runs" / "sum_elu_1_seed1"
+    assert language("sweep", "one.toml", "--out", "changed", "--keep_runs", cwd=folder).returncode == 0
+    assert (left / "config.json").exists()
+    done = language("sweep", "longer.toml", "--out", "changed", cwd=folder)
+    message = "results.csv: got sum_elu_1_seed1 with max_tokens 400, expected 500; begin elsewhere, or delete its line"
+    assert done.returncode == 2 and message in done.stderr
+    results = folder / "changed" / "results.csv"
+    before = results.read_text()
+    results.write_text(before.splitlines(keepends=True)[0])
+    done = language("sweep", "longer.toml", "--out", "changed", cwd=folder)
+    assert done.returncode == 2 and "sum_elu_1_seed1: got a run with other settings, expected those" in done.stderr
+    results.write_text(before)
+    assert language("sweep", "one.toml", "--out", "changed", cwd=folder).returncode == 0 and not left.exists()
+
+
+def test_a_failed_row_says_how_it_is_made_again(folder):
+    (folder / "large.toml").write_text(SWEEP.replace("[1, 2]", "[1]").replace("seq_len = 16", "seq_len = 100000"))
+    for made in (2, 0):
+        done = language("sweep", "large.toml", "--out", "failed", "--jobs", "1", cwd=folder)
+        assert done.returncode == 1 and f"failed: {made} rows made" in done.stdout
+        assert "a row that failed is made again where its line is deleted" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -120,7 +160,10 @@ def test_a_sweep_goes_on_with_its_text_alone(folder):
         ("train data --out other --preset big", "--preset: got 'big', expected test, study, paper-small"),
         ("train data --out other --rule deltas", "--rule: got 'deltas', expected softmax, sum"),
         ("train data --out other --lr fast", "--lr: got 'fast', expected a number"),
-        ("train data --out other --rule softmax --feature_map none --carry", "carry: got True with softmax"),
+        (
+            "train data --out other --rule softmax --feature_map none --carry",
+            "carry: got True, expected False with softmax",
+        ),
         (
             "train data --out other --normalize --rule gated_delta",
             "--normalize: got True with gated_delta, expected sum",
@@ -130,6 +173,17 @@ def test_a_sweep_goes_on_with_its_text_alone(folder):
         ("evaluate run --mode all", "--mode: got 'all', expected segments, sliding, carry"),
         ("evaluate run --stride 3", "--stride: got 3 with segments, expected it with sliding, and only there"),
         ("evaluate nothing", "nothing"),
+        ("evaluate run --data other_data", "other_data: got another tokenizer, expected that of run"),
+        ("generate run abc --data other_data", "other_data: got another tokenizer, expected that of run"),
+        ("generate run abc --temperature 0 --top_k 3", "top_k: got 3 with temperature 0, expected None"),
+        ("generate run abc --temperature 0 --seed 3", "--seed: got 3 with temperature 0, expected none"),
+        ("generate run \udcff", "text: got '\\udcff', expected UTF-8"),
+        ("train data --out texts/0.txt", "'texts/0.txt': File exists"),
+        ("train data --out texts --resume", "texts: got files that are of no run, expected a run, or a new folder"),
+        ("train data --out other --carry --redraw --feature_map favor8", "redraw: got True, expected False with carry"),
+        ("sweep nothing.toml --out other", "'nothing.toml': No such file"),
+        ("evaluate run --threads 0", "--threads: got '0', expected an integer in 1.."),
+        ("generate run abc --threads x", "--threads: got 'x', expected an integer in 1.."),
         ("generate run abc --temperature warm", "--temperature: got 'warm', expected a number"),
         ("generate run abc --temperature -1", "temperature: got -1.0, expected a number from 0"),
         ("generate run abc --top_k 0", "--top_k: got '0', expected an integer in 1..257"),
@@ -147,9 +201,13 @@ def test_what_is_refused(arguments, message, folder):
     [
         (("seeds = [1, 2]", "seeds = 1"), "study: seeds: got 1, expected a list"),
         (('preset = "test"', 'preset = "big"'), "preset: got 'big', expected test, study"),
-        (("layers = 1", "layer = 1"), "layer: an unknown setting, expected rule"),
+        (("layers = 1", "layer = 1"), "layer: an unknown setting, expected d_model"),
         (('rule = "sum"', 'rule = "add"'), "rule: got 'add', expected softmax, sum"),
         (('"gated delta"', '"sum; elu + 1"'), "variants: got two that are called sum_elu_1_seed1"),
+        (('"gated delta"', '"gated \u0394"'), "variants: got 'gated \u0394', expected names of ASCII letters"),
+        (('"gated delta"', '"gated\\ndelta"'), "variants: got 'gated\\ndelta', expected names of ASCII letters"),
+        (("[1, 2]", "[1, 1]"), "seeds: got [1, 1], expected each once"),
+        (('"test"', '["test"]'), "preset: got ['test'], expected test, study"),
     ],
 )
 def test_files_that_are_no_sweeps(change, message, folder):

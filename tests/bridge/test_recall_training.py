@@ -141,7 +141,7 @@ def test_command(tmp_path):
         ("--rule deltas", "--rule: got 'deltas', expected softmax, sum"),
         ("--num_kv_pairs 20", "--seq_len: got 64, expected at least 4 num_kv_pairs"),
         ("--seed x", "--seed: got 'x', expected an integer in 0..4294967295"),
-        ("--conv_size 1", "--conv_size: got 1, expected an integer in 2..4"),
+        ("--conv_size 17", "--conv_size: got '17', expected an integer in 0..16"),
         ("--lr 0", "--lr: got '0', expected a finite number above 0"),
         ("--lr best", "--lr: got best, expected rows of Settings"),
         ("--normalize", "--normalize: got True with the map none, expected one that is positive"),

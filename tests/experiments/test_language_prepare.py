@@ -11,10 +11,10 @@ import sys
 import numpy as np
 import pytest
 
+from fwm_py.experiments import bpe, prepared
+from fwm_py.experiments.bpe import END, train_bpe
 from fwm_py.experiments.files import Refused, locked
-from fwm_py.experiments.language import bpe
 from fwm_py.experiments.language import data as module
-from fwm_py.experiments.language.bpe import END, train_bpe
 from fwm_py.experiments.language.corpus import Document
 from fwm_py.experiments.language.data import FILES, SPLITS, Data, prepare, split_documents
 from fwm_py.experiments.language.floors import floors
@@ -305,7 +305,7 @@ def test_a_kill_leaves_all_or_nothing(made, source, tmp_path, files):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_leaves_nothing(source, tmp_path, monkeypatch, error):
-    calls, write_file = [], module.write_file
+    calls, write_file = [], prepared.write_file
 
     def failing(path, data):
         calls.append(path)
@@ -313,7 +313,7 @@ def test_a_failure_leaves_nothing(source, tmp_path, monkeypatch, error):
             raise error
         write_file(path, data)
 
-    monkeypatch.setattr(module, "write_file", failing)
+    monkeypatch.setattr(prepared, "write_file", failing)
     with pytest.raises(type(error)):
         prepare([source], tmp_path / "DATA", vocab=VOCAB)
     assert not [*tmp_path.iterdir()]
@@ -465,6 +465,13 @@ def test_another_format(copied):
     path = copied / "meta.json"
     path.write_text(changed("format", 2)(path.read_text()))
     with pytest.raises(ValueError, match=rf"meta.json: got the format 2, expected 1, that of fwm_py .*; {WAY_OUT}"):
+        Data.open(copied)
+
+
+def test_data_of_another_kind(copied):
+    path = copied / "meta.json"
+    path.write_text(changed("kind", "translation")(path.read_text()))
+    with pytest.raises(ValueError, match=r"meta.json: got data of 'translation', expected language"):
         Data.open(copied)
 
 

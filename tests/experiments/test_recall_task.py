@@ -89,7 +89,7 @@ def test_keys_and_values_are_independent():
         (dict(seq_len=65), "seq_len: got 65, expected an even number"),
         (dict(vocab_size=33), "vocab_size: got 33, expected at least 2 num_kv_pairs + 2"),
         (dict(heads=5), "heads: got 5, expected a divisor of d_model"),
-        (dict(conv_size=1), "conv_size: got 1, expected an integer in 2..4"),
+        (dict(conv_size=17), "conv_size: got 17, expected an integer in 0..16"),
         (dict(warmup_steps=1200), "warmup_steps: got 1200, expected fewer than max_steps"),
         (dict(lr=0), "lr: got 0, expected a finite number above 0"),
         (dict(seed=-1), "seed: got -1, expected an integer in 0..4294967295"),

@@ -116,3 +116,4 @@ class ConvolutionCase(Case):
 
 OPTIONAL = [(), ("bias",), ("initial_state",), ("dfinal_state",), ("bias", "initial_state", "dfinal_state")]
 CASES = [ConvolutionCase(*form) for form in itertools.product((2, 3, 4), (None, "silu"), OPTIONAL)]
+CASES += [ConvolutionCase(*form) for form in itertools.product((1, 5, 16), (None, "silu"), ((), OPTIONAL[-1]))]

@@ -39,6 +39,18 @@ ALWAYS_INLINE void silu_backward(size_t W, size_t n, const BlockFilters *f, cons
     }
 }
 
+static void silu_backward_any(size_t W, size_t n, const BlockFilters *f, const TokenWindow *seen, const real *dy,
+                              real *dz)
+{
+    real z[BLOCK_CHANNELS];
+    weighted_rows(W, n, f, seen, f->bias, z);
+#pragma omp simd
+    for (size_t i = 0; i < n; i++) {
+        const real s = logistic(z[i]);
+        dz[i] = dy[i] * (s * (1 + z[i] * (1 - s)));
+    }
+}
+
 ALWAYS_INLINE void weighted_row(size_t W, size_t n, const BlockFilters *f, const TokenWindow *later, const real *dstate,
                                 real *dx)
 {
@@ -57,6 +69,19 @@ ALWAYS_INLINE void add_products(size_t W, size_t n, const real *dz, const TokenW
     }
 }
 
+static void add_products_any(size_t W, size_t n, const real *dz, const TokenWindow *seen, real *sums, size_t ld)
+{
+    for (size_t w = 0; w < W; w++) {
+        const real *row = seen->row[w];
+#pragma omp simd
+        for (size_t i = 0; i < n; i++)
+            sums[w * ld + i] += dz[i] * row[i];
+    }
+#pragma omp simd
+    for (size_t i = 0; i < n; i++)
+        sums[W * ld + i] += dz[i];
+}
+
 /* dz of a token; written to `row` if it is not the token's dy itself. */
 static const real *dz_of(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
                          const ConvolutionSequence *s, ptrdiff_t t, real *row)
@@ -70,7 +95,8 @@ static const real *dz_of(const FwmConvolutionCall *c, const ConvolutionBlock *b,
     switch (c->W) {
     case 2: silu_backward(2, b->n, f, &seen, dy, row); break;
     case 3: silu_backward(3, b->n, f, &seen, dy, row); break;
-    default: silu_backward(4, b->n, f, &seen, dy, row);
+    case 4: silu_backward(4, b->n, f, &seen, dy, row); break;
+    default: silu_backward_any(c->W, b->n, f, &seen, dy, row);
     }
     return row;
 }
@@ -88,7 +114,8 @@ static void write_dx(const FwmConvolutionCall *c, const ConvolutionBlock *b, con
     switch (c->W) {
     case 2: weighted_row(2, b->n, f, later, dstate, dx); break;
     case 3: weighted_row(3, b->n, f, later, dstate, dx); break;
-    default: weighted_row(4, b->n, f, later, dstate, dx);
+    case 4: weighted_row(4, b->n, f, later, dstate, dx); break;
+    default: weighted_rows(c->W, b->n, f, later, dstate, dx);
     }
 }
 
@@ -100,7 +127,8 @@ static void add_token(const FwmConvolutionCall *c, const ConvolutionBlock *b, co
     switch (c->W) {
     case 2: add_products(2, b->n, dz, &seen, sums, c->D); break;
     case 3: add_products(3, b->n, dz, &seen, sums, c->D); break;
-    default: add_products(4, b->n, dz, &seen, sums, c->D);
+    case 4: add_products(4, b->n, dz, &seen, sums, c->D); break;
+    default: add_products_any(c->W, b->n, dz, &seen, sums, c->D);
     }
 }
 

@@ -11,6 +11,7 @@
 #include "kernels/base/real.h"
 
 #define load_filters FWM_NAME(load_filters)
+#define weighted_rows FWM_NAME(weighted_rows)
 #define sequence_of_token FWM_NAME(sequence_of_token)
 #define zero_row FWM_NAME(zero_row)
 
@@ -104,6 +105,9 @@ ALWAYS_INLINE real weighted(size_t W, const BlockFilters *f, const TokenWindow *
         sum += f->weight[w][i] * rows->row[w][i];
     return sum;
 }
+
+/* sum + sum_w weight_w row_w for all n channels, a row after the other: for filters of other lengths than 2 to 4. */
+void weighted_rows(size_t W, size_t n, const BlockFilters *f, const TokenWindow *rows, const real *sum, real *total);
 
 /* The tokens that token t sees, the oldest first. */
 static inline TokenWindow tokens_seen(const FwmConvolutionCall *c, const ConvolutionSequence *s, ptrdiff_t t)

@@ -27,13 +27,24 @@ ALWAYS_INLINE void filter_silu(size_t W, size_t n, const BlockFilters *f, const 
     }
 }
 
+static void filter_any(const FwmConvolutionCall *c, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y)
+{
+    weighted_rows(c->W, n, f, seen, f->bias, y);
+    if (!c->silu)
+        return;
+#pragma omp simd
+    for (size_t i = 0; i < n; i++)
+        y[i] = y[i] / (1 + exp_real(-y[i]));
+}
+
 /* Row y of a token, from the W rows that it sees. */
 static void filter_token(const FwmConvolutionCall *c, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y)
 {
     switch (c->W) {
     case 2: c->silu ? filter_silu(2, n, f, seen, y) : filter(2, n, f, seen, y); break;
     case 3: c->silu ? filter_silu(3, n, f, seen, y) : filter(3, n, f, seen, y); break;
-    default: c->silu ? filter_silu(4, n, f, seen, y) : filter(4, n, f, seen, y);
+    case 4: c->silu ? filter_silu(4, n, f, seen, y) : filter(4, n, f, seen, y); break;
+    default: filter_any(c, n, f, seen, y);
     }
 }
 

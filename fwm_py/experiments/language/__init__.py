@@ -11,11 +11,11 @@ A model with another memory is a `fwm_py.torch.nn.Decoder` of any module that is
 return_state=..).
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fwm_py.experiments.language.data import Data, prepare
 from fwm_py.experiments.language.settings import PRESETS, Settings
+from fwm_py.experiments.lazy import lazily
 
 if TYPE_CHECKING:
     from fwm_py.experiments.language.model import load_model, make_model
@@ -48,13 +48,4 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """What needs PyTorch, imported when it is used."""
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise ImportError("fwm_py.experiments.language needs PyTorch: pip install 'fwm_py[language]'") from error
-    return getattr(importlib.import_module(f"fwm_py.experiments.language.{_WHERE[name]}"), name)
+__getattr__ = lazily(__name__, _WHERE, "language")

@@ -7,44 +7,33 @@ and `meta.json`; `Data.open("DATA").tokens("train")` are tokens from it. The tok
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
 import hashlib
-import json
 import os
-import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
-from fwm_py import __version__
-from fwm_py.checks import choice, integer, shown
-from fwm_py.experiments.files import PARTIAL, locked, publish, write_file
-from fwm_py.experiments.language.bpe import (
-    END,
-    END_ID,
-    SMALLEST_VOCAB,
-    encode_documents,
-    load_bpe,
-    token_dtype,
-    tokenizers,
-    train_bpe,
-)
+from fwm_py.checks import choice, integer
+from fwm_py.experiments.bpe import END, END_ID, SMALLEST_VOCAB, encode_documents, token_dtype, tokenizers, train_bpe
 from fwm_py.experiments.language.corpus import Document, Skipped, read_corpus
 from fwm_py.experiments.language.floors import LARGEST_VOCAB, floors
+from fwm_py.experiments.prepared import META, TOKENIZER, Prepared, new_folder, write_prepared
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    pass
 
 SPLITS = ("train", "valid", "test")
-TOKENIZER, META = "tokenizer.json", "meta.json"
 FILES = (TOKENIZER, *(f"{split}.bin" for split in SPLITS), META)
-FORMAT = 1
-WAY_OUT = "delete this folder, and prepare it again"
+
+
+class Counts(NamedTuple):
+    """Of a split: its documents, their tokens with the ends, and the bytes of their UTF-8 without."""
+
+    documents: int
+    tokens: int
+    bytes: int
 
 
 # ---- making ----
@@ -98,16 +87,14 @@ def prepare(
     integer("vocab", vocab, SMALLEST_VOCAB, LARGEST_VOCAB)
     integer("parts", parts, len(SPLITS), 1 << 30)
     tokenizers()
-    with _new_folder(Path(os.path.realpath(out))) as folder:
+    with new_folder(out, FILES) as folder:
         documents, skipped = read_corpus(sources)
         for one in skipped:
             if on_skip is not None:
                 on_skip(one)
         splits, duplicates = split_documents(documents, parts)
         facts = {"sources": [os.fsdecode(source) for source in sources], "parts": parts}
-        counts = {"duplicates": duplicates, "skipped": len(skipped)}
-        for name, data in _files(splits, vocab, facts | counts).items():
-            write_file(folder / name, data)
+        _write(folder, splits, vocab, facts | {"duplicates": duplicates, "skipped": len(skipped)})
     return Data.open(out)
 
 
@@ -139,17 +126,14 @@ def split_documents(documents: Sequence[Document], parts: int) -> tuple[dict[str
     return splits, len(documents) - len(by_hash)
 
 
-def _files(splits: dict[str, list[str]], vocab: int, facts: dict[str, Any]) -> dict[str, bytes]:
-    """The contents of all files by name."""
+def _write(folder: Path, splits: dict[str, list[str]], vocab: int, facts: dict[str, Any]) -> None:
     tokenizer = train_bpe(splits["train"], vocab)
     tokens = {split: encode_documents(tokenizer, texts) for split, texts in splits.items()}
     files = {TOKENIZER: tokenizer.to_str(pretty=True).encode()}
     files |= {f"{split}.bin": tokens[split].tobytes() for split in SPLITS}
     vocab_size = tokenizer.get_vocab_size()
     found = floors(tokens["train"], tokens["valid"], vocab_size)
-    meta = {
-        "format": FORMAT,
-        **facts,
+    facts |= {
         "vocab_size": vocab_size,
         "dtype": token_dtype(vocab_size).name,
         "end": END,
@@ -159,124 +143,32 @@ def _files(splits: dict[str, list[str]], vocab: int, facts: dict[str, Any]) -> d
         },
         # rounded, as the last digits of a logarithm differ between processors
         "floors": {name: round(value, 4) for name, value in found._asdict().items()},
-        "files": {
-            name: FileFacts(len(data), hashlib.sha256(data).hexdigest())._asdict() for name, data in files.items()
-        },
-        "made_by": {"fwm_py": __version__, "tokenizers": tokenizers().__version__, "python": platform.python_version()},
     }
-    meta["sha256"] = _sha256_of(meta)
-    return files | {META: (json.dumps(meta, indent=1) + "\n").encode()}
-
-
-def _sha256_of(meta: Any) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes it when the block ends, and is gone if the block fails."""
-    _refuse_files(out)
-    partial = out.with_name(out.name + PARTIAL)
-    partial.mkdir(parents=True, exist_ok=True)
-    with locked(partial, "another process prepares this folder"):
-        _clear(partial)
-        try:
-            yield partial
-            _refuse_files(out)  # of another process, which was faster
-            publish(partial, out)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                _clear(partial)
-                partial.rmdir()
-            raise
-
-
-def _refuse_files(out: Path) -> None:
-    if out.is_dir():
-        if any(out.iterdir()):
-            raise FileExistsError(f"{out}: got a folder with files, expected a new or an empty one")
-    elif out.exists():
-        raise FileExistsError(f"{out}: got a file, expected a folder, new or empty")
-
-
-def _clear(partial: Path) -> None:
-    """Delete what a kill has left, and nothing else."""
-    for path in sorted(partial.iterdir()):
-        if path.name.removesuffix(PARTIAL) not in FILES:
-            raise FileExistsError(f"{path}: got a file that no prepare has written, expected to use its folder")
-        path.unlink()
+    write_prepared(folder, Data, files, facts, {"tokenizers": tokenizers().__version__})
 
 
 # ---- reading ----
 
 
-class Counts(NamedTuple):
-    """Of a split: its documents, their tokens with the ends, and the bytes of their UTF-8 without."""
-
-    documents: int
-    tokens: int
-    bytes: int
-
-
-class FileFacts(NamedTuple):
-    """The size of a file in bytes, and the sha256 of what it holds."""
-
-    size: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
+class Data(Prepared):
     """What `prepare` has written.
 
     Attributes
     ----------
-    folder : Path
-    vocab_size : int
-        Of the tokenizer: tokens are in 0..vocab_size - 1.
-    counts : dict of Counts
-        By split: `train`, `valid` and `test`.
+    folder, files : Path, dict of FileFacts
     floors : dict of float
         Perplexities on valid of `unigram`, `bigram` and `trigram`, to four decimals.
-    files : dict of FileFacts
-        By name, all but meta.json.
     facts : dict
         meta.json: also `sources`, `parts`, `duplicates`, `skipped`, `made_by`.
     """
 
-    folder: Path
-    vocab_size: int
-    counts: dict[str, Counts]
-    floors: dict[str, float]
-    files: dict[str, FileFacts]
-    facts: dict[str, Any]
-
-    @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, verify: bool = False) -> Data:
-        """Read meta.json, and see that the other files have its sizes, and with `verify` its sha256.
-
-        Raises
-        ------
-        OSError
-            If a file cannot be read.
-        ValueError
-            "<path>: got <what>, expected <what>; <the way out>": for one that is missing or damaged.
-        """
-        path = Path(folder)
-        meta = read_meta(path / META)
-        files = {name: FileFacts(**facts) for name, facts in meta["files"].items()}
-        counts = {split: Counts(**facts) for split, facts in meta["splits"].items()}
-        data = cls(path, meta["vocab_size"], counts, meta["floors"], files, meta)
-        for name in files:
-            data._check_size(name)
-            if verify:
-                data._check_contents(name, np.memmap(path / name, np.uint8, "r"))
-        return data
+    KIND: ClassVar[str] = "language"
+    FORMAT: ClassVar[int] = 1
 
     @property
-    def identity(self) -> str:
-        """A sha256 of the tokenizer and of all tokens: the same for data from copies of the sources elsewhere."""
-        return _sha256_of({name: facts.sha256 for name, facts in self.files.items()})
+    def counts(self) -> dict[str, Counts]:
+        """By split: `train`, `valid` and `test`."""
+        return {split: Counts(**facts) for split, facts in self.facts["splits"].items()}
 
     @property
     def end(self) -> int:
@@ -301,64 +193,4 @@ class Data:
         OSError, TypeError, ValueError
             As of `open`; or "split: got <value>, expected <what is allowed>".
         """
-        name = f"{choice('split', split, SPLITS)}.bin"
-        self._check_size(name)
-        return np.memmap(self.folder / name, token_dtype(self.vocab_size), "r")
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """`encode(text).ids` are a text's tokens; `decode(tokens, skip_special_tokens=False)` is their text, with ends.
-
-        Raises
-        ------
-        ImportError
-            If the library tokenizers is missing.
-        OSError, ValueError
-            As of `open`.
-        """
-        path = self.folder / TOKENIZER
-        with _missing(path):
-            data = path.read_bytes()
-        self._check_contents(TOKENIZER, data)
-        return load_bpe(data.decode())
-
-    def _check_size(self, name: str) -> None:
-        path, size = self.folder / name, self.files[name].size
-        with _missing(path):
-            found = os.stat(path).st_size
-        if found != size:
-            raise _damaged(path, f"{found} bytes", f"{size}")
-
-    def _check_contents(self, name: str, data: Any) -> None:
-        if hashlib.sha256(data).hexdigest() != self.files[name].sha256:
-            raise _damaged(self.folder / name, "other contents", f"the sha256 of {META}")
-
-
-def _damaged(path: Path, got: str, expected: str) -> ValueError:
-    return ValueError(f"{path}: got {got}, expected {expected}; {WAY_OUT}")
-
-
-@contextlib.contextmanager
-def _missing(path: Path) -> Iterator[None]:
-    """The error of a missing file says what to do, as that of a damaged one."""
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError):
-        raise _damaged(path, "no such file", "one that prepare writes") from None
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """What a meta.json, or a copy of it, holds; raises as `Data.open` does."""
-    with _missing(path):
-        data = path.read_bytes()
-    try:
-        meta: dict[str, Any] = json.loads(data)
-        kind = meta["format"]
-        whole = meta.pop("sha256") == _sha256_of(meta)
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise _damaged(path, "a damaged file", "what prepare writes") from None
-    if kind != FORMAT:
-        raise _damaged(path, f"the format {shown(kind)}", f"{FORMAT}, that of fwm_py {__version__}")
-    if not whole:
-        raise _damaged(path, "a damaged file", "what prepare writes")
-    return meta
+        return self.array(f"{choice('split', split, SPLITS)}.bin", token_dtype(self.vocab_size))

@@ -1,20 +1,13 @@
-"""The model of a run, and its file."""
+"""The model of a run."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from pathlib import Path
 
-import torch
-
-from fwm_py.checks import shown
-from fwm_py.experiments.checkpoint import load_checkpoint, save_checkpoint
+from fwm_py.experiments import run
 from fwm_py.experiments.language.settings import Settings
+from fwm_py.experiments.settings import STD
 from fwm_py.torch.nn import Decoder, FastWeightAttention
-
-MODEL = "model.safetensors"
-STD = 0.02
 
 
 def make_model(settings: Settings, vocab_size: int) -> Decoder:
@@ -32,32 +25,6 @@ def make_model(settings: Settings, vocab_size: int) -> Decoder:
     )
 
 
-def save_model(folder: str | os.PathLike[str], model: Decoder, settings: Settings) -> None:
-    """Write `model.safetensors` into the folder of a run."""
-    facts = {"settings": dataclasses.asdict(settings), "vocab_size": model.embed.num_embeddings}
-    save_checkpoint(Path(folder) / MODEL, model.state_dict(), facts)
-
-
 def load_model(folder: str | os.PathLike[str]) -> tuple[Decoder, Settings]:
-    """The model of a run that has ended, in evaluation, and its settings.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
-    ValueError
-        If it is damaged, or no model: "<path>: ..".
-    """
-    path = Path(folder) / MODEL
-    tensors, facts = load_checkpoint(path)
-    try:
-        settings = Settings(**facts["settings"])
-        model = make_model(settings, facts["vocab_size"])
-        model.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: got {shown(' '.join(str(error).split()))}, expected a language model") from None
-    return model.eval(), settings
-
-
-def count_parameters(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    """The model of a run that has ended, in evaluation, and its settings; raises as `run.load_model` does."""
+    return run.load_model(folder, Settings, make_model)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fwm_py.checks import choice, integer
 from fwm_py.experiments.language.batches import Tokens, cut
+from fwm_py.experiments.run import in_evaluation, perplexity
 from fwm_py.torch.nn import Decoder, DecoderState
 
 MODES = ("segments", "sliding", "carry")
@@ -29,7 +30,7 @@ class Score(NamedTuple):
     perplexity : float
         exp(loss).
     bits_per_byte : float
-        Of the text behind its first token.
+        Of the whole text, the first token of which is not predicted.
     tokens : int
         That were predicted: all but the first.
     """
@@ -40,7 +41,6 @@ class Score(NamedTuple):
     tokens: int
 
 
-@torch.no_grad()
 def evaluate(
     model: Decoder, tokens: Tokens, n_bytes: int, *, seq_len: int, mode: str = "segments", stride: int | None = None
 ) -> Score:
@@ -74,19 +74,14 @@ def evaluate(
     if stride is not None:
         integer("stride", stride, 1, seq_len)
     integer("tokens", len(tokens), 2, 1 << 50)
-    training = model.training
-    model.eval()
-    losses = (
-        _carried(model, tokens, seq_len) if mode == "carry" else _windows(model, tokens, seq_len, stride or seq_len)
-    )
-    total = math.fsum(losses)
-    model.train(training)
+    integer("n_bytes", n_bytes, 1, 1 << 60)
+    with in_evaluation(model):
+        carried = mode == "carry"
+        total = math.fsum(
+            _carried(model, tokens, seq_len) if carried else _windows(model, tokens, seq_len, stride or seq_len)
+        )
     n = len(tokens) - 1
-    return Score(total / n, _exp(total / n), total / math.log(2) / n_bytes, n)
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan
+    return Score(total / n, perplexity(total / n), total / math.log(2) / n_bytes, n)
 
 
 def _sum(model: Decoder, hidden: Tensor, following: Tensor) -> float:

@@ -9,9 +9,9 @@ A sequence begins with pairs of a key and its value, and then the keys again: th
 True
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fwm_py.experiments.lazy import lazily
 from fwm_py.experiments.recall.grid import at_best_rates, best_rates, grid, study
 from fwm_py.experiments.recall.rows import Row
 from fwm_py.experiments.recall.settings import Settings
@@ -23,14 +23,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "Questions", "Row", "Settings", "Task", "at_best_rates", "best_rates", "grid", "measure", "study"]
 
-
-def __getattr__(name: str) -> Any:
-    """What needs PyTorch, imported when it is used."""
-    if name not in ("Model", "measure"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise ImportError("fwm_py.experiments.recall needs PyTorch: pip install 'fwm_py[torch]'") from error
-    module = importlib.import_module("fwm_py.experiments.recall." + ("train" if name == "measure" else "model"))
-    return getattr(module, name)
+__getattr__ = lazily(__name__, {"Model": "model", "measure": "train"}, "torch")

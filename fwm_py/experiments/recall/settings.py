@@ -12,6 +12,7 @@ LIMITS: dict[str, tuple[int, int]] = {
     "num_kv_pairs": (1, 4096),
     "seq_len": (4, 65536),
     "vocab_size": (4, 65536),
+    "conv_size": (0, 16),
     "d_model": (1, 4096),
     "heads": (1, 4096),
     "batch_size": (1, 4096),
@@ -35,7 +36,7 @@ class Settings:
     normalize : bool
         Whether what is read is divided by the sum of weights; of sum and delta with a positive map.
     conv_size : int
-        Tokens that its short convolutions of q, k and v see, 2 to 4; 0: there are none.
+        Tokens that its short convolutions of q, k and v see, 1 to 16; 0: there are none.
     num_kv_pairs, seq_len : int
         D pairs in sequences of T tokens, T even and at least 4 D.
     vocab_size : int
@@ -79,7 +80,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {name: integer(name, getattr(self, name), *limits) for name, limits in LIMITS.items()}
-        checked["conv_size"] = self.conv_size if self.conv_size == 0 else integer("conv_size", self.conv_size, 2, 4)
         checked["lr"] = positive("lr", self.lr)
         for name in ("normalize", "random_non_queries"):
             checked[name] = flag(name, getattr(self, name))

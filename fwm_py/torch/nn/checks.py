@@ -14,7 +14,7 @@ RULES = {row["function"]: row for row in _core.RULES}
 MAPS = {row["function"]: row for row in _core.MAPS}
 POSITIVE_MAPS = tuple(name for name, row in MAPS.items() if row["positive"])  # a sum of features is a sum of weights
 NONCAUSAL = ("linear_attention", "softmax_attention")
-WIDTHS = (2, 3, 4)  # of the convolution
+WIDTHS = range(1, 17)  # of the convolution
 POSITIVE = f"a positive map: {', '.join(POSITIVE_MAPS)}"
 
 

@@ -103,12 +103,14 @@ class Layer(nn.Module):
 
 
 def draw_matrices(model: nn.Module, embed: nn.Embedding, std: float | None) -> None:
-    """Begin the embedding, and with `std` all other matrices, with normal numbers."""
+    """Begin the embedding, and with `std` all other matrices, with normal numbers; biases then begin at zero."""
     nn.init.normal_(embed.weight, std=embed.embedding_dim**-0.5 if std is None else std)
     if std is not None:
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 class Decoder(nn.Module):

@@ -85,7 +85,7 @@ class FastWeightAttention(nn.Module):
     causal : bool
         False (linear_attention, softmax_attention): every query reads all keys, as in encoders and cross attention.
     conv_size : int, optional
-        2 to 4: q, k and v are convolved over so many tokens each, then SiLU. Not with causal=False.
+        1 to 16: q, k and v are convolved over so many tokens each, then SiLU. Not with causal=False.
     output_norm : bool
         RMS norm of what each head reads, with a weight for each of its numbers.
     output_gate : bool

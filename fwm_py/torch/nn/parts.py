@@ -45,7 +45,7 @@ class ShortConvolution(nn.Module):
     ----------
     channels : int
     size : int
-        Tokens that a filter sees, 2 to 4: the token's own and those before it.
+        Tokens that a filter sees, 1 to 16: the token's own and those before it.
     """
 
     def __init__(self, channels: int, size: int, **made: Any) -> None:

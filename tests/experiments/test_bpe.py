@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwm_py.experiments.language import bpe
-from fwm_py.experiments.language.bpe import END, END_ID, encode_documents, load_bpe, token_dtype, train_bpe
+from fwm_py.experiments import bpe
+from fwm_py.experiments.bpe import END, END_ID, encode_documents, load_bpe, token_dtype, train_bpe
 
 pytest.importorskip("tokenizers")
 
