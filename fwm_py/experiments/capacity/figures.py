@@ -28,7 +28,10 @@ MAPS = {"elu1": (RED, "s"), "dpfp1": (SKY, "P"), "dpfp2": (BLUE, "X"), "dpfp3": 
 FAVOR = {"favor16": (ORANGE, "^"), "favor64": (PINK, "v")}
 """The same of FAVOR+."""
 
-NAMES = {"elu1": "elu + 1", "dpfp1": "DPFP-1", "dpfp2": "DPFP-2", "dpfp3": "DPFP-3"}
+OF_FWM = {"tanh": (ORANGE, "D")} | MAPS
+"""The same of fwm's panel, with the map that the paper has for it."""
+
+NAMES = {"tanh": "tanh", "elu1": "elu + 1", "dpfp1": "DPFP-1", "dpfp2": "DPFP-2", "dpfp3": "DPFP-3"}
 PUBLISHED = {"Linear": ("elu1", 64), "DPFP-1": ("dpfp1", 128), "DPFP-2": ("dpfp2", 256), "DPFP-3": ("dpfp3", 384)}
 """The paper's labels of Setting 1 that have a map of their own here, and its p at d = 64."""
 
@@ -159,7 +162,7 @@ def _softmax(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _fwm(axes: Axes, rows: Sequence[Row]) -> None:
-    for word in MAPS:
+    for word in OF_FWM:
         found = [row for row in rows if row.feature_map == word]
         points = _medians(found, lambda row: row.load, lambda row: row.right)
         if points:
@@ -180,7 +183,7 @@ FIGURES: dict[str, Callable[[Sequence[Row]], Figure]] = {
 
 
 def _marks(word: str) -> dict[str, Any]:
-    color, marker = MAPS[word]
+    color, marker = OF_FWM[word]
     return {"color": color, "marker": marker, "linestyle": "none", "markersize": 8, "alpha": 0.85}
 
 
