@@ -1,10 +1,11 @@
 """Beam search from states, against the same search that computes all tokens again for each one that is added.
 
-    python benchmarks/bench_translation.py [--sentences 1000] [--threads 1] [--beam 4]
+    python benchmarks/bench_translation.py [--sentences 1000] [--threads 1] [--beam 4] [--longest 1]
 
 The model has the sizes of the study (`--preset study` of fwm-py translation) and drawn parameters, sentences of 5 to 30
-tokens; no translation ends before its longest length, so that both searches make the same steps. Nobody is timed before
-both find the same translations of some of the sentences.
+tokens; no translation ends before its longest length (twice that of its source and 20, or --longest tokens more than
+its source), so that both searches make the same steps. Nobody is timed before both find the same translations of some
+of the sentences.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 import fwm_py
-from fwm_py.experiments.translation import PRESETS, Settings, make_model, translate
+from fwm_py.experiments.translation import PRESETS, Settings, make_model, search, translate
 
 VOCAB = 4000
 MEMORIES = {"softmax": {"rule": "softmax"}, "elu + 1": {}, "elu + 1, delta in the decoder": {"decoder_rule": "delta"}}
@@ -26,7 +27,10 @@ def main():
     parser.add_argument("--sentences", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--beam", type=int, default=4)
+    parser.add_argument("--longest", type=int, help="tokens of a translation beyond those of its source")
     args = parser.parse_args()
+    if args.longest is not None:
+        search.longest_translation = lambda n: n + args.longest
     torch.set_num_threads(args.threads)
     fwm_py.set_num_threads(args.threads)
     print(f"{platform.processor() or platform.machine()}; {args.threads} threads; PyTorch {torch.__version__}\n")

@@ -5,9 +5,9 @@
     python examples/libreoffice_help.py help pairs
 
 writes train, valid and test, each as .en and .de, into the folder pairs. Paragraphs and headings belong together that
-have the same id in the same file of both languages; those that are the same in both, and repetitions, are left out. A
-file is in one split as a whole: valid if the sha256 of its path has the remainder 0 when divided by 25, test if 1. The
-help is under the Mozilla Public License 2.0.
+have the same id in the same file of both languages; those that are the same in both, repetitions, and those of more
+than 100 words are left out. A file is in one split as a whole: valid if the sha256 of its path has the remainder 0 when
+divided by 25, test if 1. The help is under the Mozilla Public License 2.0.
 """
 
 import argparse

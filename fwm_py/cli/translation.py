@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from fwm_py.checks import shown
 from fwm_py.cli.failure import Failure, integer
@@ -86,8 +86,11 @@ def run_prepare(args: argparse.Namespace) -> int:
     )
     print_table(("", "pairs", "source tokens", "target tokens"), [(split, *n) for split, n in data.counts.items()])
     left_out = ", ".join(f"{n} {why}" for why, n in data.facts["left_out"].items())
+    known = ", ".join(f"{n} pairs of {split}" for split, n in data.facts["known"].items() if n)
     floors = ", ".join(f"{name} {bleu:.1f}" for name, bleu in data.floors.items())
     print(f"{args.out}: left out: {left_out}; BLEU of test without a model: {floors}")
+    if known:
+        print(f"{args.parser.prog}: training has {known} too", file=sys.stderr)
     return 0
 
 
@@ -143,10 +146,10 @@ def searching(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     return model, open_data(args, Data), options
 
 
-def lines_of_input() -> Iterator[str]:
-    for number_, line in enumerate(sys.stdin.buffer, start=1):
+def lines_of_input(file: BinaryIO) -> Iterator[str]:
+    for number_, line in enumerate(file, start=1):
         try:
-            yield line.decode("utf-8")
+            yield line.decode("utf-8-sig" if number_ == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise Failure(2, f"line {number_}: got no UTF-8 at byte {error.start}, expected text") from None
 
@@ -154,11 +157,14 @@ def lines_of_input() -> Iterator[str]:
 def run_translate(args: argparse.Namespace) -> int:
     from fwm_py.experiments.translation.scores import translate_texts
 
+    for name, file in (("input", sys.stdin), ("output", sys.stdout)):
+        if file is None:
+            raise Failure(2, f"standard {name}: got none, expected a file, a pipe or a terminal")
     model, data, options = searching(args)
-    at_once, lines = 1 if sys.stdin.isatty() else LINES, lines_of_input()
+    at_once, lines = 1 if sys.stdin.isatty() else LINES, lines_of_input(sys.stdin.buffer)
     while texts := [text for _, text in zip(range(at_once), lines)]:
         for translation in translate_texts(model, data, texts, **options):
-            print(translation)
+            sys.stdout.buffer.write(f"{translation}\n".encode())  # UTF-8 as the input, whatever the locale
         sys.stdout.flush()
     return 0
 

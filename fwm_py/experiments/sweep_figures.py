@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 from pathlib import Path
@@ -65,6 +66,8 @@ def load_sweep(out: str | os.PathLike[str], kind: Kind, column: str) -> Sweep:
 
 def _curve(path: Path) -> Curve:
     table = Table(path, LogRow._fields, "the sweep makes it again where its row of results.csv is deleted")
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
     found = Curve([], [])
     for number, fields in table.read():
         if fields[-1]:

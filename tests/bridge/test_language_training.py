@@ -147,7 +147,7 @@ def test_two_processes_are_one(data, tmp_path):
 @pytest.mark.parametrize("seconds", [0.0, 0.9])
 def test_kill_9(seconds, data, tmp_path):
     """At any instant: what is there is whole, and the run goes on to the same end."""
-    settings = dataclasses.replace(TINY, max_tokens=16 * 2 * 800, checkpoint_every=10, evaluate_every=100)
+    settings = dataclasses.replace(TINY, max_tokens=16 * 2 * 600, checkpoint_every=10, evaluate_every=100)
     flags = [
         part
         for name in ("layers", "d_model", "heads", "d_ff", "seq_len", "batch_size", "max_tokens", "log_every",

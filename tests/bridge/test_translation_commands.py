@@ -76,8 +76,15 @@ def test_translate_more_lines_than_are_read_at_once(folder, monkeypatch):
     monkeypatch.setattr(command, "LINES", 2)
     assert translated(b"a b\nb c\n\nd e f\ng") == whole and whole.stdout.count("\n") == 5
     assert translated(b"") == (0, "", "")
+    assert translated(b"\xef\xbb\xbfa b\n").stdout == translated(b"a b\n").stdout
     bad = translated(b"a b\n\xff\n")
     assert bad.returncode == 2 and "line 2: got no UTF-8 at byte 0, expected text" in bad.stderr
+
+
+def test_without_an_input(folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    done = translation("translate", "run", cwd=folder)
+    assert done.returncode == 2 and "standard input: got none, expected a file" in done.stderr
 
 
 def test_score(folder):
@@ -98,6 +105,10 @@ def test_sweep_and_its_figures(folder):
     assert "study: 0 rows made in" in again.stdout and "4 made before" in again.stdout
     done = translation("figures", "study", "--out", "figures", cwd=folder)
     assert done.returncode == 0 and not done.stderr
+    log = next((folder / "study" / "logs").iterdir())
+    log.rename(folder / "log.csv")
+    lost = translation("figures", "study", cwd=folder)
+    assert lost.returncode == 2 and log.name in lost.stderr and "No such file" in lost.stderr
     names = {file.name for file in (folder / "figures").iterdir()}
     assert names == {f"{name}.{kind}" for name in ("translation", "translation_curves") for kind in ("png", "svg")}
 
@@ -118,6 +129,12 @@ def test_sweep_and_its_figures(folder):
         ("train data --out run", "run: got a folder with files, expected an empty one, or a resume"),
         ("train nothing --out other", "nothing/meta.json: got no such file"),
         ("translate nothing", "nothing"),
+        ("train data --out other --average 9", "--average: got 9, expected at most 5"),
+        (
+            "prepare --source all.source --target all.target --max_ratio 0.5 --out other",
+            "max_ratio: got 0.5, expected a",
+        ),
+        ("translate run --length_penalty 101", "length_penalty: got 101.0, expected a number from 0 to 100"),
         ("translate run --beam 0", "--beam: got '0', expected an integer in 1.."),
         ("translate run --length_penalty -1", "length_penalty: got -1.0, expected a number from 0"),
         ("score run --split train", "--split: got 'train', expected test or valid"),

@@ -73,7 +73,7 @@ def test_every_variant(name, data, tmp_path):
 
 @pytest.mark.slow
 def test_reversal_is_learned(tmp_path):
-    """The test preset, its first 500 steps: exact in nearly all sentences (docs/translation.md has five memories)."""
+    """The test preset, its first 500 steps: exact in nearly all sentences."""
     texts = [write_reversals(tmp_path, name, n, seed=n) for name, n in (("train", 20000), ("valid", 50), ("test", 300))]
     data = prepare(*texts[0], tmp_path / "data", valid=texts[1], test=texts[2], vocab=283)
     threads = torch.get_num_threads()
@@ -100,12 +100,41 @@ def test_the_mean_of_the_last_checkpoints(data, tmp_path):
     last = load_checkpoint(plain / "model.safetensors")[0]
     assert all(torch.equal(last[name], found[0][name]) for name in last)  # of step 10
     assert any(not torch.equal(last[name], written[name]) for name in last)
-    # a kill between the parameters and the checkpoint of a step
+
+
+def test_kills_and_the_mean_of_checkpoints(data, tmp_path):
+    """Before a checkpoint, after the last one, and with a file of parameters that is gone."""
+    settings = dataclasses.replace(TINY, average=2, checkpoint_every=2, max_steps=10, log_every=1)
+    whole = tmp_path / "whole"
+    train(settings, data, whole)
+    model = (whole / "model.safetensors").read_bytes()
     parts = tmp_path / "parts"
-    stop_after(train, dataclasses.replace(settings, log_every=1), data, parts, 5)
-    (parts / "parameters-6.safetensors").write_bytes((kept / names[0]).read_bytes())
-    train(dataclasses.replace(settings, log_every=1), data, parts, resume=True)
-    assert (parts / "model.safetensors").read_bytes()[-1000:] == (kept / "model.safetensors").read_bytes()[-1000:]
+    stop_after(train, settings, data, parts, 5)
+    stale = (parts / "parameters-4.safetensors").read_bytes()
+    (parts / "parameters-9.safetensors").write_bytes(stale)  # a step that no run has a checkpoint of
+    (parts / "parameters-old.safetensors").write_bytes(b"mine")
+    train(settings, data, parts, resume=True)
+    assert (parts / "model.safetensors").read_bytes() == model
+    names = {path.name for path in parts.glob("parameters-*")}
+    assert names == {"parameters-8.safetensors", "parameters-10.safetensors", "parameters-old.safetensors"}
+    for name in (RESULT, "model.safetensors"):
+        (parts / name).unlink()
+    (parts / "parameters-6.safetensors").write_bytes(stale)  # was to be deleted
+    train(settings, data, parts, resume=True)
+    assert (parts / "model.safetensors").read_bytes() == model
+    for name in (RESULT, "parameters-8.safetensors"):
+        (parts / name).unlink()
+    with pytest.raises(ValueError, match=r"parameters-8.safetensors: got no such file, expected what average needs"):
+        train(settings, data, parts, resume=True)
+
+
+def test_the_mean_has_directions_that_were_drawn(data, tmp_path):
+    settings = dataclasses.replace(TINY, average=4, checkpoint_every=1, max_steps=4, feature_map="favor8", redraw=True)
+    train(settings, data, tmp_path / "run")
+    model, _ = load_model(tmp_path / "run")
+    last = load_checkpoint(tmp_path / "run" / CHECKPOINT)[0]
+    found = {name: buffer for name, buffer in model.named_buffers() if name.endswith("omega")}
+    assert len(found) == 3 and all(torch.equal(buffer, last[f"model.{name}"]) for name, buffer in found.items())
 
 
 def test_the_loss_of_a_step(data, tmp_path):
@@ -278,6 +307,12 @@ def test_texts_and_blank_lines(data):
     assert translate_texts(model, data, [], beam=2) == []
 
 
+def test_spaces_of_a_translation_stay(data, monkeypatch):
+    """As the model wrote them, but what would break the line."""
+    monkeypatch.setattr(type(data.tokenizer), "decode", lambda self, tokens: " 5\u00a0 x\n\u2028y ", raising=False)
+    assert translate_texts(make_model(TINY, data.vocab_size), data, ["a"], beam=1) == ["5\u00a0 x y"]
+
+
 def test_nan_is_no_translation():
     model = drawn_model("sum", 20)
     with torch.no_grad():
@@ -291,7 +326,8 @@ def test_nan_is_no_translation():
     [
         (dict(beam=0), ValueError, "beam: got 0, expected"),
         (dict(beam="4"), TypeError, "beam: got '4', expected"),
-        (dict(length_penalty=-1), ValueError, "length_penalty: got -1, expected a number from 0"),
+        (dict(length_penalty=-1), ValueError, "length_penalty: got -1, expected a number from 0 to 100"),
+        (dict(length_penalty=1000), ValueError, "length_penalty: got 1000, expected a number from 0 to 100"),
         (dict(length_penalty=None), TypeError, "length_penalty: got None, expected a number from 0"),
     ],
 )
@@ -305,10 +341,19 @@ def test_bad_searches(wrong, error, message):
     [
         (dict(rule="delta"), "encoder_rule: got delta, expected softmax or sum, which read all tokens at once"),
         (dict(cross_rule="gated_sum"), "cross_rule: got gated_sum, expected softmax or sum"),
-        (dict(rule="softmax", feature_map="elu1"), "feature_map: got elu1, expected none, as no memory takes it"),
+        (dict(rule="softmax", feature_map="elu1"), "feature_map: got 'elu1', expected none, as no memory takes it"),
         (dict(redraw=True), "redraw: got True with the map elu1, expected favorN"),
         (dict(feature_map="elu2"), "feature_map: got 'elu2', expected none, elu1"),
-        (dict(decoder_rule="deltas"), "rule: got 'deltas', expected softmax, sum"),
+        (dict(feature_map=""), "feature_map: got '', expected none, elu1"),
+        (dict(decoder_rule="deltas"), "decoder_rule: got 'deltas', expected softmax, sum"),
+        (dict(decoder_rule=""), "decoder_rule: got '', expected softmax, sum"),
+        (dict(cross_map="elu2"), "cross_map: got 'elu2', expected none, elu1"),
+        (dict(encoder_rule="softmax", encoder_map="elu1"), "encoder_map: got 'elu1', expected none with softmax"),
+        (
+            dict(rule="softmax", encoder_rule="sum", decoder_rule="sum", cross_rule="sum"),
+            "rule: got 'softmax', expected",
+        ),
+        (dict(average=4), "average: got 4, expected at most 3, the checkpoints of the run"),
         (dict(label_smoothing=1), "label_smoothing: got 1, expected a number from 0, below 1"),
         (dict(heads=3), "heads: got 3, expected a divisor of d_model 16"),
         (dict(warmup_steps=12), "warmup_steps: got 12, expected fewer than all 12 steps"),

@@ -65,7 +65,8 @@ def test_what_is_left_out(tmp_path):
     ]
     data = prepare(*paths[0], tmp_path / "DATA", valid=paths[1], test=paths[2], vocab=300, max_length=60, max_ratio=4.0)
     assert data.facts["left_out"] == {"empty": 3, "duplicates": 2, "long": 1, "ratio": 1}
-    assert sentences_of(data, "train") == [list(pair) for pair in PAIRS[:40]]
+    assert sentences_of(data, "train") == [list(pair) for pair in PAIRS[:40]] and data.facts["known"]["valid"] == 0
+    assert data.facts["sources"]["test"] == [str(path) for path in paths[2]]
     assert sentences_of(data, "valid") == [list(pair) for pair in PAIRS[60:64]]
     assert data.texts("test") == ([PAIRS[50][0], long, PAIRS[50][0]], [PAIRS[50][1], "short", PAIRS[50][1]])
 
@@ -150,7 +151,7 @@ def test_files_that_are_not_parallel(tmp_path, source, target, message):
         (PAIRS[10:], dict(max_length=2, vocab=300), "train: got no pairs"),
         (PAIRS, dict(vocab=3), "vocab: got 3, expected an integer in 257"),
         (PAIRS, dict(parts=2), "parts: got 2, expected an integer in 3"),
-        (PAIRS, dict(max_ratio=0), "max_ratio: got 0, expected"),
+        (PAIRS, dict(max_ratio=0.9), "max_ratio: got 0.9, expected a number from 1"),
     ],
 )
 def test_bad_input(tmp_path, pairs, options, message):

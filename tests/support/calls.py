@@ -219,8 +219,9 @@ def convolution_calls():
             x = without(convolution_cases.inputs(*sizes, 21, 4, dtype, seed, n), *left_out)
             return x | offsets | {"activation": "silu", "output_final_state": True}
 
-        yield Call(fwm_py.causal_conv1d, make, "x", form, optional, {}, large, packs=True)
-        yield Call(fwm_py.causal_conv1d_backward, make, "x", form, optional, {}, of_backward, packs=True)
+        gives = {"weight": (1,)}
+        yield Call(fwm_py.causal_conv1d, make, "x", form, optional, gives, large, packs=True)
+        yield Call(fwm_py.causal_conv1d_backward, make, "x", form, optional, gives, of_backward, packs=True)
 
 
 def norm_calls():

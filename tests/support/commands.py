@@ -21,7 +21,8 @@ def run_here(*arguments, cwd):
     before, threads = os.getcwd(), torch and torch.get_num_threads()
     os.chdir(cwd)
     try:
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        written = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n", write_through=True)
+        with contextlib.redirect_stdout(written) as out, contextlib.redirect_stderr(io.StringIO()) as err:
             try:
                 status = main(arguments)
             except SystemExit as ended:
@@ -30,4 +31,4 @@ def run_here(*arguments, cwd):
         os.chdir(before)
         if torch:
             torch.set_num_threads(threads)
-    return Done(status, out.getvalue(), err.getvalue())
+    return Done(status, out.buffer.getvalue().decode(), err.getvalue())

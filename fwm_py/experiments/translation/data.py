@@ -96,7 +96,8 @@ def prepare(
     integer("vocab", vocab, SMALLEST_VOCAB, LARGEST_VOCAB)
     integer("parts", parts, len(SPLITS), 1 << 30)
     integer("max_length", max_length, 2, 1 << 20)
-    positive("max_ratio", max_ratio)
+    if positive("max_ratio", max_ratio) < 1:
+        raise ValueError(f"max_ratio: got {max_ratio}, expected a number from 1")
     tokenizers()
     sacrebleu()
     with new_folder(out, FILES) as folder:
@@ -119,8 +120,14 @@ def prepare(
         tokens["train"] = tokens["train"][0].kept(fits), tokens["train"][1].kept(fits)
         _check(splits)
         left_out = LeftOut(empty, duplicates, long, ratio)
-        names = {"source": os.fsdecode(source), "target": os.fsdecode(target)}
-        facts = {"sources": names, "parts": parts, "max_length": max_length, "max_ratio": max_ratio}
+        names = {"train": (source, target), "valid": valid, "test": test}
+        facts: dict[str, Any] = {
+            "sources": {split: files and list(map(os.fsdecode, files)) for split, files in names.items()},
+            "parts": parts,
+            "max_length": max_length,
+            "max_ratio": max_ratio,
+            "known": {split: len(set(splits[split]) & set(splits["train"])) for split in SPLITS[1:]},
+        }
         _write(folder, tokenizer, splits, tokens, facts | {"left_out": left_out._asdict()})
     return Data.open(out)
 
@@ -216,7 +223,8 @@ class Data(Prepared):
     floors : dict of float
         BLEU on test of `copy`, the source as it is, and of `nearest`: `floors.Neighbours`.
     facts : dict
-        meta.json: also `sources`, `parts`, `max_length`, `max_ratio`, `left_out`, `made_by`.
+        meta.json: also `sources` (None of a split that is taken from training), `parts`, `max_length`, `max_ratio`,
+        `left_out`, `known` (pairs of valid and test that training has too), `made_by`.
     """
 
     KIND: ClassVar[str] = "translation"

@@ -33,13 +33,13 @@ def sacrebleu() -> Any:
 
 
 def bleu(translations: Sequence[str], references: Sequence[str]) -> float:
-    return float(sacrebleu().corpus_bleu(list(translations), [list(references)]).score)
+    return float(sacrebleu().corpus_bleu(list(translations), [list(references)], force=True).score)
 
 
 def measure(translations: Sequence[str], references: Sequence[str]) -> Metrics:
     """BLEU and chrF of translations, a sentence each, beside one reference each."""
     library = sacrebleu()
-    metric = library.metrics.BLEU()
+    metric = library.metrics.BLEU(force=True)
     score = metric.corpus_score(list(translations), [list(references)])
     chrf = library.corpus_chrf(list(translations), [list(references)])
     return Metrics(float(score.score), float(chrf.score), str(metric.get_signature()))

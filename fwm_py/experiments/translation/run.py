@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -81,28 +83,41 @@ class Run(run.Run[Settings, Data, EncoderDecoder]):
     def save(self) -> None:
         if self.settings.average > 1 and not rank():
             name = AVERAGED.format(self.step)
-            save_checkpoint(self.folder / name, self.model.state_dict(), {"step": self.step})
+            save_checkpoint(self.folder / name, dict(self.model.named_parameters()), {"step": self.step})
         super().save()
-        for _, path in self._averaged()[: -self.settings.average]:
-            path.unlink()
+        if not rank():
+            for path in list(self._averaged().values())[: -self.settings.average]:
+                path.unlink(missing_ok=True)
 
     def load(self, tensors: run.Tensors, facts: dict[str, Any]) -> None:
         super().load(tensors, facts)
-        for step, path in self._averaged():
-            if step > self.step and not rank():  # of a checkpoint that a kill prevented
-                path.unlink()
+        if not rank():
+            for step, path in self._averaged().items():
+                if step > self.step:  # of a checkpoint that a kill prevented
+                    path.unlink(missing_ok=True)
 
-    def _averaged(self) -> list[tuple[int, Path]]:
-        before, after = AVERAGED.split("{}")
-        paths = self.folder.glob(AVERAGED.format("*"))
-        return sorted((int(path.name.removeprefix(before).removesuffix(after)), path) for path in paths)
+    def _averaged(self) -> dict[int, Path]:
+        """The files of parameters by their steps, ascending."""
+        pattern = re.escape(AVERAGED).replace(r"\{\}", "([0-9]+)")
+        found = ((re.fullmatch(pattern, path.name), path) for path in self.folder.iterdir())
+        return dict(sorted((int(match[1]), path) for match, path in found if match))
 
     def settle(self) -> None:
-        """Put the mean of the parameters in place of the last ones."""
-        found = [load_checkpoint(path)[0] for _, path in self._averaged()]
-        if found:
-            mean = {name: sum(tensors[name].double() / len(found) for tensors in found) for name in found[0]}
-            self.model.load_state_dict(mean)  # which rounds to the model's numbers
+        """Put the mean of the parameters at the last checkpoints in place of the last ones; buffers stay."""
+        settings = self.settings
+        if settings.average == 1:
+            return
+        every = range(settings.checkpoint_every, self.step, settings.checkpoint_every)
+        steps, paths = [*every, self.step][-settings.average :], self._averaged()
+        missing = [step for step in steps if step not in paths]
+        if missing:
+            raise ValueError(
+                f"{self.folder / AVERAGED.format(missing[0])}: got no such file, expected what average needs"
+            )
+        found = [load_checkpoint(paths[step])[0] for step in steps]
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(torch.stack([tensors[name].double() for tensors in found]).mean(0))
 
 
 def train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from fwm_py.experiments.translation.search import translate
 from fwm_py.torch.nn import EncoderDecoder
 
 BATCH_TOKENS = 8000
+_BREAKS = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 
 class Translations(NamedTuple):
@@ -71,8 +73,8 @@ def translate_texts(model: EncoderDecoder, data: Data, texts: Sequence[str], **o
     sources: list[npt.NDArray[Any]] = [np.array([*encoding.ids, END_ID]) for encoding in encoded]
     found = [""] * len(texts)
     for i, hypothesis in zip(places, translate(model, sources, **options)):
-        # bytes that are no UTF-8, or a newline that the model made up, must not break the line
-        found[i] = " ".join(data.tokenizer.decode(hypothesis.tokens).split())
+        # a newline that the model made up must not break the line
+        found[i] = _BREAKS.sub(" ", data.tokenizer.decode(hypothesis.tokens)).strip()
     return found
 
 

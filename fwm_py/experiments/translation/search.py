@@ -65,7 +65,7 @@ def translate(
         The tokens of each sentence, with END behind them.
     beam : int
     length_penalty : float
-        From 0: 0 compares sums of log probabilities, 1 their means; more favours longer translations.
+        From 0 to 100: 0 compares sums of log probabilities, 1 their means; more favours longer translations.
     batch_tokens : int
         Of the sentences that are translated together, times `beam`, with padding.
     use_states : bool
@@ -85,8 +85,8 @@ def translate(
     integer("batch_tokens", batch_tokens, 1, 1 << 40)
     if isinstance(length_penalty, bool) or not isinstance(length_penalty, (int, float)):
         raise TypeError(f"length_penalty: got {shown(length_penalty)}, expected a number from 0")
-    if not 0 <= length_penalty < float("inf"):
-        raise ValueError(f"length_penalty: got {shown(length_penalty)}, expected a number from 0")
+    if not 0 <= length_penalty <= 100:
+        raise ValueError(f"length_penalty: got {shown(length_penalty)}, expected a number from 0 to 100")
     found: list[Hypothesis | None] = [None] * len(sources)
     if not len(sources):
         return []
@@ -165,6 +165,7 @@ class _Search:
     def _go_on(self, still: list[int], rows: Tensor, chosen: Tensor, sums: list[float]) -> None:
         self.open = still
         if still:
-            self.state = self.state.select(rows)
+            done = len(rows) < len(self.tokens)  # else what is known of the sources stays as it is
+            self.state = self.state.select(rows, sources=done)
             self.tokens = torch.cat([self.tokens[rows], chosen[:, None]], 1)
             self.sums = torch.tensor(sums, dtype=self.sums.dtype).view(len(still), self.beam)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from fwm_py.checks import shown
 from fwm_py.experiments.settings import TrainingSettings
 from fwm_py.experiments.words import memory_options
 
@@ -87,23 +88,41 @@ class Settings(TrainingSettings):
         if self.redraw and not any("redraw" in options for options in memories):
             raise ValueError(f"redraw: got True with the map {self.words('encoder')[1]}, expected favorN")
         mapped = [place for place in PLACES if self.words(place)[0] != "softmax"]
-        if self.feature_map is not None and all(getattr(self, f"{place}_map") for place in mapped):
-            raise ValueError(f"feature_map: got {self.feature_map}, expected none, as no memory takes it")
+        for name, given, taken in (
+            ("rule", self.rule != Settings.rule, [place for place in PLACES if getattr(self, f"{place}_rule") is None]),
+            ("feature_map", self.feature_map is not None, [p for p in mapped if getattr(self, f"{p}_map") is None]),
+        ):
+            if given and not taken:
+                raise ValueError(f"{name}: got {shown(getattr(self, name))}, expected none, as no memory takes it")
+
+    def checks(self) -> list[tuple[str, bool, str]]:
+        checkpoints = -(-self.max_steps // self.checkpoint_every)
+        return [
+            *super().checks(),
+            ("average", self.average <= checkpoints, f"at most {checkpoints}, the checkpoints of the run"),
+        ]
 
     def steps(self, processes: int = 1) -> int:
         return self.max_steps
 
     def words(self, place: str) -> tuple[str, str]:
         """The rule and the map of a place's memories."""
-        rule = getattr(self, f"{place}_rule") or self.rule
-        usual = "none" if rule == "softmax" else self.feature_map or "elu1"
-        return rule, getattr(self, f"{place}_map") or usual
+        own_rule, own_map = getattr(self, f"{place}_rule"), getattr(self, f"{place}_map")
+        rule = self.rule if own_rule is None else own_rule
+        usual = "elu1" if self.feature_map is None else self.feature_map
+        return rule, own_map if own_map is not None else "none" if rule == "softmax" else usual
 
     def memory(self, place: str) -> dict[str, Any]:
         """The options of a place's `fwm_py.torch.nn.FastWeightAttention`."""
         rule, feature_map = self.words(place)
-        redraw = self.redraw and feature_map.startswith("favor")
-        options = memory_options(rule, feature_map, False, redraw)
+        own = {"rule": f"{place}_rule", "feature_map": f"{place}_map"}
+        redraw = self.redraw and isinstance(feature_map, str) and feature_map.startswith("favor")
+        try:
+            options = memory_options(rule, feature_map, False, redraw)
+        except (TypeError, ValueError) as error:
+            name, message = str(error).split(": ", 1)
+            named = own[name] if name in own and getattr(self, own[name]) is not None else name
+            raise type(error)(f"{named}: {message}") from None
         if place != "decoder" and rule not in NONCAUSAL:
             raise ValueError(
                 f"{place}_rule: got {rule}, expected {' or '.join(NONCAUSAL)}, which read all tokens at once"

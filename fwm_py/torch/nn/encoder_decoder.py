@@ -35,12 +35,12 @@ class EncoderDecoderState:
     source: tuple[Any, ...]
     memories: tuple[Any, ...]
 
-    def select(self, rows: Tensor) -> EncoderDecoderState:
+    def select(self, rows: Tensor, *, sources: bool = True) -> EncoderDecoderState:
         """The rows of these numbers (m,), in this order and as often as they occur: the beams that a search goes on
-        with."""
+        with. Where these are of the same sources as before, row by row, sources=False leaves what is known of them."""
         return EncoderDecoderState(
             self.tokens,
-            tuple(memory.select(rows) for memory in self.source),
+            tuple(memory.select(rows) for memory in self.source) if sources else self.source,
             tuple(memory and memory.select(rows) for memory in self.memories),
         )
 
