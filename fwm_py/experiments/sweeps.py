@@ -184,13 +184,14 @@ def check_made(tasks: Sequence[Task], kind: Kind, out: Path, keep_runs: bool) ->
         run, row = Path(task.folder), rows.get(task.slug)
         way_out = "begin elsewhere, or delete"
         if row is not None:
-            differing = [name for name in kind.row.KEYS if getattr(row, name) != getattr(row_of(task, kind.row), name)]
-            if differing:
-                name = differing[0]
-                raise ValueError(
-                    f"{out / RESULTS}: got {task.slug} with {name} {shown(getattr(row, name))}, "
-                    f"expected {shown(getattr(row_of(task, kind.row), name))}; {way_out} its line"
-                )
+            wanted = row_of(task, kind.row)
+            for name in kind.row.KEYS:
+                found, expected = getattr(row, name), getattr(wanted, name)
+                if found != expected:
+                    raise ValueError(
+                        f"{out / RESULTS}: got {task.slug} with {name} {shown(found)}, expected {shown(expected)}; "
+                        f"{way_out} its line"
+                    )
             if not row.error and not keep_runs:
                 shutil.rmtree(run, ignore_errors=True)  # a kill came between the row and this
         elif (run / CONFIG).exists():

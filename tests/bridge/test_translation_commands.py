@@ -123,7 +123,7 @@ def test_sweep_and_its_figures(folder):
         ("prepare --source all.source --target all.target --vocab 3 --out other", "--vocab: got '3', expected"),
         ("prepare --source all.source --target all.target --out data", "data: got a folder with files"),
         ("train data --out other --preset big", "--preset: got 'big', expected test, study, paper-big"),
-        ("train data --out other --rule delta", "--encoder_rule: got delta, expected softmax or sum"),
+        ("train data --out other --rule delta", "--rule: got delta, expected softmax or sum"),
         ("train data --out other --feature_map elu2", "--feature_map: got 'elu2', expected none, elu1"),
         ("train data --out other --label_smoothing much", "--label_smoothing: got 'much', expected a number"),
         ("train data --out run", "run: got a folder with files, expected an empty one, or a resume"),

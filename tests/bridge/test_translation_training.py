@@ -339,8 +339,8 @@ def test_bad_searches(wrong, error, message):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (dict(rule="delta"), "encoder_rule: got delta, expected softmax or sum, which read all tokens at once"),
-        (dict(cross_rule="gated_sum"), "cross_rule: got gated_sum, expected softmax or sum"),
+        (dict(rule="delta"), "^rule: got delta, expected softmax or sum in the encoder attention"),
+        (dict(cross_rule="gated_sum"), "^cross_rule: got gated_sum, expected softmax or sum in the cross attention"),
         (dict(rule="softmax", feature_map="elu1"), "feature_map: got 'elu1', expected none, as no memory takes it"),
         (dict(redraw=True), "redraw: got True with the map elu1, expected favorN"),
         (dict(feature_map="elu2"), "feature_map: got 'elu2', expected none, elu1"),

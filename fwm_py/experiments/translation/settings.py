@@ -116,16 +116,16 @@ class Settings(TrainingSettings):
         """The options of a place's `fwm_py.torch.nn.FastWeightAttention`."""
         rule, feature_map = self.words(place)
         own = {"rule": f"{place}_rule", "feature_map": f"{place}_map"}
+        own = {name: of_place for name, of_place in own.items() if getattr(self, of_place) is not None}
         redraw = self.redraw and isinstance(feature_map, str) and feature_map.startswith("favor")
         try:
             options = memory_options(rule, feature_map, False, redraw)
         except (TypeError, ValueError) as error:
             name, message = str(error).split(": ", 1)
-            named = own[name] if name in own and getattr(self, own[name]) is not None else name
-            raise type(error)(f"{named}: {message}") from None
+            raise type(error)(f"{own.get(name, name)}: {message}") from None
         if place != "decoder" and rule not in NONCAUSAL:
             raise ValueError(
-                f"{place}_rule: got {rule}, expected {' or '.join(NONCAUSAL)}, which read all tokens at once"
+                f"{own.get('rule', 'rule')}: got {rule}, expected {' or '.join(NONCAUSAL)} in the {place} attention"
             )
         options.pop("normalize", None)  # sums with a positive map divide by the sum of weights, as the layer does
         return options | {"causal": place == "decoder", "dropout": self.attention_dropout}

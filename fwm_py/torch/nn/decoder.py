@@ -89,17 +89,19 @@ class Layer(nn.Module):
         x = x + self.dropout(y)
         return x if self.pre else norm(x)
 
-    def remember(self, x: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any]:
+    def with_memory(self, x: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any]:
+        """x and what the memory reads, and its state after the last token."""
         y = self.memory(self.before(x, self.memory_norm), state, return_state=return_state)
         y, state = y if return_state else (y, None)
         return self.after(x, y, self.memory_norm), state
 
-    def think(self, x: Tensor) -> Tensor:
+    def with_network(self, x: Tensor) -> Tensor:
+        """x and what the feed-forward network makes of it."""
         return self.after(x, self.ff(self.before(x, self.ff_norm)), self.ff_norm)
 
     def forward(self, x: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any]:
-        x, state = self.remember(x, state, return_state)
-        return self.think(x), state
+        x, state = self.with_memory(x, state, return_state)
+        return self.with_network(x), state
 
 
 def draw_matrices(model: nn.Module, embed: nn.Embedding, std: float | None) -> None:

@@ -50,7 +50,7 @@ class EncoderLayer(Layer):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
         y = self.memory(self.before(x, self.memory_norm), key_lengths=lengths)
-        return self.think(self.after(x, y, self.memory_norm))
+        return self.with_network(self.after(x, y, self.memory_norm))
 
 
 class CrossLayer(Layer):
@@ -63,9 +63,9 @@ class CrossLayer(Layer):
     def forward(  # type: ignore[override]
         self, x: Tensor, state: Any, source: Any, return_state: bool
     ) -> tuple[Tensor, Any]:
-        x, state = self.remember(x, state, return_state)
+        x, state = self.with_memory(x, state, return_state)
         y = self.cross(self.before(x, self.cross_norm), source)
-        return self.think(self.after(x, y, self.cross_norm)), state
+        return self.with_network(self.after(x, y, self.cross_norm)), state
 
 
 class EncoderDecoder(nn.Module):
