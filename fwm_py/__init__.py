@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 
 from fwm_py import attention, convolution, feature_maps, norm, random, readouts, rules
 from fwm_py.attention import SoftmaxGradients, softmax_attention, softmax_attention_backward
-from fwm_py.convolution import CausalConv1dGradients, causal_conv1d, causal_conv1d_backward
+from fwm_py.convolution import CausalConv1dGradients, causal_conv1d, causal_conv1d_backward, causal_conv1d_update
 from fwm_py.norm import RmsNormGradients, rms_norm, rms_norm_backward
 from fwm_py.rules import (
     DeltaRuleGradients,
@@ -59,6 +59,7 @@ __all__ = [
     "build_info",
     "causal_conv1d",
     "causal_conv1d_backward",
+    "causal_conv1d_update",
     "convolution",
     "delta_rule",
     "delta_rule_backward",

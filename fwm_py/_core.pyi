@@ -120,10 +120,13 @@ def rule_forward(  # states are arrays, or pairs of them with normalize
     eps: float = ...,
     clamp_first: bool = ...,
     cu_seqlens: npt.ArrayLike | None = None,
+    state_v_first: bool = False,
+    state_indices: npt.ArrayLike | None = None,
     method: str,
     output_final_state: bool = False,
+    return_states_every: int | None = None,
     out: _Real | tuple[_Real, Any] | None = None,
-) -> tuple[_Real, Any]: ...
+) -> tuple[Any, ...]: ...
 def rule_backward(
     function: str,
     /,
@@ -143,6 +146,7 @@ def rule_backward(
     normalize: bool = False,
     eps: float = ...,
     clamp_first: bool = ...,
+    state_v_first: bool = False,
     cu_seqlens: npt.ArrayLike | None = None,
     method: str,
     out: tuple[Any, ...] | None = None,
@@ -222,6 +226,17 @@ def convolution_forward(
     cu_seqlens: npt.ArrayLike | None = None,
     out: _Real | tuple[_Real, _Real] | None = None,
 ) -> tuple[_Real, _Real | None]: ...
+def convolution_update_forward(
+    *,
+    x: npt.ArrayLike,
+    conv_state: _Real,
+    weight: npt.ArrayLike,
+    bias: npt.ArrayLike | None = None,
+    activation: str | None = None,
+    conv_state_indices: npt.ArrayLike | None = None,
+    cache_seqlens: npt.ArrayLike | None = None,
+    out: _Real | None = None,
+) -> _Real: ...
 def convolution_backward(
     *,
     dy: npt.ArrayLike,

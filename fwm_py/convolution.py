@@ -1,13 +1,13 @@
-"""Causal depthwise convolution, with SiLU or without: forward and gradient.
+"""Causal depthwise convolution, with SiLU or without: forward and gradient, and the update of a server's states.
 
 Each channel has a filter of its own, short and along the tokens: z_t = bias + sum_w weight_w x_{t - W + 1 + w}, and
 y = z or z / (1 + exp(-z)). Linear attention and delta-rule layers put one in front of their queries, keys and values.
 
-Common to both functions, for B sequences of T tokens and D channels:
+Common to the functions, for B sequences of T tokens and D channels:
 
 x : array (B, T, D), float32 or float64
 weight : array (D, W), of x's dtype
-    W is 2, 3 or 4; the last column meets the token itself. As `weight.squeeze(1)` of a torch.nn.Conv1d with groups=D.
+    W is 1 to 16; the last column meets the token itself. As `weight.squeeze(1)` of a torch.nn.Conv1d with groups=D.
 bias : array (D,), of x's dtype, optional
 activation : None, "silu" or "swish"
     The last two are the same.
@@ -48,7 +48,7 @@ import numpy.typing as npt
 
 from fwm_py import _core
 
-__all__ = ["CausalConv1dGradients", "causal_conv1d", "causal_conv1d_backward"]
+__all__ = ["CausalConv1dGradients", "causal_conv1d", "causal_conv1d_backward", "causal_conv1d_update"]
 
 Real = npt.NDArray[np.floating[Any]]
 Activation = Literal["silu", "swish"]
@@ -149,4 +149,55 @@ def causal_conv1d_backward(
             dfinal_state=dfinal_state,
             out=out,
         )
+    )
+
+
+def causal_conv1d_update(
+    x: npt.ArrayLike,
+    conv_state: Real,
+    weight: npt.ArrayLike,
+    bias: npt.ArrayLike | None = None,
+    *,
+    activation: Activation | None = None,
+    conv_state_indices: npt.ArrayLike | None = None,
+    cache_seqlens: npt.ArrayLike | None = None,
+    out: Real | None = None,
+) -> Real:
+    """The same sums for the next tokens of many sequences, whose states take up these tokens in place.
+
+    Parameters
+    ----------
+    x : array (B, T, D), float32 or float64
+        The next T tokens of each sequence; T is 1 as a rule.
+    conv_state : array (B, L, D), or (P, L, D) with conv_state_indices
+        The last L tokens of each sequence, the oldest first; L is at least W - 1. It is changed: of x's dtype,
+        C-contiguous, writeable, and sharing no memory with the others.
+    weight, bias, activation
+        As above.
+    conv_state_indices : array (B,), any integer dtype, optional
+        conv_state has the states of a pool, of which sequence i has the one of this number, and no other sequence has.
+        -1 is padding: no state is read or changed, and y is 0.
+    cache_seqlens : array (B,), any integer dtype, optional
+        How many tokens of the sequence came before, at least 0. A state is then a ring: token p of the sequence is in
+        row p mod L. To take back tokens, give a smaller number (L at least W - 1 and as many more).
+    out : array (B, T, D), optional
+        y is written there.
+
+    Returns
+    -------
+    y : array (B, T, D)
+
+    References
+    ----------
+    `causal_conv1d_update` of Dao-AILab/causal-conv1d, whose arrays are (B, D, T) and (P, D, L).
+    """
+    return _core.convolution_update_forward(
+        x=x,
+        conv_state=conv_state,
+        weight=weight,
+        bias=bias,
+        activation=activation,
+        conv_state_indices=conv_state_indices,
+        cache_seqlens=cache_seqlens,
+        out=out,
     )

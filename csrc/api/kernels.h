@@ -84,19 +84,23 @@ typedef struct {
     FwmGate gate;
     FwmNorm qk_norm;
     bool normalize, clamp_first;
+    bool state_v_first; /* states are V x K, not K x V */
     FwmMethod method;
     double scale, eps;
     size_t n_sequences;
     const int64_t *offsets; /* n_sequences + 1, from 0 */
     size_t HQ, H, HV, K, V;
-    FwmTokens q, k, v;             /* (tokens, HQ, K), (tokens, H, K), (tokens, HV, V) */
-    FwmTokens g;                   /* (tokens, HV) or (tokens, HV, K) */
-    FwmTokens beta, b, w;          /* (tokens, HV), (tokens, HV, K), (tokens, HV, V) */
-    FwmTokens erase;               /* (tokens, HV): made and used by the kernels, where a delta rule normalises */
-    const void *initial_state;     /* (n_sequences, HV, K, V) */
-    const void *initial_sum;       /* (n_sequences, H, K): of keys, if normalize */
-    void *o;                       /* (tokens, max(HQ, HV), V) */
+    FwmTokens q, k, v;            /* (tokens, HQ, K), (tokens, H, K), (tokens, HV, V) */
+    FwmTokens g;                  /* (tokens, HV) or (tokens, HV, K) */
+    FwmTokens beta, b, w;         /* (tokens, HV), (tokens, HV, K), (tokens, HV, V) */
+    FwmTokens erase;              /* (tokens, HV): made and used by the kernels, where a delta rule normalises */
+    const void *initial_state;    /* (n_sequences, HV, K, V) */
+    const void *initial_sum;      /* (n_sequences, H, K): of keys, if normalize */
+    const int32_t *state_indices; /* (n_sequences): which of more initial and final states are theirs; NULL: 0, 1, .. */
+    void *o;                      /* (tokens, max(HQ, HV), V) */
     void *final_state, *final_sum; /* may be the initial ones */
+    size_t every;                  /* a multiple of FWM_TILE: after so many tokens of a sequence, again and again, */
+    void *states, *sums;           /* (.., HV, K, V), (.., H, K): the state, those of a sequence behind the others' */
     FwmTokens dout;
     const void *dfinal_state, *dfinal_sum;
     void *dq, *dk, *dv, *dg, *dbeta, *db, *dw, *derase, *dinitial_state, *dinitial_sum;
@@ -165,6 +169,17 @@ typedef struct {
     void *dx, *dweight, *dbias, *dinitial_state;
 } FwmConvolutionCall;
 
+/* One call of the update of a convolution's states by T tokens of each of B sequences. A state has the last L tokens,
+ * L at least W - 1: the oldest first, or where `positions` says how many tokens came before, token p of the sequence in
+ * row p mod L. */
+typedef struct {
+    FwmConvolutionCall convolution; /* silu, D, W, weight, bias, x (B, T, D) and y */
+    size_t B, T, L;
+    void *states;                 /* (P, L, D), changed in place */
+    const int32_t *state_indices; /* (B), from 1: whose states; 0: nobody's, and y is 0; NULL: 1, 2, .. */
+    const int32_t *positions;     /* (B), or NULL */
+} FwmConvolutionUpdateCall;
+
 /* How a norm is gated: not at all, or by a function of the gate. */
 typedef enum { FWM_UNGATED, FWM_LOGISTIC_GATE, FWM_SILU_GATE } FwmGating;
 
@@ -197,7 +212,7 @@ typedef struct {
     const FwmReadoutInfo *(*readout_info)(size_t row);
     size_t (*map_features)(size_t map, size_t d, size_t argument);
 
-    const FwmOperation map, rule, noncausal, readout, attention, convolution, norm;
+    const FwmOperation map, rule, noncausal, readout, attention, convolution, convolution_update, norm;
 
     /* FAVOR+: normals (d x d blocks, one behind the other, as drawn) become omega (d x m). */
     size_t (*make_omega_scratch)(size_t d); /* bytes */

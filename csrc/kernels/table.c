@@ -34,6 +34,7 @@ const FwmKernels fwm_kernels = {
     .convolution = {.forward = {NULL, convolution_forward},
                     .backward = {convolution_backward_scratch, convolution_backward},
                     .flushes_subnormals = true},
+    .convolution_update = {.forward = {NULL, convolution_update_states}, .flushes_subnormals = true},
     .norm = {.forward = {NULL, norm_forward},
              .backward = {norm_backward_scratch, norm_backward},
              .flushes_subnormals = true},

@@ -167,7 +167,8 @@ static int refuse_shape(const FwmArguments *a, size_t i, const FwmShape *shape, 
 {
     npy_intp axes[NPY_MAXDIMS];
     const int rank = fwm_axes(a, shape, axes);
-    return fwm_check_shape(array, name, a->signature->arguments[i].shape, rank, axes);
+    const FwmArgument *row = &a->signature->arguments[i];
+    return fwm_check_shape(array, name, row->swapped ? shape->text : row->shape, rank, axes);
 }
 
 static bool has_leading(const FwmArguments *a, PyArrayObject *array)
@@ -182,7 +183,8 @@ static bool has_leading(const FwmArguments *a, PyArrayObject *array)
 static int fit_shape(FwmArguments *a, size_t i, PyArrayObject *array, const char *name)
 {
     const FwmShape *shapes = a->signature->shapes[i];
-    const FwmShape *shape = shapes[1].text && PyArray_NDIM(array) == shapes[1].rank ? &shapes[1] : &shapes[0];
+    const bool is_second = a->signature->arguments[i].swapped ? a->swapped : PyArray_NDIM(array) == shapes[1].rank;
+    const FwmShape *shape = shapes[1].text && is_second ? &shapes[1] : &shapes[0];
     if (shape->leading && a->leading_rank < 0 && bind_leading(a, shape, array, name) < 0)
         return -1;
     const int leading = shape->leading ? a->leading_rank : 0;
@@ -225,7 +227,11 @@ static PyArrayObject *take_array(FwmArguments *a, size_t i, PyObject *given, con
 {
     const FwmArgument *row = &a->signature->arguments[i];
     PyArrayObject *array = NULL, *came = NULL;
-    if (row->stored == FWM_AS_COMPUTED && fwm_is_real_array(given, a->type)) {
+    if (row->in_place) {
+        npy_intp axes[NPY_MAXDIMS];
+        const int rank = fwm_axes(a, &a->signature->shapes[i][0], axes);
+        array = fwm_output_array(given, name, a->type, a->like, row->shape, rank, axes);
+    } else if (row->stored == FWM_AS_COMPUTED && fwm_is_real_array(given, a->type)) {
         array = (PyArrayObject *)Py_NewRef(given);
     } else {
         came = fwm_any_array(given, name);
@@ -276,9 +282,10 @@ static int read_indices(FwmArguments *a, size_t i)
     npy_intp axes[NPY_MAXDIMS];
     const int rank = fwm_axes(a, &a->signature->shapes[i][0], axes);
     const int from = a->signature->from[i];
-    const npy_intp low = from < 0 ? 0 : a->sizes[from], below = a->sizes[a->signature->below[i]];
-    a->arrays[i] =
-        fwm_index_array(a->given[i], row->name, row->shape, rank, axes, low, row->or_equal ? below : below - 1);
+    const int letter = a->signature->below[i];
+    const npy_intp low = from < 0 ? (npy_intp)row->low : a->sizes[from];
+    const npy_intp high = letter < 0 ? INT32_MAX : a->sizes[letter] - !row->or_equal;
+    a->arrays[i] = fwm_index_array(a->given[i], row->name, row->shape, rank, axes, low, high);
     a->came[i] = NULL;
     a->held |= (uint32_t)1 << i;
     if (!a->arrays[i] || fit_shape(a, i, a->arrays[i], row->name) < 0)
@@ -322,6 +329,8 @@ static int read_scalar(FwmArguments *a, size_t i)
             return -1;
         return to ? (*(unsigned *)to = (unsigned)value->word, 0) : 0;
     case FWM_INTEGER:
+        if (!given)
+            return 0;
         if (fwm_integer(given, row->name, row->low, row->high, &value->integer) < 0)
             return -1;
         return store_size(a, row->at, (size_t)value->integer);

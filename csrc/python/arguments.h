@@ -15,7 +15,7 @@
 #include "python/numpy_api.h"
 #include "python/sequences.h"
 
-enum { FWM_MOST_ARGUMENTS = 24, FWM_MOST_LETTERS = 12, FWM_MOST_AXES = 5, FWM_MOST_WORDS = 4 };
+enum { FWM_MOST_ARGUMENTS = 28, FWM_MOST_LETTERS = 12, FWM_MOST_AXES = 5, FWM_MOST_WORDS = 4 };
 
 #define FWM_LENGTH(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -27,7 +27,7 @@ typedef enum {
     FWM_ARRAY,  /* numbers, contiguous: const void * */
     FWM_TOKENS, /* numbers (B, T, ..): FwmTokens, which in a forward stay where they lie if a kernel can read them there
                  */
-    FWM_INDICES,   /* integers from `from` (0) below `below`, less the first: const int32_t * */
+    FWM_INDICES,   /* integers from `from` (or low) below `below` (or any), less the first: const int32_t * */
     FWM_SEQUENCES, /* cu_seqlens of the letters B and T; binds the letter n */
     FWM_FLAG,      /* bool */
     FWM_NUMBER,    /* double, finite in the call's type */
@@ -57,12 +57,14 @@ typedef struct {
     const char *name;
     FwmKind kind;
     const char *shape;   /* of arrays; another one, of another rank, behind " or " */
+    const char *swapped; /* of a state: its shape where the call says so (swapped below) */
     bool optional;       /* may be None, or left out */
+    bool in_place;       /* of an array: is changed where it lies */
     size_t at, gradient; /* of the value, and of the array that the backward writes */
     FwmDirection only;   /* 0: both */
     FwmStored stored;
     const char *const *words;     /* NULL behind the last */
-    long long low, high;          /* of an integer */
+    long long low, high;          /* of an integer; low also of indices */
     const char *from, *below;     /* of indices: letters */
     bool or_equal;                /* of indices: they may be as large as what they are else below, as lengths are */
     double preset;                /* of a flag or a number that is left out */
@@ -126,6 +128,7 @@ struct FwmArguments {
     void *call;       /* the struct of the kernels, or NULL */
     uint32_t absent;  /* bits of the arguments that this call does not take; hooks add to them */
     bool paired;      /* states are pairs; set by hooks */
+    bool swapped;     /* states have their other shape; set by hooks */
     int type;         /* NPY_FLOAT or NPY_DOUBLE, in which the call computes: that of the first array */
     const char *like; /* its name */
     const FwmKernels *kernels;

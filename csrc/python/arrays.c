@@ -164,6 +164,23 @@ PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *te
     return out;
 }
 
+int fwm_check_distinct(const int32_t *numbers, npy_intp n, int32_t low, npy_intp below, const char *name)
+{
+    npy_intp i = 0;
+    char *seen = PyMem_Calloc((size_t)below + 1, 1);
+    if (!seen) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    while (i < n && (numbers[i] < low || !seen[numbers[i] - low]++))
+        i += 1;
+    if (i < n)
+        PyErr_Format(PyExc_ValueError, "%s[%zd]: got the number of an earlier one, expected another state for each",
+                     name, i);
+    PyMem_Free(seen);
+    return i < n ? -1 : 0;
+}
+
 /* ---- tokens where they stand ---- */
 
 /* Bytes of a token's numbers, if these lie side by side; else -1. */

@@ -32,6 +32,9 @@ static inline bool fwm_is_real_array(PyObject *given, int type)
 PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *text, int rank, const npy_intp *shape,
                                long long low, long long high);
 
+/* 0, or -1 with an exception if two of n numbers from low on, below `below`, are the same. */
+int fwm_check_distinct(const int32_t *numbers, npy_intp n, int32_t low, npy_intp below, const char *name);
+
 /* Whether a kernel can read this array of tokens (B, T, ..) where it stands: contiguous, or a part of each token of a
  * larger array, as queries, keys and values are that come from one projection; of this type, or of float32 or float64
  * where the type is 0. */

@@ -5,7 +5,8 @@
 #include "python/operation.h"
 
 /* Operations: name_forward and name_backward. */
-extern FwmBinding fwm_map, fwm_rule, fwm_noncausal, fwm_readout, fwm_attention, fwm_convolution, fwm_norm;
+extern FwmBinding fwm_map, fwm_rule, fwm_noncausal, fwm_readout, fwm_attention, fwm_convolution, fwm_convolution_update,
+    fwm_norm;
 extern FwmModuleFunction fwm_map_features, fwm_tensor_array, fwm_tensor_arrays, fwm_plain_tensors;
 
 /* The heads of queries, keys and values, from which those of the output follow: binds their letter. 0, or -1 with an

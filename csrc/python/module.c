@@ -87,8 +87,8 @@ static int execute(PyObject *module)
     if (warn_of_one_thread() < 0)
         return -1;
     fwm_threads_start();
-    FwmBinding *const operations[] = {&fwm_map,       &fwm_rule,        &fwm_noncausal, &fwm_readout,
-                                      &fwm_attention, &fwm_convolution, &fwm_norm};
+    FwmBinding *const operations[] = {&fwm_map,       &fwm_rule,        &fwm_noncausal,          &fwm_readout,
+                                      &fwm_attention, &fwm_convolution, &fwm_convolution_update, &fwm_norm};
     for (size_t i = 0; i < FWM_LENGTH(operations); i++)
         if (fwm_add_operation(module, operations[i]) < 0)
             return -1;

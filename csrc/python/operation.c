@@ -21,6 +21,7 @@ typedef struct {
         FwmReadoutCall readout;
         FwmAttentionCall attention;
         FwmConvolutionCall convolution;
+        FwmConvolutionUpdateCall update;
         FwmNormCall norm;
     } call;
 } FwmCall;
@@ -76,13 +77,19 @@ static PyArrayObject *new_array(const FwmCall *c, int rank, const npy_intp *axes
     return (PyArrayObject *)PyArray_NewFromDescr(&PyArray_Type, type, rank, axes, NULL, NULL, 0, NULL);
 }
 
+/* The axes of an output; returns how many. */
+static int axes_of(const FwmCall *c, size_t i, npy_intp axes[NPY_MAXDIMS])
+{
+    return fwm_axes(&c->a, &c->binding->output_shapes[i][c->binding->outputs[i].swapped && c->a.swapped], axes);
+}
+
 static int give_output(FwmCall *c, size_t i, PyObject *given, const char *name)
 {
     const FwmOutput *output = &c->binding->outputs[i];
     npy_intp axes[NPY_MAXDIMS];
-    const int rank = fwm_axes(&c->a, &c->binding->output_shapes[i], axes);
-    PyArrayObject *array = c->outputs[i] =
-        fwm_output_array(given, name, c->a.type, c->a.like, output->shape, rank, axes);
+    const int rank = axes_of(c, i, axes);
+    const char *shape = output->swapped && c->a.swapped ? output->swapped : output->shape;
+    PyArrayObject *array = c->outputs[i] = fwm_output_array(given, name, c->a.type, c->a.like, shape, rank, axes);
     return array ? check_apart(c, array, name, c->binding->may_be[i], c->outputs, i) : -1;
 }
 
@@ -105,8 +112,9 @@ static int give_outputs(FwmCall *c, PyObject *out)
 static bool is_wanted(const FwmCall *c, size_t i)
 {
     const FwmOutput *output = &c->binding->outputs[i];
-    const int flag = c->binding->asked_by[i];
-    return (flag < 0 || c->a.values[flag].flag) && (!output->second || c->a.paired);
+    const int by = c->binding->asked_by[i];
+    const bool is_flag = by >= 0 && c->a.signature->arguments[by].kind == FWM_FLAG;
+    return (by < 0 || (is_flag ? c->a.values[by].flag : fwm_has(&c->a, by))) && (!output->second || c->a.paired);
 }
 
 static int make_outputs(FwmCall *c, PyObject *out)
@@ -116,7 +124,7 @@ static int make_outputs(FwmCall *c, PyObject *out)
     for (size_t i = 0; i < c->binding->n_outputs; i++) {
         npy_intp axes[NPY_MAXDIMS];
         if (!c->outputs[i] && is_wanted(c, i)) {
-            const int rank = fwm_axes(&c->a, &c->binding->output_shapes[i], axes);
+            const int rank = axes_of(c, i, axes);
             c->outputs[i] = new_array(c, rank, axes);
             if (!c->outputs[i])
                 return -1;
@@ -228,8 +236,13 @@ static PyObject *forward_result(const FwmCall *c)
     if (b->n_outputs == 1 || (b->outputs[1].never_given && !c->outputs[1]))
         return part(c->outputs[0], NULL);
     PyObject *state = part(c->outputs[1], c->outputs[2]);
-    PyObject *result = state ? PyTuple_Pack(2, c->outputs[0], state) : NULL;
+    PyObject *others = state && c->outputs[3] ? part(c->outputs[3], c->outputs[4]) : NULL, *result = NULL;
+    if (others)
+        result = PyTuple_Pack(3, c->outputs[0], state, others);
+    else if (state && !c->outputs[3])
+        result = PyTuple_Pack(2, c->outputs[0], state);
     Py_XDECREF(state);
+    Py_XDECREF(others);
     return result;
 }
 
@@ -338,7 +351,9 @@ int fwm_add_operation(PyObject *module, FwmBinding *b)
 {
     int status = fwm_prepare(&b->signature);
     for (size_t i = 0; status == 0 && i < b->n_outputs; i++) {
-        status = fwm_parse_shape(&b->signature, b->outputs[i].shape, &b->output_shapes[i]);
+        status = fwm_parse_shape(&b->signature, b->outputs[i].shape, &b->output_shapes[i][0]);
+        if (status == 0 && b->outputs[i].swapped)
+            status = fwm_parse_shape(&b->signature, b->outputs[i].swapped, &b->output_shapes[i][1]);
         b->asked_by[i] = argument_number(&b->signature, b->outputs[i].asked_by);
         b->may_be[i] = argument_number(&b->signature, b->outputs[i].may_be);
     }
@@ -346,7 +361,7 @@ int fwm_add_operation(PyObject *module, FwmBinding *b)
     PyOS_snprintf(b->names[1], sizeof b->names[1], "%s_backward", b->signature.name);
     b->methods[0] = (PyMethodDef)FWM_METHOD_ROW(b->names[0], call_forward, NULL);
     b->methods[1] = (PyMethodDef)FWM_METHOD_ROW(b->names[1], call_backward, NULL);
-    for (int i = 0; status == 0 && i < 2; i++)
+    for (int i = 0; status == 0 && i < 2 - b->forward_only; i++)
         status = fwm_add_c_function(module, &b->methods[i], b);
     return status;
 }

@@ -37,8 +37,8 @@ static int parse_shapes(FwmSignature *s, size_t i)
     const char *text = s->arguments[i].shape, *other = text ? strstr(text, " or ") : NULL;
     if (!text)
         return 0;
-    if (fwm_parse_shape(s, text, &s->shapes[i][0]) < 0 ||
-        (other && fwm_parse_shape(s, other + strlen(" or "), &s->shapes[i][1]) < 0))
+    const char *second = other ? other + strlen(" or ") : s->arguments[i].swapped;
+    if (fwm_parse_shape(s, text, &s->shapes[i][0]) < 0 || (second && fwm_parse_shape(s, second, &s->shapes[i][1]) < 0))
         return -1;
     return 0;
 }

@@ -7,7 +7,7 @@ As in PyTorch, products of matrices and vectors alone, two FLOP for a multiplica
   head (or value head, where those are more).
 - Linear attention without a causal mask: the same write for a key, and read for a query.
 - Softmax attention: as scaled_dot_product_attention, of all keys, causal or not; its backward makes the scores again.
-- The convolution: 2 W a number. FAVOR+: x omega. Norms and the other maps: none.
+- The convolution, and its update: 2 W a number. FAVOR+: x omega. Norms and the other maps: none.
 - A backward: two products for each of the forward's, but for omega, of which there is no gradient.
 """
 
@@ -65,6 +65,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "softmax_attention": softmax,
     "softmax_attention_backward": softmax_backward,
     "causal_conv1d": convolution,
+    "causal_conv1d_update": lambda x, state, *args, **kwargs: convolution(x, *args),
     "causal_conv1d_backward": lambda dy, dstate, *args, **kwargs: 2 * convolution(*args),
     "rms_norm": lambda *args, **kwargs: 0,
     "rms_norm_backward": lambda *args, **kwargs: 0,

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from fwm_py import _core
 from fwm_py.torch._arrays import (
     cast,
     cast_like,
     check_axes,
+    check_kinds,
     computed_in,
     empty_like,
     n_sequences,
@@ -190,6 +192,69 @@ def differentiate_convolution(ctx: Any, dy: Tensor, dstate: Tensor) -> tuple[Any
 
 
 differentiate("causal_conv1d", differentiate_convolution, save_convolution)
+
+
+# ---- the update of its states ----------------------------------------------------------------------------------------
+
+
+def numbers_of_states(indices: Tensor, states: int) -> Tensor:
+    """The sequences that have a state, by their numbers, which must be in the pool, each once."""
+    there = (indices >= 0).nonzero().flatten()
+    numbers = indices[there]
+    wrong = indices[(indices < -1) | (indices >= states)]
+    if len(wrong):
+        raise ValueError(f"conv_state_indices: got {int(wrong[0])}, expected integers in -1..{states - 1}")
+    if len(numbers.unique()) < len(numbers):
+        raise ValueError("conv_state_indices: got a number twice, expected another state for each")
+    return there
+
+
+def conv1d_update_kernel(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor | None,
+    positions: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    names = ("x", "conv_state", "weight", "bias")
+    dtype = computed_in(names, (x, conv_state, weight, bias))
+    check_axes(("x", x, "B T D"), ("conv_state", conv_state, "P L D"))
+    for name, integers in (("conv_state_indices", indices), ("cache_seqlens", positions)):
+        if integers is not None:
+            check_kinds([("x", x)], integers, name)
+    as_it_lies = conv_state.dtype is dtype and conv_state.is_contiguous()
+    states, own, there, numbers = conv_state, indices, None, None
+    if not as_it_lies and indices is not None:
+        there = numbers_of_states(indices, len(conv_state))
+        numbers = indices[there].long()
+        own = torch.full_like(indices, -1).index_copy(0, there, torch.arange(len(there)).to(indices.dtype))
+        states = conv_state[numbers]
+    states = states if as_it_lies else states.to(dtype, memory_format=torch.contiguous_format, copy=True).contiguous()
+    y = empty_like(x, dtype)
+    given: dict[str, Any] = {name: to_array(a, dtype) for name, a in (("x", x), ("weight", weight), ("bias", bias))}
+    given |= {"conv_state_indices": to_integers(own), "cache_seqlens": to_integers(positions)}
+    run(
+        lambda: _core.convolution_update_forward(
+            **given, conv_state=to_memory(states), activation=activation, out=to_memory(y)
+        )
+    )
+    if as_it_lies and not conv_state.is_inference():
+        increment_version(conv_state)
+    elif not as_it_lies:
+        with torch.no_grad():
+            conv_state[slice(None) if numbers is None else numbers] = states.to(conv_state.dtype)
+    return cast(y, x.dtype)
+
+
+conv1d_update: Callable[..., Tensor] = define(
+    "causal_conv1d_update",
+    "(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, Tensor? conv_state_indices, "
+    "Tensor? cache_seqlens, str? activation) -> Tensor",
+    conv1d_update_kernel,
+    lambda x, *others: empty_like(x, x.dtype),
+)
 
 
 # ---- RMS norm --------------------------------------------------------------------------------------------------------

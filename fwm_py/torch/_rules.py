@@ -29,7 +29,8 @@ from fwm_py.torch._library import define, differentiate, given, gradients_like, 
 NAMES = ("q", "k", "v", "g", "beta", "b", "w", "initial_state", "initial_sum")
 INPUTS = "Tensor q, Tensor k, Tensor v, " + ", ".join(f"Tensor? {name}" for name in NAMES[3:])
 N_INPUTS = len(NAMES)
-OPTIONS = "float? scale, str? qk_norm, bool normalize, float eps, bool clamp_first, Tensor? cu_seqlens, str method"
+OPTIONS = "float? scale, str? qk_norm, bool normalize, float eps, bool clamp_first, bool state_v_first, "
+OPTIONS += "Tensor? cu_seqlens, str method"
 
 
 OPTION_NAMES = tuple(option.split()[1] for option in OPTIONS.split(", "))
@@ -37,7 +38,7 @@ OPTION_NAMES = tuple(option.split()[1] for option in OPTIONS.split(", "))
 
 def places_of(row: Any) -> tuple[Any, ...]:
     """The arrays and the options that a rule takes: their names, and what takes them from INPUTS and OPTIONS."""
-    takes = {"q", "k", "v", "scale", "method", *row["strength"].split(", ")}
+    takes = {"q", "k", "v", "scale", "state_v_first", "method", *row["strength"].split(", ")}
     takes |= {"g"} if row["scalar_gate"] or row["channel_gate"] else set()
     takes |= {"qk_norm"} if row["has_qk_norm"] else set()
     takes |= {"normalize", "eps"} if row["normalizes"] else set()
@@ -80,14 +81,14 @@ def rule_results(
     except ValueError:
         check_axes(("q", q, "B T HQ K"), ("k", k, "B T H K"), ("v", v, "B T HV V"))
         raise
-    n = n_sequences(q, options[5])
+    n = n_sequences(q, options[-2])
     if HQ <= HV and v.dtype is dtypes[0] and v.is_contiguous():
         o = torch.empty_like(v)  # o's shape, and the quickest way to it
     else:
         o = q.new_empty((B, T, max(HQ, HV), V), dtype=dtypes[0])
     if not output_final_state:
         return o, None, None
-    state = q.new_empty((n, HV, K, V), dtype=dtypes[1])
+    state = q.new_empty((n, HV, V, K) if options[5] else (n, HV, K, V), dtype=dtypes[1])
     return o, state, q.new_empty((n, H, K), dtype=dtypes[1]) if options[2] else None
 
 
@@ -152,7 +153,7 @@ def differentiate_rule(ctx: Any, do: Tensor, dstate: Tensor, dtotal: Tensor) -> 
     *inputs, cu_seqlens = ctx.saved_tensors
     dfinal = (dstate if ctx.has_state else None, dtotal if ctx.has_state and ctx.normalize else None)
     gradients = rule_backward(ctx.function, do, *dfinal, *inputs, *ctx.options, cu_seqlens, ctx.method)
-    return None, *given(gradients, inputs), *[None] * 8
+    return None, *given(gradients, inputs), *[None] * 9
 
 
 differentiate("rule", differentiate_rule, save_rule)
@@ -174,12 +175,13 @@ def writable(name: str, x: Tensor | None, dtype: torch.dtype) -> Any:
 
 
 def rule_in_place_kernel(function: str, *args: Any) -> Tensor:
-    inputs, options = args[:N_INPUTS], args[N_INPUTS:]
+    inputs, options, indices = args[:N_INPUTS], args[N_INPUTS:-1], to_integers(args[-1])
     dtype, arrays = read(NAMES, inputs, options[-2], convert=to_tokens)
     o, _, _ = rule_results((dtype, dtype), inputs, options, False)
     state, total = writable("initial_state", inputs[-2], dtype), writable("initial_state", inputs[-1], dtype)
     arguments = core_arguments(function, (*arrays[:-2], state, total), options)
-    run(lambda: _core.rule_forward(function, **arguments, out=(to_memory(o), pair(state, total))))
+    out = to_memory(o), pair(state, total)
+    run(lambda: _core.rule_forward(function, **arguments, state_indices=indices, out=out))
     for x in inputs[-2:]:
         if x is not None and not x.is_inference():
             increment_version(x)  # a graph that has saved the state before must not go on with it
@@ -187,13 +189,36 @@ def rule_in_place_kernel(function: str, *args: Any) -> Tensor:
 
 
 def rule_in_place_shapes(function: str, *args: Any) -> Tensor:
-    inputs, options = args[:N_INPUTS], args[N_INPUTS:]
+    inputs, options = args[:N_INPUTS], args[N_INPUTS:-1]
     return rule_results((inputs[0].dtype, inputs[0].dtype), inputs, options, False)[0]
 
 
 rule_in_place = define(
-    "rule_in_place", f"(str function, {IN_PLACE}, {OPTIONS}) -> Tensor", rule_in_place_kernel, rule_in_place_shapes
+    "rule_in_place",
+    f"(str function, {IN_PLACE}, {OPTIONS}, Tensor? state_indices) -> Tensor",
+    rule_in_place_kernel,
+    rule_in_place_shapes,
 )
+
+
+# ---- a rule that keeps states on the way -----------------------------------------------------------------------------
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def rule_with_states(function: str, *args: Any) -> tuple[Tensor | None, ...]:
+    """o, S, z, and the states and sums on the way: no operator, as their number is not that of an axis."""
+    inputs, options, (output_final_state, every) = args[:N_INPUTS], args[N_INPUTS:-2], args[-2:]
+    _, arrays = read(NAMES, inputs, options[-2], convert=to_tokens)
+    arguments = core_arguments(function, arrays, options)
+    o, state, kept = run(
+        lambda: _core.rule_forward(
+            function, **arguments, output_final_state=output_final_state, return_states_every=every
+        )
+    )
+    parts = [o, *(state if isinstance(state, tuple) else (state, None))]
+    parts += kept if isinstance(kept, tuple) else (kept, None)
+    states = [None if x is None else torch.from_numpy(x).clone() for x in parts[1:]]
+    return cast(torch.from_numpy(o).clone(), inputs[0].dtype), *states
 
 
 # ---- linear attention without a causal mask --------------------------------------------------------------------------

@@ -204,6 +204,7 @@ def operator_arguments(case, x, sizes):
         bool(normalize),
         case.option("eps") or 1e-6,
         clamp_first,
+        bool(case.option("state_v_first")),
         cu_seqlens,
         "chunked",
     )
@@ -230,10 +231,12 @@ def test_opcheck_of_the_others():
     states = (x["initial_state"], x["initial_sum"], torch.tensor([4, 2]))
     for given in (states, (None, None, None)):
         torch.library.opcheck(OPERATORS.noncausal.default, (x["q"], x["k"], x["v"], *given, None, True, 1e-6, True))
-    options = (None, None, True, 1e-6, True, None, "chunked")
+    options = (None, None, True, 1e-6, True, False, None, "chunked")
     S, z = (y.detach().clone() for y in states[:2])
     arguments = ("linear_attention", x["q"].detach()[:, :3], x["k"].detach()[:, :3], x["v"].detach()[:, :3])
-    torch.library.opcheck(OPERATORS.rule_in_place.default, (*arguments, None, None, None, None, S, z, *options))
+    for pool, numbers in (((S, z), None), ((torch.cat([S, S]), torch.cat([z, z])), torch.tensor([3, 0]))):
+        given = (*arguments, None, None, None, None, *pool, *options, numbers)
+        torch.library.opcheck(OPERATORS.rule_in_place.default, given)
     x, weight, bias, state = conv_inputs(torch.float32)
     torch.library.opcheck(OPERATORS.causal_conv1d.default, (x, weight, bias, state, None, "silu", True))
     x, weight, gate = norm_inputs(torch.float32)
@@ -246,6 +249,8 @@ def test_opcheck_of_the_others():
     torch.library.opcheck(
         OPERATORS.causal_conv1d.default, (x[:1], weight, None, None, torch.tensor([0, 2, 7]), None, False)
     )
+    x, weight, bias, state = conv_inputs(torch.float32, requires_grad=False)
+    torch.library.opcheck(OPERATORS.causal_conv1d_update.default, (x[:, :1], state, weight, bias, None, None, "silu"))
     for name, row in MAPS.items():
         torch.library.opcheck(OPERATORS.feature_map.default, (name, x, *map_arguments(row)))
 

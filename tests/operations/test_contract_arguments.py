@@ -31,7 +31,9 @@ def test_calls_have_names():
 @every_call
 def test_functions_are_documented(call):
     assert inspect.getdoc(call.function)
-    documentation = sys.modules[call.function.__module__].__doc__ + inspect.getdoc(call.function)
+    parts = call.function.__module__.split(".")  # what is common to the functions stands in the module, or its package
+    modules = [sys.modules[".".join(parts[:n])] for n in range(2, len(parts) + 1)]
+    documentation = "".join(module.__doc__ for module in modules) + inspect.getdoc(call.function)
     assert all(re.search(rf"\b{name}\b", documentation) for name in call.parameters)
     assert all(p.annotation is not inspect.Parameter.empty for p in call.parameters.values())
     assert inspect.signature(call.function).return_annotation is not inspect.Signature.empty

@@ -23,12 +23,13 @@ every_backward = pytest.mark.parametrize("call", RULE_BACKWARDS, ids=str)
 
 @pytest.mark.parametrize("row", _core.RULES, ids=lambda row: row["function"])
 def test_signatures_follow_the_table(row):
-    options = {"scale", "initial_state", "cu_seqlens", "method"}
+    options = {"scale", "initial_state", "state_v_first", "cu_seqlens", "method"}
     options |= {"normalize", "eps"} if row["normalizes"] else set()
     options |= {"qk_norm"} if row["has_qk_norm"] else set()
     options |= {"clamp_first"} if row["clamps"] else set()
     options |= {"causal", "key_lengths"} if row["function"] == "linear_attention" else set()
-    for backward, first, own in ((False, [], {"output_final_state", "out"}), (True, ["do"], {"dfinal_state", "out"})):
+    forward = {"output_final_state", "state_indices", "return_states_every", "out"}
+    for backward, first, own in ((False, [], forward), (True, ["do"], {"dfinal_state", "out"})):
         call = RuleCall(row, forms(row)[0][0], False, backward)
         kinds = {
             kind: [name for name, p in call.parameters.items() if p.kind == kind]

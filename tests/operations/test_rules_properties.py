@@ -183,10 +183,11 @@ def test_no_strength_leaves_the_state(case, sizes, seed, method):
         x[name][...] = 0
     if case.function == "fast_weight_memory":  # a state larger than 1 would be divided
         x["initial_state"] /= 2 * np.maximum(1, np.linalg.norm(x["initial_state"], axis=(2, 3), keepdims=True))
-    expected = x["initial_state"]
+    expected = case.turned("initial_state", x["initial_state"])
     if case.gate:
         total = np.exp(x["g"].sum(axis=1))
         expected = expected * (total[..., None] if case.gate == "channel" else total[..., None, None])
+    expected = case.turned("final_state", expected)
     assert_close({"S": case.forward(x, sizes, method=method)["final_state"]}, {"S": expected}, 1e-12)
 
 

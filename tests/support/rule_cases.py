@@ -119,9 +119,16 @@ class RuleCase(NamedTuple):
     # --- the oracle, in float64 ---
 
     def _oracle(self, function, x, sizes, **other):
-        x = {name: array.astype(np.float64) for name, array in x.items()}
+        x = {name: self.turned(name, array.astype(np.float64)) for name, array in x.items()}
+        options = {name: value for name, value in self.options if name != "state_v_first"}
         with np.errstate(all="ignore"):
-            return function(self.function, x, cu_seqlens=sizes.cu_seqlens, **dict(self.options), **other)
+            results = function(self.function, x, cu_seqlens=sizes.cu_seqlens, **options, **other)
+        return {name: self.turned(name, array) for name, array in results.items()}
+
+    def turned(self, name, array):
+        """A state in the call's order of axes from the oracle's, and back."""
+        is_turned = name.endswith("_state") and self.option("state_v_first")
+        return np.ascontiguousarray(array.swapaxes(-1, -2)) if is_turned else array
 
     def expected(self, x, sizes, **other):
         return self._oracle(rule_oracle.forward, x, sizes, **other)
@@ -163,17 +170,20 @@ class RuleCase(NamedTuple):
             x["initial_sum"] = random.uniform(0.1, 1, (sizes.sequences, H, K))
             x["dfinal_sum"] = random.standard_normal((sizes.sequences, H, K))
         x["do"] = random.standard_normal((B, T, max(HQ, HV), V))
-        return {name: array.astype(dtype) for name, array in x.items()}
+        return {name: self.turned(name, array.astype(dtype)) for name, array in x.items()}
 
 
 def _cases(row):
-    """A case for each gate of a row, and for each option that changes the mathematics."""
+    """A case for each gate of a row, each option that changes the mathematics, and the other order of a state."""
     gates = [name for name in ("scalar", "channel") if row[name + "_gate"]] or [""]
+    v_first = ("state_v_first", True)
     options = [()]
     if row["normalizes"]:
-        options += [(("normalize", True),), (("normalize", True), ("eps", 0.5), ("scale", 0.7))]
+        options += [(("normalize", True),), (("normalize", True), ("eps", 0.5), ("scale", 0.7), v_first)]
     if row["has_qk_norm"]:
-        options += [(("qk_norm", "l2"),), (("qk_norm", "sum"), ("scale", 1.3))]
+        options += [(("qk_norm", "l2"),), (("qk_norm", "sum"), ("scale", 1.3), v_first)]
+    if not row["normalizes"] and not row["has_qk_norm"]:
+        options += [(v_first,)]
     if row["clamps"]:
         options += [(("clamp_first", False),)]
     strengths = tuple(row["strength"].split(", ")) if row["strength"] else ()

@@ -12,6 +12,7 @@
 
 #define load_filters FWM_NAME(load_filters)
 #define weighted_rows FWM_NAME(weighted_rows)
+#define filter_token FWM_NAME(filter_token)
 #define sequence_of_token FWM_NAME(sequence_of_token)
 #define zero_row FWM_NAME(zero_row)
 
@@ -108,6 +109,9 @@ ALWAYS_INLINE real weighted(size_t W, const BlockFilters *f, const TokenWindow *
 
 /* sum + sum_w weight_w row_w for all n channels, a row after the other: for filters of other lengths than 2 to 4. */
 void weighted_rows(size_t W, size_t n, const BlockFilters *f, const TokenWindow *rows, const real *sum, real *total);
+
+/* Row y of a token, from the W rows that it sees; in forward.c. */
+void filter_token(const FwmConvolutionCall *c, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y);
 
 /* The tokens that token t sees, the oldest first. */
 static inline TokenWindow tokens_seen(const FwmConvolutionCall *c, const ConvolutionSequence *s, ptrdiff_t t)

@@ -37,8 +37,7 @@ static void filter_any(const FwmConvolutionCall *c, size_t n, const BlockFilters
         y[i] = y[i] / (1 + exp_real(-y[i]));
 }
 
-/* Row y of a token, from the W rows that it sees. */
-static void filter_token(const FwmConvolutionCall *c, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y)
+void filter_token(const FwmConvolutionCall *c, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y)
 {
     switch (c->W) {
     case 2: c->silu ? filter_silu(2, n, f, seen, y) : filter(2, n, f, seen, y); break;

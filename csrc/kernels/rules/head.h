@@ -2,6 +2,9 @@
 #ifndef FWM_KERNELS_RULES_HEAD_H
 #define FWM_KERNELS_RULES_HEAD_H
 
+#include <string.h>
+
+#include "kernels/base/transpose.h"
 #include "kernels/base/vector.h"
 #include "kernels/rules/rule.h"
 
@@ -17,11 +20,12 @@ typedef struct {
     size_t T, K, V, R; /* R query heads read this state */
     Tokens q, k, v, g, beta, b, w, erase, o;
     Tokens dout, dq, dk, dv, dg, dbeta, db, dw, derase;
-    const real *initial_state, *dfinal_state; /* K x V, NULL for zeros */
-    real *final_state, *dinitial_state;       /* K x V, NULL if not wanted */
+    const real *initial_state, *dfinal_state; /* K x V, or V x K if state_v_first; NULL for zeros */
+    real *final_state, *dinitial_state;       /* the same; NULL if not wanted */
     const real *initial_sum;                  /* K, of the key head; only with normalize, as are the other sums */
     const real *dfinal_sum; /* NULL except for the key head's first value head, so that it counts once */
     real *final_sum, *dinitial_sum;
+    real *states, *sums; /* the first of those after every so many tokens; NULL if not wanted, sums as dfinal_sum */
     bool first_of_key, first_of_query; /* the first value head of its key or query head: later ones add to dk and dq */
 } ValueHead;
 
@@ -50,18 +54,27 @@ static inline void accumulate(size_t n, const real *restrict row, bool first, re
         to[i] = first ? row[i] : to[i] + row[i];
 }
 
-/* Loads n columns of a state, whose rows are V numbers apart (NULL: zeros), into rows of ld numbers, padded with zeros.
+/* Loads columns j0 .. j0 + n - 1 of a state of the call (NULL: zeros) into K rows of ld numbers, padded with zeros.
  * store_columns stores them back. */
-static inline void load_columns(size_t K, size_t V, size_t n, size_t ld, const real *state, real *S)
+static inline void load_columns(const ValueHead *h, size_t j0, size_t n, size_t ld, const real *state, real *S)
 {
-    for (size_t i = 0; i < K; i++)
-        load_row(n, ld, state ? state + i * V : NULL, S + i * ld);
+    const bool v_first = state && h->call->state_v_first;
+    if (v_first)
+        transpose(n, h->K, state + j0 * h->K, h->K, S, ld);
+    for (size_t i = 0; i < h->K; i++, S += ld)
+        if (v_first)
+            memset(S + n, 0, (ld - n) * sizeof(real));
+        else
+            load_row(n, ld, state ? state + i * h->V + j0 : NULL, S);
 }
 
-static inline void store_columns(size_t K, size_t V, size_t n, size_t ld, const real *S, real *state)
+static inline void store_columns(const ValueHead *h, size_t j0, size_t n, size_t ld, const real *S, real *state)
 {
-    for (size_t i = 0; i < K; i++)
-        copy(n, S + i * ld, state + i * V);
+    if (h->call->state_v_first)
+        transpose(h->K, n, S, ld, state + j0 * h->K, h->K);
+    else
+        for (size_t i = 0; i < h->K; i++)
+            copy(n, S + i * ld, state + i * h->V + j0);
 }
 
 /* Matrix (or row) `index` of a packed array, of so many numbers; NULL if there is no array. */
@@ -70,13 +83,41 @@ static inline real *matrix_of(const void *array, size_t index, size_t numbers)
     return array ? (real *)array + index * numbers : NULL;
 }
 
+/* How many states the sequences before this one have kept. */
+static inline size_t states_before(const FwmRuleCall *call, size_t sequence)
+{
+    size_t before = 0;
+    for (size_t i = 0; i < sequence; i++)
+        before += sequence_length(call, i) / call->every;
+    return before;
+}
+
+/* Where the state after the first `tokens` of the sequence is to be kept, and its sum; NULL if it is not. */
+static inline real *state_kept(const ValueHead *h, size_t tokens)
+{
+    const FwmRuleCall *call = h->call;
+    if (!h->states || tokens == 0 || tokens % call->every)
+        return NULL;
+    return h->states + (tokens / call->every - 1) * call->HV * h->K * h->V;
+}
+
+static inline real *sum_kept(const ValueHead *h, size_t tokens)
+{
+    const FwmRuleCall *call = h->call;
+    if (!h->sums || tokens == 0 || tokens % call->every)
+        return NULL;
+    return h->sums + (tokens / call->every - 1) * call->H * h->K;
+}
+
 static inline ValueHead head_of(const FwmRuleCall *call, size_t sequence, size_t hv)
 {
     const size_t t0 = (size_t)call->offsets[sequence], h = key_head(call, hv), hq = first_query_head(call, hv),
                  R = queries_per_state(call);
     const size_t K = call->K, V = call->V, HO = call->HQ > call->HV ? call->HQ : call->HV,
                  per_gate = call->gate == FWM_CHANNEL_GATE ? K : 1;
-    const size_t state = sequence * call->HV + hv, sum = sequence * call->H + h;
+    const size_t at = call->state_indices ? (size_t)call->state_indices[sequence] : sequence;
+    const size_t state = at * call->HV + hv, sum = at * call->H + h;
+    const size_t kept = call->states ? states_before(call, sequence) : 0;
     const bool first_of_key = hv % (call->HV / call->H) == 0;
     return (ValueHead){
         .call = call,
@@ -110,6 +151,8 @@ static inline ValueHead head_of(const FwmRuleCall *call, size_t sequence, size_t
         .dfinal_sum = first_of_key ? matrix_of(call->dfinal_sum, sum, K) : NULL,
         .final_sum = matrix_of(call->final_sum, sum, K),
         .dinitial_sum = matrix_of(call->dinitial_sum, sum, K),
+        .states = matrix_of(call->states, kept * call->HV + hv, K * V),
+        .sums = first_of_key ? matrix_of(call->sums, kept * call->H + h, K) : NULL,
         .first_of_key = first_of_key,
         .first_of_query = call->HQ >= call->HV || hv % (call->HV / call->HQ) == 0,
     };

@@ -46,7 +46,7 @@ def pseudo_inverse_formula(p: int, n_keys: int) -> float:
 
 
 def _sum(k: Array, v: Array) -> Array:
-    return fwm_py.linear_attention(k, k, v, causal=False, scale=1.0)[0]
+    return np.asarray(fwm_py.linear_attention(k, k, v, causal=False, scale=1.0)[0])
 
 
 def _delta(k: Array, v: Array) -> Array:

@@ -260,12 +260,12 @@ static void sum_keys(const ValueHead *h, const FamilyBackward *f, const FamilyBa
 
 static void backward_head(const FamilyBackward *f, const ValueHead *h, const FamilyBackwardScratch *w)
 {
-    const size_t chunks = fwm_tiles(h->T, CHUNK), segments = fwm_tiles(chunks, f->segment), K = h->K, V = h->V;
+    const size_t chunks = fwm_tiles(h->T, CHUNK), segments = fwm_tiles(chunks, f->segment), K = h->K;
     HeadBackward p = {.f = f, .h = h, .w = w, .chunks = chunks};
     for (size_t slab = 0; slab < f->slabs; slab++) {
-        const Slab columns = slab_of(V, slab);
-        load_slab(&columns, K, V, h->initial_state, slab_in(&p, w->checkpoints, 0, slab));
-        load_slab(&columns, K, V, h->dfinal_state, slab_in(&p, w->dS, 0, slab));
+        const Slab columns = slab_of(h->V, slab);
+        load_slab(h, &columns, h->initial_state, slab_in(&p, w->checkpoints, 0, slab));
+        load_slab(h, &columns, h->dfinal_state, slab_in(&p, w->dS, 0, slab));
     }
     load_row(K, f->shape.ld, h->dfinal_sum, w->dz);
     if (f->shape.normalize)
@@ -284,8 +284,8 @@ static void backward_head(const FamilyBackward *f, const ValueHead *h, const Fam
         end_segment(&p);
     }
     for (size_t slab = 0; slab < f->slabs && h->dinitial_state; slab++) {
-        const Slab columns = slab_of(V, slab);
-        store_slab(&columns, K, V, slab_in(&p, w->dS, 0, slab), h->dinitial_state);
+        const Slab columns = slab_of(h->V, slab);
+        store_slab(h, &columns, slab_in(&p, w->dS, 0, slab), h->dinitial_state);
     }
     if (h->dinitial_sum)
         accumulate(K, w->dz, h->first_of_key, h->dinitial_sum);

@@ -56,9 +56,9 @@ static void add_keys(const Chunk *c, real *z0)
         add(c->shape.ld, c->k + t * c->shape.ld, z0);
 }
 
-/* Prepares the first chunks of a head; returns how many. sum: of the keys before them, becomes that of the keys after
- * them. */
-static size_t prepare_chunks(const ValueHead *h, bool shared, Chunk *chunks, real *sum)
+/* Prepares the first chunks of a head, from token t0 of its sequence on; returns how many. sum: of the keys before
+ * them, becomes that of the keys after them. */
+static size_t prepare_chunks(const ValueHead *h, size_t t0, bool shared, Chunk *chunks, real *sum)
 {
     size_t count = 0;
     for (; count < CHUNKS_AT_ONCE && count * CHUNK < h->T; count++) {
@@ -66,8 +66,12 @@ static size_t prepare_chunks(const ValueHead *h, bool shared, Chunk *chunks, rea
         if (c->shape.normalize)
             memcpy(c->z0, sum, c->shape.ld * sizeof(real));
         prepare_chunk(h, count * CHUNK, shared, c);
-        if (c->shape.normalize)
-            add_keys(c, sum);
+        if (!c->shape.normalize)
+            continue;
+        add_keys(c, sum);
+        real *kept = sum_kept(h, t0 + count * CHUNK + c->n);
+        if (kept)
+            copy(h->K, sum, kept);
     }
     return count;
 }
@@ -87,16 +91,22 @@ static void run_chunks(const FamilyForward *f, const ValueHead *h, size_t t0, si
                  tokens = fwm_min(CHUNKS_AT_ONCE * CHUNK, h->T - t0);
     const ValueHead head = head_from(h, t0);
     ValueHead gathered = head;
+    if (first > 0)
+        gathered.sums = NULL;                                   /* the first group keeps them */
     const bool shared = index > 0 && h->call->HQ == h->call->H; /* has the keys and queries of the head before */
-    const size_t count = prepare_chunks(&gathered, shared, w->chunks, w->sums + index * f->shape.ld);
+    const size_t count = prepare_chunks(&gathered, t0, shared, w->chunks, w->sums + index * f->shape.ld);
     gathered.v = (Tokens){w->v, V};
     gathered.o = (Tokens){w->o, h->R * V};
     copy_rows(tokens, j0, columns, head.v, gathered.v);
     for (size_t p = first; p < last; p++) {
         const Slab slab = slab_of(V, p);
         real *S = slab_state(f, w, index, p);
-        for (size_t i = 0; i < count; i++)
+        for (size_t i = 0; i < count; i++) {
             slab_forward(&gathered, i * CHUNK, &w->chunks[i], &slab, S, S, w->N, w->slab_scratch);
+            real *kept = state_kept(h, t0 + i * CHUNK + w->chunks[i].n);
+            if (kept)
+                store_slab(h, &slab, S, kept);
+        }
     }
     for (size_t r = 0; r < h->R; r++)
         copy_rows(tokens, r * V + j0, columns, gathered.o, head.o);
@@ -108,7 +118,7 @@ static void load_states(const FamilyForward *f, const ValueHead *h, size_t index
 {
     for (size_t p = first; p < last; p++) {
         const Slab slab = slab_of(h->V, p);
-        load_slab(&slab, h->K, h->V, h->initial_state, slab_state(f, w, index, p));
+        load_slab(h, &slab, h->initial_state, slab_state(f, w, index, p));
     }
     if (f->shape.normalize)
         load_row(h->K, f->shape.ld, h->initial_sum, w->sums + index * f->shape.ld);
@@ -119,7 +129,7 @@ static void store_states(const FamilyForward *f, const ValueHead *h, size_t inde
 {
     for (size_t p = first; p < last && h->final_state; p++) {
         const Slab slab = slab_of(h->V, p);
-        store_slab(&slab, h->K, h->V, slab_state(f, w, index, p), h->final_state);
+        store_slab(h, &slab, slab_state(f, w, index, p), h->final_state);
     }
 }
 

@@ -6,6 +6,8 @@
  * write. In the write a S is added up from two parts (exp_in_two), and the state is rounded once: the rounding of a
  * weak gate's a, or of a S, would have the same sign at all tokens.
  *
+ * A state V x K (state_v_first) is worked on as it lies: its rows are the columns of the equations.
+ *
  * Derived in docs/mathematics/rules.md. */
 #include "kernels/rules/family/recurrent.h"
 
@@ -17,7 +19,10 @@
 #include "kernels/rules/tokens.h"
 #include "runtime/threads.h"
 
-enum { SLAB_VECTORS = SLAB / FWM_LANES };
+enum {
+    SLAB_VECTORS = SLAB / FWM_LANES,
+    ROWS = 4 /* of a state V x K, at once */
+};
 
 typedef struct {
     const FwmRuleCall *call;
@@ -36,6 +41,7 @@ typedef struct {
     real *reciprocal; /* R: of the denominators; 1 without normalize */
     real *u, *o;      /* W */
     real *slab;       /* K x W: a copy of a slab, of the tail of V or of a state of zeros */
+    real *rows;       /* ROWS x ld: copies of rows of a state V x K, where these need padding */
     real *state;      /* K x V, if the caller wants no final state */
 } RecurrentForwardScratch;
 
@@ -61,6 +67,7 @@ static RecurrentForwardScratch take_scratch(const RecurrentForward *f, Arena *ar
         .u = take_bytes(arena, SLAB * sizeof(real)),
         .o = take_bytes(arena, SLAB * sizeof(real)),
         .slab = take_bytes(arena, call->K * SLAB * sizeof(real)),
+        .rows = take_bytes(arena, ROWS * row),
         .state = take_bytes(arena, call->final_state ? 0 : call->K * call->V * sizeof(real)),
     };
 }
@@ -123,6 +130,96 @@ static void step(const ValueHead *h, const RecurrentForwardScratch *w, size_t ld
         write_columns(h->K, S, ld_S, w->rest, w->one_more, true, w->k, written, out, ld_out);
 }
 
+/* er = S e and o = S q on rows of a state V x K, which are ld numbers each. */
+ALWAYS_INLINE void read_rows(size_t rows, size_t ld, const real *S, const real *e, const real *q, real *er, real *o)
+{
+    vec along_e[ROWS] = {{0}}, along_q[ROWS] = {{0}};
+    for (size_t i = 0; i < ld; i += FWM_LANES) {
+        const vec e_i = vec_load(e + i), q_i = vec_load(q + i);
+        for (size_t j = 0; j < rows; j++) {
+            const vec s = vec_in_register(vec_load(S + j * ld + i));
+            along_e[j] += e_i * s;
+            along_q[j] += q_i * s;
+        }
+    }
+    for (size_t j = 0; j < rows; j++) {
+        er[j] = vec_sum(along_e[j]);
+        o[j] = vec_sum(along_q[j]);
+    }
+}
+
+/* out = S diag(a) + n k^T on such rows. */
+ALWAYS_INLINE void write_rows(size_t rows, size_t ld, const real *S, const RecurrentForwardScratch *w, const real *n,
+                              real *out)
+{
+    for (size_t i = 0; i < ld; i += FWM_LANES) {
+        const vec rest = vec_load(w->rest + i), k = vec_load(w->k + i);
+        const vec_mask one_more = (vec_mask)vec_load((const real *)(w->one_more + i));
+        for (size_t j = 0; j < rows; j++) {
+            const vec s = vec_in_register(vec_load(S + j * ld + i));
+            vec_store(out + j * ld + i, (vec)((vec_mask)s & one_more) + (rest * s + n[j] * k));
+        }
+    }
+}
+
+/* One token on such rows, of which u has the written values and o gets what the queries read: step, transposed. */
+ALWAYS_INLINE void step_rows(size_t rows, const ValueHead *h, const RecurrentForwardScratch *w, size_t ld,
+                             const real *S, const real *u, real *out, real *o)
+{
+    real er[ROWS], read[ROWS], n[ROWS];
+    read_rows(rows, ld, S, w->e, w->q, er, read);
+    for (size_t j = 0; j < rows; j++)
+        n[j] = u[j] - er[j];
+    for (size_t r = 0; r < h->R; r++) {
+        if (r > 0)
+            read_rows(rows, ld, S, w->e, w->q + r * ld, er, read);
+        for (size_t j = 0; j < rows; j++)
+            o[r * h->V + j] = w->reciprocal[r] * (read[j] + w->own[r] * n[j]);
+    }
+    write_rows(rows, ld, S, w, n, out);
+}
+
+/* Token t on all rows of a state V x K: before (NULL: zeros) -> out. */
+static void step_state_v_first(const ValueHead *h, size_t t, size_t ld, const RecurrentForwardScratch *w,
+                               const real *before, real *out)
+{
+    const bool as_it_lies = before && h->K == ld;
+    for (size_t j = 0; j < h->V; j += ROWS) {
+        const size_t rows = fwm_min(ROWS, h->V - j);
+        const real *S = as_it_lies ? before + j * ld : w->rows;
+        real *S1 = as_it_lies ? out + j * ld : w->rows, *o = token(h->o, t) + j;
+        for (size_t i = 0; i < rows && !as_it_lies; i++)
+            load_row(h->K, ld, before ? before + (j + i) * h->K : NULL, w->rows + i * ld);
+        load_value(h, t, j, rows, w->u);
+        if (rows == ROWS)
+            step_rows(ROWS, h, w, ld, S, w->u, S1, o);
+        else
+            step_rows(rows, h, w, ld, S, w->u, S1, o);
+        if (!as_it_lies)
+            unpad_rows(rows, w->rows, ld, out + j * h->K, h->K);
+    }
+}
+
+/* Token t on all columns of a state K x V: before (NULL: zeros) -> out. */
+static void step_state(const ValueHead *h, size_t t, size_t ld, const RecurrentForwardScratch *w, const real *before,
+                       real *out)
+{
+    const size_t V = h->V;
+    for (size_t p = 0; p < slabs_of(V); p++) {
+        const Slab slab = slab_of(V, p);
+        real *o = token(h->o, t) + slab.j0;
+        load_value(h, t, slab.j0, slab.n, w->u);
+        memset(w->u + slab.n, 0, (SLAB - slab.n) * sizeof(real));
+        if (slab.n == SLAB && before) {
+            step(h, w, ld, before + slab.j0, V, out + slab.j0, V, SLAB, o);
+            continue;
+        }
+        load_slab(h, &slab, before, w->slab);
+        step(h, w, ld, w->slab, SLAB, w->slab, SLAB, slab.n, o);
+        store_slab(h, &slab, w->slab, out);
+    }
+}
+
 /* The token's rows; without a gate a is 1, without erasing e is 0. */
 static void load_rows(const ValueHead *h, const RecurrentForward *f, size_t t, const RecurrentForwardScratch *w)
 {
@@ -151,11 +248,10 @@ static void begin_head(const ValueHead *h, const RecurrentForward *f, const Recu
     load_row(h->K, f->ld, h->initial_sum, w->z);
 }
 
-/* Token t on all columns: state before -> out. */
+/* Token t: state before -> out. */
 static void step_token(const ValueHead *h, const RecurrentForward *f, size_t t, const RecurrentForwardScratch *w,
                        const real *before, real *out)
 {
-    const size_t K = h->K, V = h->V;
     load_rows(h, f, t, w);
     if (f->call->normalize)
         add(f->ld, w->k, w->z);
@@ -165,19 +261,17 @@ static void step_token(const ValueHead *h, const RecurrentForward *f, size_t t, 
     }
     if (f->call->gate != FWM_NO_GATE)
         decay_readers(h, f, w);
-    for (size_t p = 0; p < slabs_of(V); p++) {
-        const Slab slab = slab_of(V, p);
-        real *o = token(h->o, t) + slab.j0;
-        load_value(h, t, slab.j0, slab.n, w->u);
-        memset(w->u + slab.n, 0, (SLAB - slab.n) * sizeof(real));
-        if (slab.n == SLAB && before) {
-            step(h, w, f->ld, before + slab.j0, V, out + slab.j0, V, SLAB, o);
-            continue;
-        }
-        load_slab(&slab, K, V, before, w->slab);
-        step(h, w, f->ld, w->slab, SLAB, w->slab, SLAB, slab.n, o);
-        store_slab(&slab, K, V, w->slab, out);
-    }
+    (f->call->state_v_first ? step_state_v_first : step_state)(h, t, f->ld, w, before, out);
+}
+
+/* Keeps the state after so many tokens, where that is asked for. */
+static void keep_state(const ValueHead *h, size_t tokens, const real *state, const real *z)
+{
+    real *kept = state_kept(h, tokens), *sum = sum_kept(h, tokens);
+    if (kept)
+        memcpy(kept, state, h->K * h->V * sizeof(real));
+    if (sum)
+        copy(h->K, z, sum);
 }
 
 static void forward_head(const RecurrentForward *f, size_t sequence, size_t hv, void *scratch)
@@ -187,8 +281,10 @@ static void forward_head(const RecurrentForward *f, size_t sequence, size_t hv, 
     const RecurrentForwardScratch w = take_scratch(f, &arena);
     real *out = h.final_state ? h.final_state : w.state;
     begin_head(&h, f, &w);
-    for (size_t t = 0; t < h.T; t++)
+    for (size_t t = 0; t < h.T; t++) {
         step_token(&h, f, t, &w, t > 0 ? out : h.initial_state, out);
+        keep_state(&h, t + 1, out, w.z);
+    }
     if (h.T == 0 && h.final_state && h.initial_state)
         memmove(h.final_state, h.initial_state, h.K * h.V * sizeof(real));
     else if (h.T == 0 && h.final_state)

@@ -176,9 +176,9 @@ static void backward_head(const ValueHead *h, const RecurrentBackward *f, const 
         w->a[i] = 1;
     memset(w->one_more, -1, f->ld * sizeof(lane_number));
     memset(w->one_more_later, -1, f->ld * sizeof(lane_number));
-    load_row(K * V, K * V, h->initial_state, w->checkpoints);
+    load_columns(h, 0, V, V, h->initial_state, w->checkpoints);
     load_row(K, f->ld, h->initial_sum, w->checkpoints + K * V);
-    load_row(K * V, K * V, h->dfinal_state, w->dS);
+    load_columns(h, 0, V, V, h->dfinal_state, w->dS);
     load_row(K, f->ld, h->dfinal_sum, w->dz);
     for (size_t t = 0; t + L < segments * L; t++) {
         const real *from = t % L ? w->states + t % L * state : w->checkpoints + t / L * state;
@@ -195,8 +195,9 @@ static void backward_head(const ValueHead *h, const RecurrentBackward *f, const 
     }
     for (size_t i = 0; h->dinitial_state && i < K; i++)
         for (size_t j = 0; j < V; j++)
-            h->dinitial_state[i * V + j] =
-                (w->one_more_later[i] ? w->dS[i * V + j] : 0) + w->rest_later[i] * w->dS[i * V + j];
+            w->dS[i * V + j] = (w->one_more_later[i] ? w->dS[i * V + j] : 0) + w->rest_later[i] * w->dS[i * V + j];
+    if (h->dinitial_state)
+        store_columns(h, 0, V, V, w->dS, h->dinitial_state);
     if (h->dinitial_sum)
         accumulate(K, w->dz, h->first_of_key, h->dinitial_sum);
 }

@@ -24,15 +24,15 @@ static inline Slab slab_of(size_t V, size_t index)
     return (Slab){index * SLAB, n, fwm_padded(n)};
 }
 
-/* state (K x V; NULL: zeros) -> S, and back */
-static inline void load_slab(const Slab *slab, size_t K, size_t V, const real *state, real *S)
+/* A state of the call (NULL: zeros) -> S, and back */
+static inline void load_slab(const ValueHead *h, const Slab *slab, const real *state, real *S)
 {
-    load_columns(K, V, slab->n, SLAB, state ? state + slab->j0 : NULL, S);
+    load_columns(h, slab->j0, slab->n, SLAB, state, S);
 }
 
-static inline void store_slab(const Slab *slab, size_t K, size_t V, const real *S, real *state)
+static inline void store_slab(const ValueHead *h, const Slab *slab, const real *S, real *state)
 {
-    store_columns(K, V, slab->n, SLAB, S, state + slab->j0);
+    store_columns(h, slab->j0, slab->n, SLAB, S, state);
 }
 
 #define slab_forward_scratch FWM_NAME(slab_forward_scratch)

@@ -327,8 +327,8 @@ static void segment_gradients(const ValueHead *h, NormedBackwardScratch *w, size
 static void backward_head(const ValueHead *h, NormedBackwardScratch *w)
 {
     const size_t ld = w->chunk.ld_v, segments = fwm_tiles(fwm_tiles(h->T, w->chunk.length), w->segment);
-    load_columns(h->K, h->V, h->V, ld, h->initial_state, w->checkpoints);
-    load_columns(h->K, h->V, h->V, ld, h->dfinal_state, w->H);
+    load_columns(h, 0, h->V, ld, h->initial_state, w->checkpoints);
+    load_columns(h, 0, h->V, ld, h->dfinal_state, w->H);
     w->gamma = 0;
     for (size_t i = 0; i < segments; i++)
         run_segment(h, w, i);
@@ -339,7 +339,7 @@ static void backward_head(const ValueHead *h, NormedBackwardScratch *w)
     }
     if (h->dinitial_state) { /* dS = H + gamma S */
         add_scaled(w->state, (real)w->gamma, w->checkpoints, w->H);
-        store_columns(h->K, h->V, h->V, ld, w->H, h->dinitial_state);
+        store_columns(h, 0, h->V, ld, w->H, h->dinitial_state);
     }
 }
 

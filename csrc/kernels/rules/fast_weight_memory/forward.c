@@ -236,20 +236,22 @@ static NormedForwardScratch take_scratch(const ValueHead *h, Arena *arena)
 static void forward_head(const ValueHead *h, NormedForwardScratch *w)
 {
     const size_t ld = w->chunk.ld_v, length = w->chunk.length;
-    const bool in_place = length == 1 && h->final_state && h->V == ld;
+    const bool in_place = length == 1 && h->final_state && h->V == ld && !h->call->state_v_first;
     real *S = in_place ? h->final_state : w->states[0], *S1 = length == 1 ? S : w->states[1];
     if (!in_place || S != h->initial_state)
-        load_columns(h->K, h->V, h->V, ld, h->initial_state, S);
+        load_columns(h, 0, h->V, ld, h->initial_state, S);
     for (size_t start = 0; start < h->T; start += length) {
         load_normed_chunk(h, &w->chunk, start, true);
         write_normed_chunk(h, &w->chunk, S, S1, w->r, w->s);
         (length == 1 ? read_token : read_chunk)(h, &w->chunk, S, w->o);
-        real *const before = S;
+        real *const before = S, *const kept = state_kept(h, start + w->chunk.n);
         S = S1;
         S1 = before;
+        if (kept)
+            store_columns(h, 0, h->V, ld, S, kept);
     }
     if (h->final_state && !in_place)
-        store_columns(h->K, h->V, h->V, ld, S, h->final_state);
+        store_columns(h, 0, h->V, ld, S, h->final_state);
 }
 
 static size_t bytes_of_thread(const FwmRuleCall *call)
