@@ -80,9 +80,16 @@ def _curve(path: Path) -> Curve:
     return found
 
 
-def looks(sweep: Sweep) -> dict[str, tuple[str, str]]:
-    """The color and marker of each variant."""
-    return {name: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(sweep.rows)}
+def looks(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """How each variant is drawn, as options of a line; where colors come again, markers are hollow."""
+    return {
+        name: {
+            "color": COLORS[i % len(COLORS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "markerfacecolor": COLORS[i] if i < len(COLORS) else "white",
+        }
+        for i, name in enumerate(sweep.rows)
+    }
 
 
 def draw_floors(axes: Axes, floors: dict[str, float]) -> None:
@@ -97,12 +104,10 @@ def draw_curves(sweep: Sweep, floors: dict[str, float]) -> Figure:
     """Perplexity of valid during training, a line for each run; dashed, perplexities by their names."""
     figure = needed("matplotlib.figure").Figure(figsize=(10, 6))
     axes = figure.subplots()
-    for name, (color, marker) in looks(sweep).items():
+    for name, look in looks(sweep).items():
         label: str | None = name
         for curve in sweep.curves[name]:
-            axes.plot(
-                curve.tokens, curve.perplexity, color=color, marker=marker, markersize=5, linewidth=1, label=label
-            )
+            axes.plot(curve.tokens, curve.perplexity, **look, markersize=5, linewidth=1, label=label)
             label = None
     if floors:
         draw_floors(axes, floors)

@@ -41,13 +41,14 @@ def state(sweep: Sweep) -> Figure:
     """Perplexity of valid against the numbers that the memories hold: means, and the spread over the seeds."""
     figure = needed("matplotlib.figure").Figure(figsize=(10, 6))
     axes = figure.subplots()
-    for name, (color, marker) in looks(sweep).items():
+    for name, look in looks(sweep).items():
         runs = sweep.rows[name]
         valid = [row.valid_perplexity or math.nan for row in runs]
         mean = statistics.mean(valid)
         spread = [[mean - min(valid)], [max(valid) - mean]]
-        axes.errorbar([runs[0].state or 0], [mean], spread, color=color, marker=marker, markersize=9, capsize=4,
-                      linestyle="none", label=name)  # fmt: skip
+        axes.errorbar(
+            [runs[0].state or 0], [mean], spread, **look, markersize=9, capsize=4, linestyle="none", label=name
+        )
     draw_floors(axes, counted(sweep))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")

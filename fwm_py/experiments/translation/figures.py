@@ -37,10 +37,10 @@ def bleu(sweep: Sweep) -> Figure:
     """BLEU of test of each run, with the mean of each variant; dashed, what is reached without a model."""
     figure = needed("matplotlib.figure").Figure(figsize=(1.4 * len(sweep.rows) + 3, 5))
     axes = figure.subplots()
-    for place, (name, (color, marker)) in enumerate(looks(sweep).items()):
+    for place, (name, look) in enumerate(looks(sweep).items()):
         found = [row.bleu for row in sweep.rows[name]]
-        axes.plot([place] * len(found), found, color=color, marker=marker, markersize=9, linestyle="none")
-        axes.hlines(statistics.mean(found), place - 0.3, place + 0.3, color=color, linewidth=2)
+        axes.plot([place] * len(found), found, **look, markersize=9, linestyle="none")
+        axes.hlines(statistics.mean(found), place - 0.3, place + 0.3, color=look["color"], linewidth=2)
     draw_floors(axes, {text: sweep.floors[name] for name, text in FLOORS.items()})
     axes.set_xticks(range(len(sweep.rows)), list(sweep.rows), fontsize=11)
     axes.set_xlim(-0.6, len(sweep.rows) - 0.4)
