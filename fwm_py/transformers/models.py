@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
 from fwm_py.torch._arrays import PLAIN
+from fwm_py.torch._replacement import Changed, Place, Replacement
 from fwm_py.transformers.attention import sdpa
 from fwm_py.transformers.families import modelling_files
 from fwm_py.transformers.functions import FUNCTIONS, gated_norm_forward, norm_forward
-
-Changed = dict[str, tuple[str, ...]]
-Place = tuple[ModuleType | type, str]
-
-_lock = threading.RLock()
-_replaced: dict[Place, tuple[Any, Any]] = {}  # what was there, and ours
-_holders: set[object] = set()  # `enable`, and every with statement: ours stay as long as there is one
-_on = False  # whether there is one; asked by what somebody has kept of ours
-
-
-def _is_ours(given: Iterable[Any]) -> bool:
-    """Plain tensors on the CPU, and not inside torch.func's transforms or derivatives in forward mode, which know no
-    operators like ours."""
-    tensors = [x for x in given if isinstance(x, Tensor)]
-    if not tensors or forward_ad._current_level >= 0:
-        return False
-    if any(type(x) not in PLAIN or x.device.type != "cpu" for x in tensors):
-        return False
-    return torch.compiler.is_dynamo_compiling() or torch._C._functorch.peek_interpreter_stack() is None
-
-
-def _chosen(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def chosen(*args: Any, **options: Any) -> Any:
-        if _on and _is_ours((*args, *options.values())):
-            result = ours(*args, **options)
-            if result is not NotImplemented:
-                return result
-        return original(*args, **options)
-
-    return chosen
 
 
 def _of(kind: type, ours: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +58,7 @@ class _Attention(AttentionInterface):
 
     def __init__(self, original: AttentionInterface) -> None:
         self._local_mapping = original._local_mapping
-        self._sdpa = _chosen(sdpa_attention_forward, sdpa)
+        self._sdpa = _ours.chosen(sdpa_attention_forward, sdpa)
 
     def __getitem__(self, key: str) -> Callable[..., Any]:
         function: Callable[..., Any] = super().__getitem__(key)  # type: ignore[no-untyped-call]
@@ -104,14 +70,14 @@ def functions_of(module: ModuleType) -> Iterator[tuple[Place, Any, Any]]:
     for name, ours in FUNCTIONS.items():
         if hasattr(module, name):
             original = getattr(module, name)
-            yield (module, name), original, _chosen(original, ours)
+            yield (module, name), original, _ours.chosen(original, ours)
     kinds: list[Any] = [kind for kind in vars(module).values() if isinstance(kind, type)]
     for kind in kinds:
         if kind.__module__ != module.__name__ or kind.__name__.endswith("UnweightedRMSNorm"):
             continue
         for ending, ours in (("RMSNorm", norm_forward), ("RMSNormGated", gated_norm_forward)):
             if kind.__name__.endswith(ending):
-                original, chosen = kind.forward, _chosen(kind.forward, _of(kind, ours))
+                original, chosen = kind.forward, _ours.chosen(kind.forward, _of(kind, ours))
                 yield (kind, "forward"), original, chosen
                 yield (kind, _Kept.name), None, _Kept(original, chosen)
     functions = getattr(module, "ALL_ATTENTION_FUNCTIONS", None)
@@ -132,38 +98,12 @@ def _names(keys: Iterable[Place]) -> Changed:
     return changed
 
 
-def hold(holder: object) -> Changed:
-    """Put ours in place, as long as this holder or another does not let go."""
-    global _on
-    places = []
-    with _lock:
-        for module in list(modelling_files()):  # all are there before one is changed
-            for place, original, ours in list(functions_of(module)):
-                if place not in _replaced:
-                    _replaced[place] = original, ours
-                    setattr(*place, ours)
-                    places.append(place)
-        _holders.add(holder)
-        _on = True
-    return _names(places)
+def _places() -> Iterator[tuple[Place, Any, Any]]:
+    for module in list(modelling_files()):
+        yield from functions_of(module)
 
 
-def let_go(holder: object) -> Changed:
-    global _on
-    restored = []
-    with _lock:
-        _holders.discard(holder)
-        _on = bool(_holders)
-        while not _on and _replaced:
-            place, (original, ours) = _replaced.popitem()
-            if getattr(*place) is not ours:  # somebody has replaced it since
-                continue
-            if original is None:
-                delattr(*place)
-            else:
-                setattr(*place, original)
-            restored.append(place)
-    return _names(reversed(restored))
+_ours = Replacement(_places, _names)
 
 
 def enable() -> Changed:
@@ -174,7 +114,7 @@ def enable() -> Changed:
     dict
         The functions that this call has replaced, for each family of models that the installed transformers has.
     """
-    return hold(enable)
+    return _ours.hold(enable)
 
 
 def disable() -> Changed:
@@ -187,7 +127,7 @@ def disable() -> Changed:
     dict
         The functions that this call has put back.
     """
-    return let_go(enable)
+    return _ours.let_go(enable)
 
 
 @contextmanager
@@ -196,9 +136,5 @@ def enabled() -> Iterator[Changed]:
 
     They go when nobody holds them any more: neither `enable()` nor another `with enabled()`, in whatever order.
     """
-    holder = object()
-    changed = hold(holder)
-    try:
+    with _ours.held() as changed:
         yield changed
-    finally:
-        let_go(holder)
