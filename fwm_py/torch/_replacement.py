@@ -47,7 +47,7 @@ class Replacement:
         self._lock = threading.RLock()
         self._replaced: dict[Place, tuple[Any, Any]] = {}  # what was there, and ours
         self._holders: set[object] = set()
-        self._on = False  # whether there is a holder; asked by what somebody has kept of ours
+        self.on = False  # whether there is a holder; asked by what somebody has kept of ours
 
     def chosen(self, original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
         """Ours, or the original for tensors that are not ours, where ours returns NotImplemented, and when nobody holds
@@ -55,7 +55,7 @@ class Replacement:
 
         @functools.wraps(original)
         def chosen(*args: Any, **options: Any) -> Any:
-            if self._on and is_ours((*args, *options.values())):
+            if self.on and is_ours((*args, *options.values())):
                 result = ours(*args, **options)
                 if result is not NotImplemented:
                     return result
@@ -73,7 +73,7 @@ class Replacement:
                     setattr(*place, ours)
                     changed.append(place)
             self._holders.add(holder)
-            self._on = True
+            self.on = True
         return self._names(changed)
 
     def let_go(self, holder: object) -> Changed:
@@ -81,8 +81,8 @@ class Replacement:
         restored = []
         with self._lock:
             self._holders.discard(holder)
-            self._on = bool(self._holders)
-            while not self._on and self._replaced:
+            self.on = bool(self._holders)
+            while not self.on and self._replaced:
                 place, (original, ours) = self._replaced.popitem()
                 if getattr(*place) is not ours:  # somebody has replaced it since
                     continue

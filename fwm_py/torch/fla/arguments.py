@@ -1,0 +1,183 @@
+"""What the operations of flash-linear-attention have in common: options, strengths, gates in the kernel, states."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from fwm_py.torch._arrays import check_flag, shown
+
+Result = tuple[Tensor, Any]
+
+
+def named(x: Any) -> str:
+    """An argument in a message."""
+    return "a tensor" if isinstance(x, Tensor) else shown(x)
+
+
+def refuse(options: dict[str, Any]) -> None:
+    """Options that `fwm_py` does not have."""
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise NotImplementedError(f"{name}: got {named(value)}, which fwm_py does not have; expected None or False")
+
+
+def _check_speed_options(options: dict[str, Any]) -> None:
+    """Takes what is about time and memory on a GPU, and changes no number, out of the options."""
+    size = options.pop("chunk_size", None)
+    if size is not None and not isinstance(size, int):
+        raise TypeError(f"chunk_size: got {named(size)}, expected an integer or None")
+    if size is not None and (size < 1 or size & (size - 1)):
+        raise ValueError(f"chunk_size: got {size}, expected a power of 2")
+    check_flag("disable_recompute", options.pop("disable_recompute", False))
+    indices = options.pop("chunk_indices", None)  # which chunk of which sequence: follows from cu_seqlens
+    if indices is not None and not isinstance(indices, Tensor):
+        raise TypeError(f"chunk_indices: got {named(indices)}, expected a tensor or None")
+
+
+def _is_v_first(state_v_first: bool, options: dict[str, Any]) -> bool:
+    check_flag("state_v_first", state_v_first)
+    if "transpose_state_layout" not in options:
+        return state_v_first
+    older: bool = options.pop("transpose_state_layout")
+    check_flag("transpose_state_layout", older)
+    if state_v_first:
+        raise ValueError(
+            "transpose_state_layout: got a value, expected none beside state_v_first, whose old name it is"
+        )
+    warnings.warn("transpose_state_layout is deprecated; its name is state_v_first", DeprecationWarning, stacklevel=4)
+    return older
+
+
+def _turned(state: Tensor | None, v_first: bool) -> Tensor | None:
+    """A state (n, HV, V, K) as (n, HV, K, V), and back; without a copy."""
+    return state.transpose(-1, -2) if v_first and state is not None else state
+
+
+def call(
+    rule: Callable[..., Result],
+    *inputs: Tensor,
+    scale: float | None,
+    initial_state: Tensor | None,
+    output_final_state: bool | None,
+    options: dict[str, Any],
+    state_v_first: bool = False,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_cpu: Tensor | None = None,
+    **other: Any,
+) -> Result:
+    """The rule, with the options that the operations have in common; `other` are its own."""
+    options = dict(options)
+    v_first = _is_v_first(state_v_first, options)
+    _check_speed_options(options)
+    refuse(options)
+    o, state = rule(
+        *inputs,
+        scale=scale,
+        initial_state=_turned(initial_state, v_first),
+        output_final_state=False if output_final_state is None else output_final_state,
+        cu_seqlens=cu_seqlens if cu_seqlens is not None else cu_seqlens_cpu,
+        **other,
+    )
+    return o, _turned(state, v_first)
+
+
+def norm_of(use_qk_l2norm_in_kernel: bool) -> Literal["l2"] | None:
+    check_flag("use_qk_l2norm_in_kernel", use_qk_l2norm_in_kernel)
+    return "l2" if use_qk_l2norm_in_kernel else None
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In the dtype of the computation."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def strength(v: Tensor, beta: Tensor | None, use_beta_sigmoid_in_kernel: bool, allow_neg_eigval: bool) -> Tensor:
+    """beta as it is, or sigmoid(beta), or twice that; 1 for each value where there is none."""
+    check_flag("use_beta_sigmoid_in_kernel", use_beta_sigmoid_in_kernel)
+    check_flag("allow_neg_eigval", allow_neg_eigval)
+    if not use_beta_sigmoid_in_kernel:
+        if allow_neg_eigval:
+            raise ValueError("allow_neg_eigval: got True, expected False where use_beta_sigmoid_in_kernel is False")
+        return v.new_ones(v.shape[:3]) if beta is None else beta
+    if beta is None:
+        raise ValueError("beta: got None, expected a tensor where use_beta_sigmoid_in_kernel is True")
+    sigmoid = _wide(beta).sigmoid()
+    return 2 * sigmoid if allow_neg_eigval else sigmoid
+
+
+def _shaped(name: str, x: Tensor, shape: Sequence[int]) -> Tensor:
+    """A parameter, which comes in many shapes of as many numbers."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: got {named(x)}, expected a tensor or None")
+    if x.numel() != math.prod(shape):
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {math.prod(shape)} numbers")
+    return _wide(x.reshape(tuple(shape)))
+
+
+def _check_bound(lower_bound: float | None, safe_gate: bool, needed: bool) -> None:
+    check_flag("safe_gate", safe_gate)
+    if lower_bound is None:
+        if safe_gate and needed:
+            raise ValueError("lower_bound: got None, expected a number where safe_gate is True")
+        return
+    if isinstance(lower_bound, bool) or not isinstance(lower_bound, (int, float)):
+        raise TypeError(f"lower_bound: got {named(lower_bound)}, expected a number or None")
+    if not lower_bound < 0 or (safe_gate and lower_bound < -5):
+        raise ValueError(f"lower_bound: got {lower_bound}, expected {'-5 <= lower_bound' if safe_gate else 'it'} < 0")
+
+
+@overload
+def gate(
+    g: Tensor,
+    use_gate_in_kernel: bool,
+    A_log: Tensor | None,
+    dt_bias: Tensor | None,
+    lower_bound: float | None = None,
+    safe_gate: bool = False,
+) -> Tensor: ...
+@overload
+def gate(
+    g: Tensor | None,
+    use_gate_in_kernel: bool,
+    A_log: Tensor | None,
+    dt_bias: Tensor | None,
+    lower_bound: float | None = None,
+    safe_gate: bool = False,
+) -> Tensor | None: ...
+def gate(
+    g: Tensor | None,
+    use_gate_in_kernel: bool,
+    A_log: Tensor | None,
+    dt_bias: Tensor | None,
+    lower_bound: float | None = None,
+    safe_gate: bool = False,
+) -> Tensor | None:
+    """g as it is; or, of g (B, T, HV) or (B, T, HV, K), with x = g + dt_bias:
+
+    -exp(A_log) softplus(x), or lower_bound sigmoid(exp(A_log) x), where A_log = None stands for 0.
+
+    A_log has HV numbers, dt_bias as many as a token of g. safe_gate alone tells a GPU that gates are bounded.
+    """
+    check_flag("use_gate_in_kernel", use_gate_in_kernel)
+    _check_bound(lower_bound, safe_gate, needed=use_gate_in_kernel)
+    if not use_gate_in_kernel:
+        for name, x in (("A_log", A_log), ("dt_bias", dt_bias)):
+            if x is not None:
+                raise ValueError(f"{name}: got {named(x)}, expected None where use_gate_in_kernel is False")
+        return g
+    if g is None:
+        raise ValueError("g: got None, expected a tensor where use_gate_in_kernel is True")
+    if A_log is None and lower_bound is None:
+        raise ValueError("A_log: got None, expected a tensor where use_gate_in_kernel is True without a lower_bound")
+    x = _wide(g)
+    if dt_bias is not None:
+        x = x + _shaped("dt_bias", dt_bias, g.shape[2:])
+    rate = 1.0 if A_log is None else _shaped("A_log", A_log, (g.shape[2], *[1] * (g.dim() - 3))).exp()
+    return -rate * softplus(x) if lower_bound is None else lower_bound * (rate * x).sigmoid()
