@@ -202,5 +202,5 @@ def test_an_option_of_another_type_is_refused_in_a_line(call, option, expected):
 
 def test_an_option_of_the_triton_package_is_refused_in_a_line():
     x = torch.ones(1, 3, 2, 4)
-    with pytest.raises(NotImplementedError, match="^A_log: got Tensor, which fwm_py does not have"):
-        fla.chunk_kda(x, x, x, -x, x[..., 0], A_log=MANY)
+    with pytest.raises(NotImplementedError, match="^cp_context: got a tensor, which fwm_py does not have"):
+        fla.chunk_kda(x, x, x, -x, x[..., 0], cp_context=MANY)

@@ -1,15 +1,12 @@
 """The rules against programs that others wrote: fla-core, onnx, onnxruntime; and against our own read-outs.
 
-fla-core's `naive.py` files are loaded by their paths, because the package itself needs a GPU compiler to be imported.
-They and the others compute in float32, so tolerances are float32's.
+fla-core's functions come by `support.fla_core`. They and the others compute in float32, so tolerances are float32's.
 """
-
-import importlib.metadata
-import importlib.util
 
 import numpy as np
 import pytest
 from support import cases, oracle
+from support.fla_core import naive
 from support.rule_cases import METHODS, RULE_CASES, Sizes, assert_close
 
 from fwm_py import readouts, rules
@@ -33,20 +30,7 @@ def plain(function, gate="", **options):
 def fla():
     """The function of a rule's naive.py, by the rule and the name."""
     pytest.importorskip("torch")
-    pytest.importorskip("einops")
-    try:
-        files = importlib.metadata.files("fla-core")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("fla-core is not installed")
-    paths = {path.parts[-2]: path.locate() for path in files if path.match("fla/ops/*/naive.py")}
-
-    def load(rule, name):
-        spec = importlib.util.spec_from_file_location(f"naive_{rule}", paths[rule])
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return getattr(module, name)
-
-    return load
+    return naive
 
 
 def heads_first(function):

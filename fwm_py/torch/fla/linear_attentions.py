@@ -224,9 +224,9 @@ def fused_recurrent_gla(
     return chunk_gla(q, k, v, gk, *states, **options)
 
 
-def _retention_gates(q: Tensor) -> Tensor:
+def _retention_gates(v: Tensor) -> Tensor:
     """log(1 - 2^(-5 - h)) of each head h, in float32 as upstream."""
-    heads = torch.arange(q.shape[2], dtype=torch.float32, device=q.device)
+    heads = torch.arange(v.shape[2], dtype=torch.float32, device=v.device)
     return (1 - 2.0 ** (-5.0 - heads)).log()
 
 
@@ -242,7 +242,7 @@ def chunk_retention(
 ) -> tuple[Tensor, Tensor | None]:
     """`chunk_simple_gla` with the gates of RetNet: log(1 - 2^(-5 - h)) in head h."""
     return chunk_simple_gla(
-        q, k, v, None, _retention_gates(q), scale, initial_state, output_final_state, cu_seqlens=cu_seqlens, **options
+        q, k, v, None, _retention_gates(v), scale, initial_state, output_final_state, cu_seqlens=cu_seqlens, **options
     )
 
 
@@ -280,15 +280,15 @@ def parallel_retention(
     return o, None
 
 
-def _lightning_gates(q: Tensor, layer_idx: int, num_layers: int) -> Tensor:
+def _lightning_gates(v: Tensor, layer_idx: int, num_layers: int) -> Tensor:
     """-8 h / H (1 - layer_idx / num_layers) of each head h."""
     for name, x in (("layer_idx", layer_idx), ("num_layers", num_layers)):
         if isinstance(x, bool) or not isinstance(x, int):
             raise TypeError(f"{name}: got {named(x)}, expected an integer")
     if num_layers < 1:
         raise ValueError(f"num_layers: got {num_layers}, expected it >= 1")
-    H = q.shape[2]
-    return -(8 / H * (1 - layer_idx / num_layers)) * torch.arange(H, dtype=torch.float32, device=q.device)
+    H = v.shape[2]
+    return -(8 / H * (1 - layer_idx / num_layers)) * torch.arange(H, dtype=torch.float32, device=v.device)
 
 
 def chunk_lightning_attn(
@@ -304,7 +304,7 @@ def chunk_lightning_attn(
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """`chunk_simple_gla` with the gates of Lightning Attention: -8 h / H (1 - layer_idx / num_layers) in head h."""
-    gates = _lightning_gates(q, layer_idx, num_layers)
+    gates = _lightning_gates(v, layer_idx, num_layers)
     return chunk_simple_gla(
         q, k, v, None, gates, scale, initial_state, output_final_state, cu_seqlens=cu_seqlens, **options
     )

@@ -23,12 +23,10 @@ def _norm(
     activation: Any = "silu",
 ) -> Normed:
     """Of x, or x + residual; with prenorm also what was normed. The result has x's dtype."""
+    kept = torch.float32 if residual_in_fp32 else x.dtype
     summed = x
     if residual is not None:
-        summed = x.to(torch.promote_types(x.dtype, torch.float32)) + residual
-        summed = summed.to(residual.dtype)
-    elif residual_in_fp32:
-        summed = x.to(torch.float32)
+        summed, kept = x.to(torch.promote_types(x.dtype, torch.float32)) + residual, residual.dtype
     weight = norm.weight
     if weight is None:
         weight = torch.ones(x.shape[-1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
@@ -37,7 +35,7 @@ def _norm(
     if norm.bias is not None:
         y = y + norm.bias
     y = y.to(x.dtype)
-    return (y, summed) if prenorm else y
+    return (y, summed.to(kept)) if prenorm else y
 
 
 class RMSNorm(torch.nn.Module):
