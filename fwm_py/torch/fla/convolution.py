@@ -163,8 +163,11 @@ class ShortConvolution(torch.nn.Conv1d):
         chunk_indices: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """y of x (B, T, D), and the new cache (n, D, W) if asked for: for single tokens without gradients the given one,
-        changed in place, else a new tensor. Tokens whose mask (B, T) is 0 are padding, and count as 0."""
+        """y of x (B, T, D), and the new cache (n, D, W) if asked for.
+
+        For single tokens without gradients that is the given one, changed in place, else a new tensor. Tokens whose
+        mask (B, T) is 0 are padding, and count as 0.
+        """
         refuse(options)
         if mask is not None:
             if cu_seqlens is not None:
