@@ -45,6 +45,13 @@ def test_speed_up_qwen3_next():
     assert len(losses) == 2 and abs(float(losses[0]) - float(losses[1])) < 1e-4
 
 
+def test_zoology_on_a_cpu():
+    pytest.importorskip("torch")
+    for name in ("zoology", "torchvision", "wandb", "pandas", "pydantic", "einops"):
+        pytest.importorskip(name)
+    assert float(re.findall(r"^accuracy ([\d.]+) after 600 steps", run("zoology_on_a_cpu.py"), re.MULTILINE)[0]) > 0.95
+
+
 SHOW = {f"fwm_py.{name}" for name in "attention convolution feature_maps norm random readouts rules torch".split()}
 MODULES = [module.name for module in pkgutil.walk_packages(fwm_py.__path__, "fwm_py.") if "__main__" not in module.name]
 

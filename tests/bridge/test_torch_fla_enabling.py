@@ -373,7 +373,7 @@ def with_references(layer, monkeypatch):
     monkeypatch.setitem(activation.ACT2FN, "swish", silu)
     if hasattr(module, "elu_p1"):
         monkeypatch.setattr(module, "elu_p1", lambda x: torch.nn.functional.elu(x) + 1)
-    if hasattr(layer, "gate_fn"):
+    if not isinstance(getattr(layer, "gate_fn", torch.nn.SiLU()), torch.nn.SiLU):
         layer.gate_fn = silu
 
 
