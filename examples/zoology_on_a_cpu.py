@@ -33,7 +33,7 @@ parser.add_argument("--width", type=int, default=32)
 parser.add_argument("--steps", type=int, default=600)
 parser.add_argument("--batch", type=int, default=64)
 parser.add_argument("--vocabulary", type=int, default=256)
-parser.add_argument("--learning-rate", type=float, default=1e-2)
+parser.add_argument("--learning-rate", type=float, default=5e-3)
 parser.add_argument("--seed", type=int, default=123)
 flags = parser.parse_args()
 
