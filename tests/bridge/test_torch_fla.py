@@ -38,7 +38,7 @@ GATE = {"use_gate_in_kernel": True}
 BOUND = {**GATE, "lower_bound": -4.0}
 L2 = {"use_qk_l2norm_in_kernel": True}
 EVERY = [{}, {"scale": 0.3}]
-SPEED = [{"chunk_size": 32, "disable_recompute": True, "chunk_indices": torch.zeros(3, 2, dtype=torch.int64)}]
+SPEED = [{"chunk_size": 64, "disable_recompute": True, "chunk_indices": torch.zeros(3, 2, dtype=torch.int64)}]
 V_FIRST = [{"state_v_first": True}]
 SCALAR_GATES = [{**GATE, "with": "A_log"}, {**GATE, "with": "A_log dt_bias"}]
 CHANNEL_GATES = [
@@ -347,6 +347,8 @@ REFUSED = [
     ("chunk_kda", {**GATE, "lower_bound": float("nan")}, "lower_bound", ValueError),
     ("chunk_kda", {**GATE, "lower_bound": NUMBERS}, "lower_bound", TypeError),
     ("chunk_kda", {"use_gate_in_kernel": 1}, "use_gate_in_kernel", TypeError),
+    ("chunk_kda", {"chunk_size": 16}, "chunk_size", ValueError),
+    ("chunk_gdn2", {"chunk_size": 32}, "chunk_size", ValueError),
     ("chunk_kda", {"allow_neg_eigval": True}, "allow_neg_eigval", ValueError),
     ("chunk_kda", {"state_v_first": 1}, "state_v_first", TypeError),
     ("chunk_kda", {"state_v_first": True, "transpose_state_layout": True}, "transpose_state_layout", ValueError),

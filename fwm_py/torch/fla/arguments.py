@@ -28,13 +28,13 @@ def refuse(options: dict[str, Any]) -> None:
             raise NotImplementedError(f"{name}: got {named(value)}, which fwm_py does not have; expected None or False")
 
 
-def _check_speed_options(options: dict[str, Any]) -> None:
+def _check_speed_options(options: dict[str, Any], chunk_sizes: tuple[int, ...]) -> None:
     """Takes what is about time and memory on a GPU, and changes no number, out of the options."""
     size = options.pop("chunk_size", None)
     if size is not None and not isinstance(size, int):
         raise TypeError(f"chunk_size: got {named(size)}, expected an integer or None")
-    if size is not None and (size < 1 or size & (size - 1)):
-        raise ValueError(f"chunk_size: got {size}, expected a power of 2")
+    if size is not None and size not in chunk_sizes:
+        raise ValueError(f"chunk_size: got {size}, expected {' or '.join(map(str, chunk_sizes))}")
     check_flag("disable_recompute", options.pop("disable_recompute", False))
     indices = options.pop("chunk_indices", None)  # which chunk of which sequence: follows from cu_seqlens
     if indices is not None and not isinstance(indices, Tensor):
@@ -70,12 +70,13 @@ def call(
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
+    chunk_sizes: tuple[int, ...] = (16, 32, 64),
     **other: Any,
 ) -> Result:
-    """The rule, with the options that the operations have in common; `other` are its own."""
+    """The rule, with the options that the operations have in common; `other` are its own, chunk_sizes upstream's."""
     options = dict(options)
     v_first = _is_v_first(state_v_first, options)
-    _check_speed_options(options)
+    _check_speed_options(options, chunk_sizes)
     refuse(options)
     o, state = rule(
         *inputs,

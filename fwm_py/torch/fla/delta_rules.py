@@ -180,6 +180,7 @@ def chunk_kda(
         cu_seqlens=cu_seqlens,
         cu_seqlens_cpu=cu_seqlens_cpu,
         qk_norm=norm_of(use_qk_l2norm_in_kernel),
+        chunk_sizes=(32, 64),
         options={
             "disable_recompute": disable_recompute,
             "return_intermediate_states": return_intermediate_states,
@@ -271,6 +272,7 @@ def chunk_gdn2(
         cu_seqlens=cu_seqlens,
         cu_seqlens_cpu=cu_seqlens_cpu,
         qk_norm=norm_of(use_qk_l2norm_in_kernel),
+        chunk_sizes=(64,),
         options={
             "disable_recompute": disable_recompute,
             "return_intermediate_states": return_intermediate_states,

@@ -10,6 +10,8 @@ from torch import Tensor
 from fwm_py.torch import SumState, gated_linear_attention, linear_attention
 from fwm_py.torch.fla.arguments import call, named
 
+POWERS = tuple(2**i for i in range(10))  # chunk sizes of simple_gla
+
 
 def chunk_linear_attn(
     q: Tensor,
@@ -99,6 +101,7 @@ def chunk_simple_gla(
         state_v_first=state_v_first,
         cu_seqlens=cu_seqlens,
         cu_seqlens_cpu=cu_seqlens_cpu,
+        chunk_sizes=POWERS,
         options=options,
     )
 
