@@ -38,12 +38,17 @@ class Replacement:
         Yields each place, what is there (None: nothing, so that the attribute is deleted in the end), and ours.
     names
         What `hold` and `let_go` return for the places they have changed.
+    lost
+        What the first `hold` returns besides: places that are looked for and not there.
     """
 
     def __init__(
-        self, places: Callable[[], Iterable[tuple[Place, Any, Any]]], names: Callable[[Iterable[Place]], Changed]
+        self,
+        places: Callable[[], Iterable[tuple[Place, Any, Any]]],
+        names: Callable[[Iterable[Place]], Changed],
+        lost: Callable[[], Changed] = dict,
     ) -> None:
-        self._places, self._names = places, names
+        self._places, self._names, self._lost = places, names, lost
         self._lock = threading.RLock()
         self._replaced: dict[Place, tuple[Any, Any]] = {}  # what was there, and ours
         self._holders: set[object] = set()
@@ -67,6 +72,7 @@ class Replacement:
         """Put ours in place, as long as this holder or another does not let go."""
         changed = []
         with self._lock:
+            lost = {} if self.on else self._lost()
             for place, original, ours in list(self._places()):  # all are there before one is changed
                 if place not in self._replaced:
                     self._replaced[place] = original, ours
@@ -74,7 +80,8 @@ class Replacement:
                     changed.append(place)
             self._holders.add(holder)
             self.on = True
-        return self._names(changed)
+        names = self._names(changed)
+        return names | {key: (*names.get(key, ()), *more) for key, more in lost.items()}
 
     def let_go(self, holder: object) -> Changed:
         """Put back what was there, if no other holder is left."""

@@ -6,14 +6,17 @@ One that returns NotImplemented leaves the call to the original.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 from transformers.activations import ACT2FN
 
 import fwm_py.torch as fwm
-from fwm_py.transformers.packed import blank, has_tokens, in_one_row, packed_by, padding_of, spread
+from fwm_py.transformers.mamba2 import chunk_scan, selective_state_update, split_conv1d_scan_combined
+from fwm_py.transformers.packed import blank, in_one_row, over_sequences, packed_by, padding_of
 
 WIDTHS = range(1, 17)  # of the convolution; others are left to the original
 FEW_NUMBERS = 65536  # fewer are left to the original by a norm without a gate: the call would take longer than the work
@@ -39,19 +42,15 @@ def with_models_arguments(
         seq_idx: Tensor | None = None,
         **others: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        packed, padding = packed_by(cu_seqlens, cu_seq_lens_q, seq_idx), padding_of(seq_idx)
-        rows = [in_one_row(blank(x, padding), packed) for x in (query, key, value, g, beta)]
-        with_states = initial_state is not None or output_final_state
-        kept = has_tokens(packed, padding) if with_states and cu_seqlens is None and cu_seq_lens_q is None else None
-        o, state = function(
-            *rows,
-            qk_norm="l2" if use_qk_l2norm_in_kernel else None,
-            cu_seqlens=packed,
-            initial_state=spread(initial_state, kept),
-            output_final_state=output_final_state,
+        return over_sequences(
+            partial(function, qk_norm="l2" if use_qk_l2norm_in_kernel else None),
+            (query, key, value, g, beta),
+            initial_state,
+            output_final_state,
+            cu_seqlens=cu_seqlens,
+            cu_seq_lens_q=cu_seq_lens_q,
+            seq_idx=seq_idx,
         )
-        o = blank(o.reshape(*query.shape[:2], *o.shape[2:]), padding)
-        return o, state if state is None or kept is None else state[kept]
 
     return rule
 
@@ -104,13 +103,33 @@ def causal_conv1d_update(
     return y[:, -T:].transpose(1, 2).to(hidden_states.dtype)
 
 
-def gated_norm_forward(norm: Any, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor | Any:
-    """forward of the models' RMSNormGated."""
+def norm_then_gate(norm: Any, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor | Any:
+    """forward of the gated delta rules' RMSNormGated."""
     if gate is None or gate.shape != hidden_states.shape or norm.weight.shape != hidden_states.shape[-1:]:
         return NotImplemented
     if norm.activation not in ("silu", "swish", "sigmoid"):
         return NotImplemented
     return fwm.rms_norm(hidden_states, norm.weight, gate, activation=norm.activation, eps=norm.variance_epsilon)
+
+
+def gate_then_norm(norm: Any, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor | Any:
+    """forward of the Mamba-2 models' RMSNormGated, which norms groups of numbers; Falcon-H1's may gate them behind."""
+    weight, of_falcon = norm.weight, hasattr(norm, "norm_before_gate")
+    if gate is None or gate.shape != hidden_states.shape or weight.shape != hidden_states.shape[-1:]:
+        return NotImplemented
+    gate_first = not (of_falcon and norm.norm_before_gate)
+    size = len(weight) // norm.n_groups if of_falcon else norm.group_size
+    x = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+    gate = silu(gate.to(x.dtype))
+    y = _norm_groups(x * gate if gate_first else x, weight.to(x.dtype), size, norm.variance_epsilon)
+    dtype = hidden_states.dtype if of_falcon else torch.promote_types(hidden_states.dtype, weight.dtype)
+    return (y if gate_first else y * gate).to(dtype)
+
+
+def _norm_groups(x: Tensor, weight: Tensor, size: int, eps: float) -> Tensor:
+    if size == len(weight):
+        return fwm.rms_norm(x, weight, eps=eps)
+    return fwm.rms_norm(x.unflatten(-1, (-1, size)), weight.new_ones(size), eps=eps).flatten(-2) * weight
 
 
 def norm_forward(norm: Any, *args: Tensor, **options: Tensor) -> Tensor | Any:
@@ -136,6 +155,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch_recurrent_gated_delta_rule": with_models_arguments(fwm.gated_delta_rule),
     "chunk_kimi_delta_attention": with_models_arguments(fwm.kimi_delta_rule),
     "recurrent_kimi_delta_attention": with_models_arguments(fwm.kimi_delta_rule),
+    "mamba2_split_conv1d_scan_combined": split_conv1d_scan_combined,
+    "mamba2_chunk_scan": chunk_scan,
+    "mamba2_selective_state_update": selective_state_update,
     "causal_conv1d_fn": causal_conv1d_fn,
     "causal_conv1d_update": causal_conv1d_update,
 }
+
+GATED_NORMS: dict[str | None, Callable[..., Any]] = {"norm_then_gate": norm_then_gate, "gate_then_norm": gate_then_norm}

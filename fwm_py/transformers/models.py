@@ -14,8 +14,8 @@ from transformers.modeling_utils import AttentionInterface
 from fwm_py.torch._arrays import PLAIN
 from fwm_py.torch._replacement import Changed, Place, Replacement
 from fwm_py.transformers.attention import sdpa
-from fwm_py.transformers.families import modelling_files
-from fwm_py.transformers.functions import FUNCTIONS, gated_norm_forward, norm_forward
+from fwm_py.transformers.families import Family, modelling_files
+from fwm_py.transformers.functions import FUNCTIONS, GATED_NORMS, norm_forward
 
 
 def _of(kind: type, ours: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,18 +65,18 @@ class _Attention(AttentionInterface):
         return self._sdpa if function is sdpa_attention_forward else function
 
 
-def functions_of(module: ModuleType) -> Iterator[tuple[Place, Any, Any]]:
+def functions_of(module: ModuleType, family: Family) -> Iterator[tuple[Place, Any, Any]]:
     """Where a modelling file has something that we replace, what is there, and ours."""
-    for name, ours in FUNCTIONS.items():
+    for name in family.functions:
         if hasattr(module, name):
             original = getattr(module, name)
-            yield (module, name), original, _ours.chosen(original, ours)
+            yield (module, name), original, _ours.chosen(original, FUNCTIONS[name])
     kinds: list[Any] = [kind for kind in vars(module).values() if isinstance(kind, type)]
     for kind in kinds:
         if kind.__module__ != module.__name__ or kind.__name__.endswith("UnweightedRMSNorm"):
             continue
-        for ending, ours in (("RMSNorm", norm_forward), ("RMSNormGated", gated_norm_forward)):
-            if kind.__name__.endswith(ending):
+        for ending, ours in (("RMSNorm", norm_forward), ("RMSNormGated", GATED_NORMS.get(family.gated_norm))):
+            if ours is not None and kind.__name__.endswith(ending):
                 original, chosen = kind.forward, _ours.chosen(kind.forward, _of(kind, ours))
                 yield (kind, "forward"), original, chosen
                 yield (kind, _Kept.name), None, _Kept(original, chosen)
@@ -93,17 +93,29 @@ def _names(keys: Iterable[Place]) -> Changed:
         module, name = (
             (owner.__name__, name) if isinstance(owner, ModuleType) else (owner.__module__, f"{owner.__name__}.{name}")
         )
-        family = module.rpartition("modeling_")[2]
-        changed[family] = (*changed.get(family, ()), name)
+        changed[_family(module)] = (*changed.get(_family(module), ()), name)
     return changed
 
 
+def _family(module: str) -> str:
+    return module.rpartition("modeling_")[2]
+
+
 def _places() -> Iterator[tuple[Place, Any, Any]]:
-    for module in list(modelling_files()):
-        yield from functions_of(module)
+    for module, family in list(modelling_files()):
+        yield from functions_of(module, family)
 
 
-_ours = Replacement(_places, _names)
+def _lost() -> Changed:
+    """Functions that a family has in other versions of transformers."""
+    lost = {
+        _family(module.__name__): tuple(f"no {name}" for name in family.functions if not hasattr(module, name))
+        for module, family in modelling_files()
+    }
+    return {family: names for family, names in lost.items() if names}
+
+
+_ours = Replacement(_places, _names, _lost)
 
 
 def enable() -> Changed:
@@ -112,7 +124,8 @@ def enable() -> Changed:
     Returns
     -------
     dict
-        The functions that this call has replaced, for each family of models that the installed transformers has.
+        The functions that this call has replaced, for each family of models that the installed transformers has, and,
+        if it is the first, "no NAME" for what a family's file had once and does not have: its models keep theirs.
     """
     return _ours.hold(enable)
 

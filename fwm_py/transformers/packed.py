@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,3 +51,25 @@ def spread(states: Tensor | None, to: Tensor | None) -> Tensor | None:
     if states is None or to is None:
         return states
     return states.new_zeros(to.shape[0], *states.shape[1:]).index_put((to,), states)
+
+
+def over_sequences(
+    rule: Callable[..., tuple[Tensor, Tensor | None]],
+    inputs: Sequence[Tensor],
+    initial_state: Tensor | None,
+    output_final_state: bool,
+    *,
+    cu_seqlens: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """A rule of rows (B, T, ..), packed or not: padding gives 0, and states are those of the other sequences."""
+    packed, padding = packed_by(cu_seqlens, cu_seq_lens_q, seq_idx), padding_of(seq_idx)
+    rows = [in_one_row(blank(x, padding), packed) for x in inputs]
+    with_states = initial_state is not None or output_final_state
+    kept = has_tokens(packed, padding) if with_states and cu_seqlens is None and cu_seq_lens_q is None else None
+    o, state = rule(
+        *rows, cu_seqlens=packed, initial_state=spread(initial_state, kept), output_final_state=output_final_state
+    )
+    o = blank(o.reshape(*inputs[0].shape[:2], *o.shape[2:]), padding)
+    return o, state if state is None or kept is None else state[kept]

@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import itertools
 
 import pytest
 
@@ -10,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from support import tiny_models  # noqa: E402
-from support.tiny_models import Compiled, Subclass, assert_near, disabled, every_family, modelling  # noqa: E402, F401
+from support.tiny_models import GATED_NORMS, Compiled, Subclass, assert_near, disabled, every_family, modelling  # noqa: E402, F401
 
 import fwm_py.transformers as bridge  # noqa: E402
 
@@ -23,7 +24,7 @@ def values_and_gradients(function, *inputs):
 # --- norms ------------------------------------------------------------------------------------------------------------
 
 
-@every_family
+@pytest.mark.parametrize("family", [family for family, norm in GATED_NORMS.items() if norm == "norm_then_gate"])
 def test_gated_norm(family):
     norm = next(
         module for module in tiny_models.make(family).modules() if type(module).__name__.endswith("RMSNormGated")
@@ -50,6 +51,35 @@ def test_gated_norm(family):
     assert torch.equal(relu, norm(x, gate))
     norm.activation = type(norm)(D).activation
     assert torch.equal(y, norm(x, gate[:, :1]))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(
+    "family, changed",
+    [(family, {}) for family, norm in GATED_NORMS.items() if norm == "gate_then_norm"]
+    + [("falcon_h1", {"norm_before_gate": False})],
+)
+def test_gated_norm_of_groups(family, changed, groups):
+    kind = next(kind for name, kind in vars(modelling(family)).items() if name.endswith("RMSNormGated"))
+    norm = kind(60, **changed, **({"n_groups": groups} if family == "falcon_h1" else {"group_size": 60 // groups}))
+    torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(3))
+    x, gate = torch.randn(2, 3, 50, 60, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    expected = values_and_gradients(lambda: norm(x, gate), x, gate, norm.weight)
+    ungated, theirs = norm(x), {}
+    for weights, dtype in itertools.product((torch.float32, torch.bfloat16), repeat=2):
+        theirs[weights, dtype] = norm.to(weights)(x.to(dtype), gate.to(dtype))
+    norm.float()
+    with bridge.enabled() as changed:
+        assert f"{kind.__name__}.forward" in changed[family]
+        got = values_and_gradients(lambda: norm(x, gate), x, gate, norm.weight)
+        assert torch.equal(norm(x), ungated)  # goes to the original
+        for (weights, dtype), y in theirs.items():
+            ours = norm.to(weights)(x.to(dtype), gate.to(dtype))
+            assert ours.dtype == y.dtype
+            assert_near(ours, y, 0.02)
+    assert not torch.equal(got[0], expected[0])
+    for ours, theirs in zip(got, expected):
+        assert_near(ours, theirs, 1e-5)
 
 
 def norms_of(family):

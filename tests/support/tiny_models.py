@@ -1,5 +1,6 @@
 """Tiny random models of every family that `fwm_py.transformers` serves, as the installed transformers builds them."""
 
+import copy
 import importlib
 
 import pytest
@@ -30,6 +31,26 @@ GATED = {
 }
 LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+MAMBA2 = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 12,
+    "mamba_chunk_size": 16,
+    "mamba_proj_bias": True,
+}
+HYBRID = ["mamba", "attention"]
+SHORT = {"layer_types": ["conv", "full_attention"]}
+SHORT_EVERYWHERE = {
+    "head_dim": 16,
+    "swa_num_attention_heads": 2,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 16,
+    "d_rel": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
 
 VISION = {
     "depth": 1,
@@ -113,6 +134,61 @@ MODELS = {
         | EXPERTS
         | {"num_local_experts": 4, "n_group": 1, "topk_group": 1, "head_dim": 8, "layer_types": LAYERS},
     ),
+    "mamba2": (
+        "Mamba2",
+        "Config",
+        {
+            "num_heads": 8,
+            "head_dim": 8,
+            "n_groups": 2,
+            "state_size": 12,
+            "chunk_size": 16,
+            "time_step_limit": (0.02, 0.6),
+            "use_bias": True,
+        },
+    ),
+    "bamba": ("Bamba", "Config", MAMBA2 | {"attn_layer_indices": [1]}),
+    "falcon_h1": ("FalconH1", "Config", MAMBA2 | {"mamba_d_ssm": 64, "head_dim": 16, "mamba_rms_norm": True}),
+    "granitemoehybrid": (
+        "GraniteMoeHybrid",
+        "Config",
+        MAMBA2 | {"num_local_experts": 0, "shared_intermediate_size": 16, "layer_types": HYBRID},
+    ),
+    "nemotron_h": (
+        "NemotronH",
+        "Config",
+        {
+            "layers_block_type": ["mamba", "attention", "mlp"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 12,
+            "n_groups": 2,
+            "head_dim": 16,
+            "chunk_size": 16,
+            "mamba_proj_bias": True,
+        },
+    ),
+    "zamba2": (
+        "Zamba2",
+        "Config",
+        {
+            "n_mamba_heads": 8,
+            "mamba_d_state": 12,
+            "mamba_ngroups": 2,
+            "chunk_size": 16,
+            "layers_block_type": ["linear_attention", "hybrid"],
+            "adapter_rank": 8,
+        },
+    ),
+    "lfm2": ("Lfm2", "Config", SHORT),
+    "lfm2_moe": ("Lfm2Moe", "Config", SHORT | EXPERTS | {"num_experts": 4, "num_dense_layers": 2}),
+    "lfm3": ("Lfm3", "Config", SHORT | {"head_dim": 16, "conv_bias": True}),
+    "inkling": (
+        "Inkling",
+        "TextConfig",
+        SHORT_EVERYWHERE | {"layer_types": ["hybrid_sliding", "hybrid"], "mlp_layer_types": ["dense", "dense"]},
+    ),
+    "inkling2": ("Inkling2", "TextConfig", SHORT_EVERYWHERE),
 }
 
 
@@ -135,6 +211,9 @@ def make(family, seed=0, **changed):
 # --- what the tests of fwm_py.transformers share ----------------------------------------------------------------------
 
 every_family = pytest.mark.parametrize("family", MODELS)
+NO_FLOAT64 = ("inkling2",)  # sums its experts in float32
+GATED_NORMS = {family: row.gated_norm for family, row in bridge.FAMILIES.items() if row.gated_norm}
+MAMBA2_FAMILIES = [family for family, row in bridge.FAMILIES.items() if "mamba2_chunk_scan" in row.functions]
 
 
 @pytest.fixture(autouse=True)
@@ -169,10 +248,30 @@ def training_step(model, ids):
 
 
 def linear_layer(family):
-    """The first layer that calls the rule."""
-    names = ("GatedDeltaNet", "DeltaAttention", "KimiDelta", "KDA", "LinearAttention")
-    modules = [module for module in make(family).modules() if hasattr(module, "conv1d") or hasattr(module, "q_conv1d")]
+    """The first layer that calls the rule, or, in a family without one, the convolution."""
+    names = ("GatedDeltaNet", "DeltaAttention", "KimiDelta", "KDA", "LinearAttention", "Mixer", "MambaLayer")
+    names += ("ShortConv",)
+    modules = [
+        module
+        for module in make(family).modules()
+        if isinstance(getattr(module, "conv", None) or getattr(module, "conv1d", None), torch.nn.Conv1d)
+        or hasattr(module, "q_conv1d")
+    ]
     return next(module for module in modules if any(name in type(module).__name__ for name in names))
+
+
+def in_bfloat16(model):
+    """A copy, without what must stay in float32."""
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    for name, module in rounded.named_modules():
+        if name.rpartition(".")[2] in (model._keep_in_fp32_modules_strict or ()):
+            module.float()
+    return rounded
+
+
+def operators_of(family):
+    """Operators of ours that a model of the family calls."""
+    return {"causal_conv1d", "rms_norm"} | ({"rule"} if len(bridge.FAMILIES[family].functions) > 2 else set())
 
 
 class Compiled:
