@@ -3,10 +3,11 @@
     python benchmarks/bench_transformers.py [--only WORD ...] [--threads 2] [--repeats 5] [--json FILE] [--quick]
 
 Three kinds of work: a training step (B 2, T 1024: loss, gradients, SGD), a prefill (B 1, T 2048, no gradients) and 64
-tokens decoded after a prefix of 16 (greedy). Times are medians over repetitions, in which the model runs as it comes,
-with the kernels, and with the rule replaced by a copy of the values: the floor, which no faster rule can pass (Amdahl).
-Ratios are medians of the repetitions' ratios. Each model has a process of its own, and each peak of memory, which is
-the resident memory's during a first work less that before it (Linux).
+tokens decoded after a prefix of 16 (greedy); of Mamba-2 also the scan by itself, at the sizes of the models themselves
+(B 1, T 2048). Times are medians over repetitions, in which the model runs as it comes, with the kernels, and with the
+rule replaced by a copy of the values: the floor, which no faster rule can pass (Amdahl). Ratios are medians of the
+repetitions' ratios. Each model has a process of its own, and each peak of memory, which is the resident memory's
+during a first work less that before it (Linux).
 
 Nobody is timed before the logits and every gradient equal those of the model as it comes to 1e-4 of their largest, or
 are nearer to the same model in float64 where those are not so right.
@@ -38,9 +39,9 @@ COMMON = {
     "eos_token_id": None,
     "pad_token_id": None,
     "bos_token_id": None,
-    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
 }
-GATED = {
+LAYERS = {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+GATED = LAYERS | {
     "head_dim": 64,
     "linear_key_head_dim": 64,
     "linear_value_head_dim": 64,
@@ -56,7 +57,8 @@ MODELS = {
         "olmo_hybrid",
         "OlmoHybrid",
         "Config",
-        {
+        LAYERS
+        | {
             "linear_num_key_heads": 4,
             "linear_num_value_heads": 4,
             "linear_key_head_dim": 48,
@@ -67,7 +69,8 @@ MODELS = {
         "kimi_linear",
         "KimiLinear",
         "Config",
-        {
+        LAYERS
+        | {
             "kv_lora_rank": 64,
             "qk_rope_head_dim": 32,
             "qk_nope_head_dim": 32,
@@ -77,21 +80,45 @@ MODELS = {
             "mlp_layer_types": ["dense"] * 4,
         },
     ),
+    "Granite-4-H": (
+        "granitemoehybrid",
+        "GraniteMoeHybrid",
+        "Config",
+        {
+            "layer_types": ["mamba"] * 3 + ["attention"],
+            "num_local_experts": 0,
+            "shared_intermediate_size": 512,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 64,
+            "mamba_d_state": 128,
+        },
+    ),
+    "Nemotron-H": (
+        "nemotron_h",
+        "NemotronH",
+        "Config",
+        {
+            "layers_block_type": ["mamba", "mlp", "mamba", "attention", "mlp", "mamba", "mlp"],
+            "head_dim": 64,
+            "mamba_num_heads": 16,
+            "mamba_head_dim": 32,
+            "ssm_state_size": 128,
+            "n_groups": 8,
+        },
+    ),
 }
-WORKS = ("training step", "prefill", "decoding")
-RULES = (
-    "torch_chunk_gated_delta_rule",
-    "torch_recurrent_gated_delta_rule",
-    "chunk_kimi_delta_attention",
-    "recurrent_kimi_delta_attention",
-)
+SCANS = {  # heads, head size, groups, state size, chunk size of the models themselves
+    "Granite-4-H": (48, 64, 1, 128, 256),
+    "Nemotron-H": (64, 64, 8, 128, 128),
+}
 
 
 def make(name):
     family, prefix, suffix, sizes = MODELS[name]
     configuration = importlib.import_module(f"transformers.models.{family}.configuration_{family}")
     torch.manual_seed(0)
-    config = getattr(configuration, prefix + suffix)(**COMMON | sizes)
+    common = {key: size for key, size in COMMON.items() if not (key == "num_hidden_layers" and family == "nemotron_h")}
+    config = getattr(configuration, prefix + suffix)(**common | sizes)
     return getattr(modelling(name), prefix + "ForCausalLM")(config)
 
 
@@ -111,13 +138,31 @@ def copy_rule(query, key, value, *args, initial_state=None, output_final_state=F
     return value.clone(), state
 
 
+def copy_scan(hidden_states, dt, A, B, *args, return_final_states=False, **options):
+    """Values in place of what the scan computes, and zeros as its state."""
+    (n, _, H, P), N = hidden_states.shape, B.shape[-1]
+    return (
+        (hidden_states.clone(), hidden_states.new_zeros(n, H, P, N)) if return_final_states else hidden_states.clone()
+    )
+
+
+COPIES = {
+    "torch_chunk_gated_delta_rule": copy_rule,
+    "torch_recurrent_gated_delta_rule": copy_rule,
+    "chunk_kimi_delta_attention": copy_rule,
+    "recurrent_kimi_delta_attention": copy_rule,
+    "mamba2_chunk_scan": copy_scan,
+    "mamba2_selective_state_update": lambda state, hidden_states, *args, **options: hidden_states.clone(),
+}
+
+
 @contextlib.contextmanager
 def rule_is_a_copy(name):
     with bridge.enabled():
         module = modelling(name)
-        ours = {rule: getattr(module, rule) for rule in RULES if hasattr(module, rule)}
+        ours = {rule: getattr(module, rule) for rule in COPIES if hasattr(module, rule)}
         for rule in ours:
-            setattr(module, rule, copy_rule)
+            setattr(module, rule, COPIES[rule])
         try:
             yield
         finally:
@@ -160,7 +205,27 @@ def work_of(name, model, quick):
         model.eval()
         return model.generate(prompt[:, :16], max_new_tokens=64 // short, do_sample=False)
 
-    return dict(zip(WORKS, (training_step, prefill, decoding)))
+    works = {"training step": training_step, "prefill": prefill, "decoding": decoding}
+    return works | (scans(name, quick) if name in SCANS else {})
+
+
+def scans(name, quick):
+    """The scan of Mamba-2 by itself, at the sizes of the models themselves."""
+    H, P, G, N, chunk = SCANS[name]
+    T, generator = 256 if quick else 2048, torch.Generator().manual_seed(3)
+    x, dt, B, C = (
+        torch.randn(1, T, *shape, generator=generator).requires_grad_() for shape in ((H, P), (H,), (G, N), (G, N))
+    )
+    A = -torch.arange(1, H + 1).float()
+    options = {"D": torch.ones(H), "dt_bias": torch.zeros(H), "dt_softplus": True}
+
+    def scan():
+        return modelling(name).mamba2_chunk_scan(x, dt, A, B, C, chunk, **options)
+
+    def with_gradients():
+        scan().sum().backward()
+
+    return {"scan": torch.no_grad()(scan), "scan with its gradients": with_gradients}
 
 
 def results(name, model, way, quick):
@@ -242,7 +307,7 @@ def ratio(above, below):
 
 def rows_of(name, threads, repeats, quick):
     parameters, seconds, errors = in_a_process(measure, name, threads, repeats, quick)
-    for work in WORKS:
+    for work in seconds:
         theirs, ours, floor = seconds[work].values()
         memory = (
             [in_a_process(peak, name, threads, work, way, quick) for way in ("as it comes", "with fwm_py")]

@@ -1,10 +1,10 @@
 """The kernels of `fwm_py` in the models of transformers, on the CPU.
 
-Models of the DeltaNet family look their rule and their causal convolution up by name in their modelling file, and on a
-CPU find reference functions in PyTorch, correct but slow, which refuse packed sequences. `enable()` puts faster
-functions under those names, with the same arguments and results, for models loaded before and after alike, and in the
-place of what surrounds the rule: RMS norms, gated and not, and softmax attention ("sdpa") without dropout and with no
-mask but the causal one:
+Models with a delta rule, with the scan of Mamba-2 or with short convolutions look these up by name in their modelling
+file, and on a CPU find reference functions in PyTorch, correct but slow, which refuse packed sequences. `enable()` puts
+faster functions under those names, with the same arguments and results, for models loaded before and after alike, and
+in the place of what surrounds them: RMS norms, gated and not, and softmax attention ("sdpa") without dropout and with
+no mask but the causal one:
 
 >>> import fwm_py.transformers
 >>> replaced = fwm_py.transformers.enable()
@@ -15,14 +15,16 @@ mask but the causal one:
 Prefill, cached decoding and training work as before; the gradients are those of `fwm_py.torch`. In these layers
 sequences packed into one row are kept apart, by `cu_seq_lens_q` or by `seq_idx`, where -1 marks padding: such tokens
 give 0, nobody sees them, and there is no state of theirs. What a model's softmax layers see is transformers' business
-(with use_cache=False they keep them apart in all families but glm5_next). Tensors that are not on the CPU, subclasses
-of Tensor (DTensor), torch.func's transforms, convolutions of other widths than 1 to 16, softmax attention with another
-mask or for one token, and norms of a few numbers go to the function that was there before. Hooks of accelerate
-(device_map, offloading) may be put on before `enable()` or after it; a layer whose own forward somebody has replaced
-keeps that, as one does whose hook was removed before. Gradients cannot be differentiated again. Where a package for
-GPUs is installed but no GPU is there, its functions fail on the CPU; these do not.
+(with use_cache=False they keep them apart in all families but glm5_next and granitemoehybrid), and so is what it tells
+its layers: Mamba2ForCausalLM and Inkling's convolutions behind its layers hear of no sequences. Tensors that are not on
+the CPU, subclasses of Tensor (DTensor), torch.func's transforms, convolutions of other widths than 1 to 16, softmax
+attention with another mask or for one token, and norms of a few numbers go to the function that was there before. Hooks
+of accelerate (device_map, offloading) may be put on before `enable()` or after it; a layer whose own forward somebody
+has replaced keeps that, as one does whose hook was removed before. Gradients cannot be differentiated again. Where a
+package for GPUs is installed but no GPU is there, its functions fail on the CPU; these do not.
 
-FAMILIES says which models there are. Needs transformers 5.23 or newer: pip install 'fwm_py[transformers]'.
+FAMILIES says which models there are, and which functions of each. Needs transformers 5.23 or newer: pip install
+'fwm_py[transformers]'.
 """
 
 try:

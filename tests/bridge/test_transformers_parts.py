@@ -67,14 +67,13 @@ def test_gated_norm_of_groups(family, changed, groups):
     expected = values_and_gradients(lambda: norm(x, gate), x, gate, norm.weight)
     ungated, theirs = norm(x), {}
     for weights, dtype in itertools.product((torch.float32, torch.bfloat16), repeat=2):
-        theirs[weights, dtype] = norm.to(weights)(x.to(dtype), gate.to(dtype))
-    norm.float()
+        theirs[weights, dtype] = copy.deepcopy(norm).to(weights)(x.to(dtype), gate.to(dtype))
     with bridge.enabled() as changed:
         assert f"{kind.__name__}.forward" in changed[family]
         got = values_and_gradients(lambda: norm(x, gate), x, gate, norm.weight)
         assert torch.equal(norm(x), ungated)  # goes to the original
         for (weights, dtype), y in theirs.items():
-            ours = norm.to(weights)(x.to(dtype), gate.to(dtype))
+            ours = copy.deepcopy(norm).to(weights)(x.to(dtype), gate.to(dtype))
             assert ours.dtype == y.dtype
             assert_near(ours, y, 0.02)
     assert not torch.equal(got[0], expected[0])

@@ -261,11 +261,12 @@ def linear_layer(family):
 
 
 def in_bfloat16(model):
-    """A copy, without what must stay in float32."""
+    """A copy, without what transformers keeps in float32."""
     rounded = copy.deepcopy(model).to(torch.bfloat16)
-    for name, module in rounded.named_modules():
-        if name.rpartition(".")[2] in (model._keep_in_fp32_modules_strict or ()):
-            module.float()
+    originals = dict(model.named_parameters())
+    for name, parameter in rounded.named_parameters():
+        if any(kept in name for kept in model._keep_in_fp32_modules_strict or ()):
+            parameter.data = originals[name].data.clone()
     return rounded
 
 
