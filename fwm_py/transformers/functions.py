@@ -91,12 +91,26 @@ def causal_conv1d_update(
     weight: Tensor,
     bias: Tensor | None = None,
     activation: str | None = None,
+    cache_seqlens: Tensor | None = None,
+    conv_state_indices: Tensor | None = None,
     **others: Any,
 ) -> Tensor | Any:
-    """hidden_states (B, D, T), as a rule one token; conv_state (B, D, ..): the last inputs, changed in place."""
-    T, W = hidden_states.shape[-1], weight.shape[-1]
+    """hidden_states (B, D, T), as a rule one token; conv_state (B, D, L): the last inputs, changed in place."""
+    T, W, L = hidden_states.shape[-1], weight.shape[-1], conv_state.shape[-1]
     if W not in WIDTHS:
         return NotImplemented
+    if cache_seqlens is not None or conv_state_indices is not None or (L >= W - 1 and not torch.is_grad_enabled()):
+        inside: Any = activation if activation in ("silu", "swish") else None
+        y = fwm.causal_conv1d_update(
+            hidden_states.transpose(1, 2),
+            conv_state.transpose(1, 2),
+            weight,
+            bias,
+            activation=inside,
+            conv_state_indices=conv_state_indices,
+            cache_seqlens=cache_seqlens,
+        ).transpose(1, 2)
+        return y if activation == inside else ACT2FN[activation](y)
     window = torch.cat([conv_state, hidden_states], dim=-1)
     conv_state.copy_(window[..., -conv_state.shape[-1] :])
     y = _convolve(window[..., -(T + W - 1) :].transpose(1, 2), weight, bias, activation)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,11 +18,6 @@ import fwm_py.torch as fwm
 from fwm_py.transformers.packed import over_sequences
 
 POSITIVE = (0.0, math.inf)
-
-
-def _value_first(state: Tensor | None) -> Tensor | None:
-    """The models' state of ours, and back."""
-    return None if state is None else state.transpose(-1, -2)
 
 
 def _scan(
@@ -38,6 +33,7 @@ def _scan(
     dt_limit: tuple[float, float] | None,
     initial_state: Tensor | None,
     output_final_state: bool,
+    inplace_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """x (B, T, H, P), dt (B, T, H), B and C (B, T, G, N), A, D and dt_bias (H,); computed in the dtype of x, if that is
@@ -53,11 +49,13 @@ def _scan(
         x * dt[..., None],
         A.to(wide) * dt,
         scale=1.0,
-        initial_state=_value_first(initial_state),
+        initial_state=initial_state,
         output_final_state=output_final_state,
+        inplace_final_state=inplace_final_state,
+        state_v_first=True,
         cu_seqlens=cu_seqlens,
     )
-    return y if D is None else torch.addcmul(y, x, D[:, None].to(wide)), _value_first(state)
+    return y if D is None else torch.addcmul(y, x, D[:, None].to(wide)), state
 
 
 def split_conv1d_scan_combined(*args: Any, **others: Any) -> None:
@@ -99,6 +97,11 @@ def chunk_scan(
     return (y, state) if return_final_states else y
 
 
+def computed_in(*tensors: Tensor) -> torch.dtype:
+    """The dtype in which numbers of these dtypes are computed, and states kept."""
+    return torch.float64 if any(x.dtype is torch.float64 for x in tensors) else torch.float32
+
+
 def _of_head(x: Tensor | None, axes: int, expanded: int) -> Any:
     """One number for a head, of a tensor that is expanded along its last axes; NotImplemented if it is not."""
     if x is None:
@@ -130,9 +133,11 @@ def selective_state_update(
         return NotImplemented
     dt, A, D, dt_bias = of_heads
     x, dt, B, C = (token.unsqueeze(1) for token in (hidden_states, dt, B, C))
+    in_place = state.dtype is computed_in(x, dt, B, C) and state.is_contiguous() and not torch.is_grad_enabled()
     options: dict[str, Any] = {"dt_bias": dt_bias, "dt_softplus": dt_softplus, "dt_limit": None}
-    y, after = _scan(x, dt, B, C, A=A, D=D, initial_state=state, output_final_state=True, **options)
-    assert after is not None
-    state.copy_(after)
+    options |= {"output_final_state": not in_place, "inplace_final_state": in_place}
+    y, after = _scan(x, dt, B, C, A=A, D=D, initial_state=state, **options)
+    if not in_place:
+        state.copy_(cast("Tensor", after))
     y = y.squeeze(1)
     return (y if z is None else y * silu(z.to(y.dtype))).to(hidden_states.dtype)

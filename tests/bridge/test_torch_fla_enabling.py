@@ -182,9 +182,10 @@ def package(unloaded, tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    if "triton" not in sys.modules:
-        monkeypatch.setitem(sys.modules, "triton", importlib.import_module("triton"))
     importlib.invalidate_caches()
+    if "triton" not in sys.modules:
+        importlib.import_module("triton")
+        monkeypatch.setitem(sys.modules, "triton", sys.modules.pop("triton"))  # gone again after the test
 
 
 def fails(call):

@@ -14,6 +14,7 @@ from support import tiny_models  # noqa: E402
 from support.tiny_models import GATED_NORMS, Compiled, Subclass, assert_near, disabled, every_family, modelling  # noqa: E402, F401
 
 import fwm_py.transformers as bridge  # noqa: E402
+from fwm_py.transformers.functions import FUNCTIONS  # noqa: E402
 
 
 def values_and_gradients(function, *inputs):
@@ -376,3 +377,37 @@ def test_compiled_softmax_attention():
         got = values_and_gradients(lambda: compiled(q, k, v), q, k, v)
     assert compiled.operators == {"softmax_attention"}
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, expected))
+
+
+# --- the update of a convolution's states -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", [None, "silu", "gelu"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_states_of_a_convolution(activation, gradients):
+    """One token of each row, after seven; in the models' order of axes, with and without gradients."""
+    weight, bias, tokens = torch.randn(5, 4), torch.randn(5), torch.randn(2, 5, 8)
+    act = {None: lambda y: y, "silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}[activation]
+    whole = torch.nn.functional.conv1d(torch.nn.functional.pad(tokens, (3, 0)), weight[:, None], bias, groups=5)
+    state = tokens[..., 3:7].clone()  # W of them, as models keep them
+    with torch.set_grad_enabled(gradients):
+        y = FUNCTIONS["causal_conv1d_update"](tokens[..., 7:], state, weight, bias, activation)
+    torch.testing.assert_close(y, act(whole[..., 7:]))
+    assert torch.equal(state, tokens[..., 4:])
+
+
+def test_states_of_a_pool_and_of_a_ring():
+    weight, tokens = torch.randn(5, 4), torch.randn(2, 5, 8)
+    expected = torch.nn.functional.conv1d(tokens[..., 4:], weight[:, None], groups=5)[..., -1:]
+    pool, ring = torch.zeros(3, 5, 6), torch.zeros(2, 5, 6)
+    pool[[2, 0], :, -3:] = tokens[..., 4:7]
+    ring[..., [4, 5, 0]] = tokens[..., 4:7]
+    with torch.no_grad():
+        in_pool = FUNCTIONS["causal_conv1d_update"](
+            tokens[..., 7:], pool, weight, conv_state_indices=torch.tensor([2, 0])
+        )
+        in_ring = FUNCTIONS["causal_conv1d_update"](tokens[..., 7:], ring, weight, cache_seqlens=torch.tensor([7, 7]))
+    torch.testing.assert_close(in_pool, expected)
+    torch.testing.assert_close(in_ring, expected)
+    assert torch.equal(pool[[2, 0], :, -4:], tokens[..., 4:]) and not pool[1].any()
+    assert torch.equal(ring[..., [4, 5, 0, 1]], tokens[..., 4:])

@@ -55,11 +55,6 @@ def _is_v_first(state_v_first: bool, options: dict[str, Any]) -> bool:
     return older
 
 
-def _turned(state: Tensor | None, v_first: bool) -> Tensor | None:
-    """A state (n, HV, V, K) as (n, HV, K, V), and back; without a copy."""
-    return state.transpose(-1, -2) if v_first and state is not None else state
-
-
 def call(
     rule: Callable[..., Result],
     *inputs: Tensor,
@@ -81,12 +76,13 @@ def call(
     o, state = rule(
         *inputs,
         scale=scale,
-        initial_state=_turned(initial_state, v_first),
+        initial_state=initial_state,
         output_final_state=False if output_final_state is None else output_final_state,
+        state_v_first=v_first,
         cu_seqlens=cu_seqlens if cu_seqlens is not None else cu_seqlens_cpu,
         **other,
     )
-    return o, _turned(state, v_first)
+    return o, state
 
 
 def norm_of(use_qk_l2norm_in_kernel: bool) -> Literal["l2"] | None:
