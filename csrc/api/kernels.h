@@ -99,8 +99,8 @@ typedef struct {
     const int32_t *state_indices; /* (n_sequences): which of more initial and final states are theirs; NULL: 0, 1, .. */
     void *o;                      /* (tokens, max(HQ, HV), V) */
     void *final_state, *final_sum; /* may be the initial ones */
-    size_t every;                  /* a multiple of FWM_TILE: after so many tokens of a sequence, again and again, */
-    void *states, *sums;           /* (.., HV, K, V), (.., H, K): the state, those of a sequence behind the others' */
+    size_t keep_every; /* a multiple of FWM_TILE; a sequence keeps the states after so many of its tokens, */
+    void *kept_states, *kept_sums; /* twice as many, ..: (.., HV, K, V), (.., H, K), a sequence's behind the others' */
     FwmTokens dout;
     const void *dfinal_state, *dfinal_sum;
     void *dq, *dk, *dv, *dg, *dbeta, *db, *dw, *derase, *dinitial_state, *dinitial_sum;

@@ -59,7 +59,7 @@ typedef struct {
     const char *shape;   /* of arrays; another one, of another rank, behind " or " */
     const char *swapped; /* of a state: its shape where the call says so (swapped below) */
     bool optional;       /* may be None, or left out */
-    bool in_place;       /* of an array: is changed where it lies */
+    bool in_place;       /* of an array: is changed where it lies, which must be apart from all that is read */
     size_t at, gradient; /* of the value, and of the array that the backward writes */
     FwmDirection only;   /* 0: both */
     FwmStored stored;
@@ -110,6 +110,7 @@ typedef struct {
     uint32_t none_is_nothing, has_preset; /* bits of the arguments that may be None, or be left out */
     uint32_t of_other_direction[3];       /* and of those that a direction does not take, or that are second parts */
     uint32_t all;                         /* but second parts */
+    bool has_in_place;                    /* some argument is changed */
     int rows, n, B, T;                    /* rows of these letters, or -1 */
 } FwmSignature;
 
@@ -158,6 +159,12 @@ void fwm_release_arguments(FwmArguments *a);
 static inline bool fwm_has(const FwmArguments *a, int argument)
 {
     return a->is_given >> argument & 1;
+}
+
+/* The same of an argument whose row has not been read yet. */
+static inline bool fwm_comes(const FwmArguments *a, int argument)
+{
+    return fwm_has(a, argument) && a->given[argument] != Py_None;
 }
 
 /* Before anything is said of the arguments. */

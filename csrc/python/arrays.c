@@ -175,8 +175,8 @@ int fwm_check_distinct(const int32_t *numbers, npy_intp n, int32_t low, npy_intp
     while (i < n && (numbers[i] < low || !seen[numbers[i] - low]++))
         i += 1;
     if (i < n)
-        PyErr_Format(PyExc_ValueError, "%s[%zd]: got the number of an earlier one, expected another state for each",
-                     name, i);
+        PyErr_Format(PyExc_ValueError, "%s[%zd]: got %d again, expected each number once", name, i,
+                     (int)(numbers[i] - low));
     PyMem_Free(seen);
     return i < n ? -1 : 0;
 }

@@ -56,10 +56,9 @@ static int swap_states(FwmArguments *a)
 /* There are as many states as sequences, unless state_indices chooses among more. */
 static int count_states(FwmArguments *a)
 {
-    const bool pooled = (a->is_given >> STATE_INDICES & 1) && a->given[STATE_INDICES] != Py_None;
-    if (!pooled)
+    if (!fwm_comes(a, STATE_INDICES))
         return fwm_bind(a, SIZE_P, a->sizes[SIZE_N], "cu_seqlens");
-    if ((a->is_given >> INITIAL_STATE & 1) && a->given[INITIAL_STATE] != Py_None)
+    if (fwm_comes(a, INITIAL_STATE))
         return 0;
     PyErr_Format(PyExc_ValueError, "state_indices: got %.100s, expected None without initial_state",
                  Py_TYPE(a->given[STATE_INDICES])->tp_name);
@@ -115,7 +114,7 @@ static const FwmArgument arguments[] = {
     [DFINAL_SUM] = {"dfinal_state[1]", FWM_ARRAY, "(n, H, K)", .at = AT(dfinal_sum), .only = FWM_BACKWARD},
     [OUTPUT_FINAL_STATE] = {"output_final_state", FWM_FLAG, .only = FWM_FORWARD},
     [RETURN_STATES_EVERY] = {"return_states_every", FWM_INTEGER, .optional = true, .low = FWM_TILE,
-                             .high = (long long)1 << 40, .at = AT(every), .only = FWM_FORWARD},
+                             .high = (long long)1 << 40, .at = AT(keep_every), .only = FWM_FORWARD},
     [OUT] = {"out", FWM_OBJECT, .optional = true},
 };
 
@@ -165,7 +164,7 @@ static int check_pool(const FwmArguments *a)
 /* How many states of a row are kept; of packed sequences, which are one row, of all. */
 static int count_kept(FwmArguments *a)
 {
-    const size_t every = ((FwmRuleCall *)a->call)->every;
+    const size_t every = ((FwmRuleCall *)a->call)->keep_every;
     const int64_t *offsets = a->sequences.offsets;
     if (every % FWM_TILE) {
         PyErr_Format(PyExc_ValueError, "return_states_every: got %zu, expected a multiple of %d", every, FWM_TILE);
@@ -207,9 +206,10 @@ FwmBinding fwm_rule = {
                  .swapped = "(P, HV, V, K)"},
                 {"(P, H, K)", AT(final_sum), .asked_by = "output_final_state", .may_be = "initial_state[1]",
                  .second = true},
-                {"(B, N, HV, K, V)", AT(states), .asked_by = "return_states_every", .never_given = true,
+                {"(B, N, HV, K, V)", AT(kept_states), .asked_by = "return_states_every", .never_given = true,
                  .swapped = "(B, N, HV, V, K)"},
-                {"(B, N, H, K)", AT(sums), .asked_by = "return_states_every", .second = true, .never_given = true}},
+                {"(B, N, H, K)", AT(kept_sums), .asked_by = "return_states_every", .second = true,
+                 .never_given = true}},
     .n_outputs = 5,
     .tuple = "an array o, or a tuple (o, state)",
     .finish = finish,

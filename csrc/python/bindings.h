@@ -9,6 +9,9 @@ extern FwmBinding fwm_map, fwm_rule, fwm_noncausal, fwm_readout, fwm_attention, 
     fwm_norm;
 extern FwmModuleFunction fwm_map_features, fwm_tensor_array, fwm_tensor_arrays, fwm_plain_tensors;
 
+/* The activations of a convolution: two words for one function. */
+extern const char *const fwm_silu_words[];
+
 /* The heads of queries, keys and values, from which those of the output follow: binds their letter. 0, or -1 with an
  * exception. */
 int fwm_check_heads(FwmArguments *a, size_t HQ, size_t H, size_t HV, size_t K, size_t V, int outputs);

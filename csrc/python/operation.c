@@ -70,6 +70,18 @@ static int check_apart(const FwmCall *c, PyArrayObject *out, const char *name, i
     return 0;
 }
 
+/* Arguments that are changed in place: apart from all others. */
+static int check_in_place(const FwmCall *c)
+{
+    for (uint32_t held = c->a.held; held; held &= held - 1) {
+        const int i = __builtin_ctz(held);
+        const FwmArgument *row = &c->a.signature->arguments[i];
+        if (row->in_place && check_apart(c, c->a.arrays[i], row->name, i, NULL, 0) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 /* A new array of the type in which the call computes. */
 static PyArrayObject *new_array(const FwmCall *c, int rank, const npy_intp *axes)
 {
@@ -323,7 +335,7 @@ static PyObject *call(PyObject *self, FwmDirection direction, PyObject *const *a
     const FwmBinding *b = fwm_pointer_of(self);
     begin(&c, b, direction);
     if (fwm_read_arguments(&c.a, &b->signature, args, n, names) == 0 && (!b->finish || b->finish(&c.a) == 0) &&
-        make_results(&c) == 0 && run(&c) == 0)
+        (!b->signature.has_in_place || check_in_place(&c) == 0) && make_results(&c) == 0 && run(&c) == 0)
         result = direction == FWM_FORWARD ? forward_result(&c) : backward_result(&c);
     release(&c);
     return result;

@@ -53,6 +53,7 @@ static void prepare_bits(FwmSignature *s, size_t i)
     const FwmArgument *row = &s->arguments[i];
     const bool is_option = row->kind == FWM_FLAG || row->kind == FWM_NUMBER, is_second = i > 0 && row[-1].first;
     set_bit(&s->all, i, !is_second);
+    s->has_in_place |= row->in_place;
     set_bit(&s->is_array, i, row->kind <= FWM_INDICES);
     set_bit(&s->has_step, i, row->then != NULL);
     set_bit(&s->none_is_nothing, i, row->optional || row->kind == FWM_SEQUENCES);

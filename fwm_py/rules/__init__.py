@@ -91,14 +91,13 @@ and these are the gradients of whole.sum():
 (1, 9, 2)
 """
 
+from fwm_py.rules.bounded import fast_weight_memory, fast_weight_memory_backward
 from fwm_py.rules.deltas import (
     DeltaRuleGradients,
     GatedDeltaRule2Gradients,
     GatedDeltaRuleGradients,
     delta_rule,
     delta_rule_backward,
-    fast_weight_memory,
-    fast_weight_memory_backward,
     gated_delta_rule,
     gated_delta_rule_2,
     gated_delta_rule_2_backward,

@@ -45,23 +45,25 @@ except ImportError as error:
     raise ImportError("fwm_py.torch needs PyTorch: pip install 'fwm_py[torch]'") from error
 
 from fwm_py.torch import _flops  # noqa: F401  counts the operators
-from fwm_py.torch._functions import SumState as SumState
 from fwm_py.torch._functions import (
     causal_conv1d,
     causal_conv1d_update,
-    delta_rule,
     dpfp,
     elu1,
-    fast_weight_memory,
     favor,
+    rms_norm,
+    softmax_attention,
+    tanh,
+)
+from fwm_py.torch._rule_functions import SumState as SumState
+from fwm_py.torch._rule_functions import (
+    delta_rule,
+    fast_weight_memory,
     gated_delta_rule,
     gated_delta_rule_2,
     gated_linear_attention,
     kimi_delta_rule,
     linear_attention,
-    rms_norm,
-    softmax_attention,
-    tanh,
 )
 
 __all__ = [

@@ -54,6 +54,10 @@ def check_flag(name: str, x: Any) -> None:
         raise TypeError(f"{name}: got {shown(x)}, expected True or False")
 
 
+def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def refuse_wrappers(arguments: Sequence[Any], args: Sequence[Any]) -> None:
     """Subclasses that say themselves what an operator does, as DTensor, know nothing of ours."""
     for argument, x in zip(arguments, args):

@@ -204,8 +204,9 @@ def numbers_of_states(indices: Tensor, states: int) -> Tensor:
     wrong = indices[(indices < -1) | (indices >= states)]
     if len(wrong):
         raise ValueError(f"conv_state_indices: got {int(wrong[0])}, expected integers in -1..{states - 1}")
-    if len(numbers.unique()) < len(numbers):
-        raise ValueError("conv_state_indices: got a number twice, expected another state for each")
+    found, counts = numbers.unique(return_counts=True)
+    if len(found) < len(numbers):
+        raise ValueError(f"conv_state_indices: got {int(found[counts.argmax()])} twice, expected each number once")
     return there
 
 

@@ -55,13 +55,18 @@ def with_models_arguments(
     return rule
 
 
+def _activated(convolution: Callable[..., Tensor], activation: str | None) -> Tensor | Any:
+    """convolution(activation=..); one that the kernel does not have comes behind it."""
+    inside = activation if activation in ("silu", "swish") else None
+    y = convolution(activation=inside)
+    return y if activation == inside else ACT2FN[activation](y)
+
+
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, packed: Tensor | None = None
 ) -> Any:
-    """x (B, T, D); an activation that the kernel does not have comes behind it."""
-    inside: Any = activation if activation in ("silu", "swish") else None
-    y, _ = fwm.causal_conv1d(x, weight, bias, activation=inside, cu_seqlens=packed)
-    return y if activation == inside else ACT2FN[activation](y)
+    """x (B, T, D)."""
+    return _activated(lambda **inside: fwm.causal_conv1d(x, weight, bias, cu_seqlens=packed, **inside)[0], activation)
 
 
 def causal_conv1d_fn(
@@ -100,17 +105,16 @@ def causal_conv1d_update(
     if W not in WIDTHS:
         return NotImplemented
     if cache_seqlens is not None or conv_state_indices is not None or (L >= W - 1 and not torch.is_grad_enabled()):
-        inside: Any = activation if activation in ("silu", "swish") else None
-        y = fwm.causal_conv1d_update(
+        update = partial(
+            fwm.causal_conv1d_update,
             hidden_states.transpose(1, 2),
             conv_state.transpose(1, 2),
             weight,
             bias,
-            activation=inside,
             conv_state_indices=conv_state_indices,
             cache_seqlens=cache_seqlens,
-        ).transpose(1, 2)
-        return y if activation == inside else ACT2FN[activation](y)
+        )
+        return _activated(update, activation).transpose(1, 2)
     window = torch.cat([conv_state, hidden_states], dim=-1)
     conv_state.copy_(window[..., -conv_state.shape[-1] :])
     y = _convolve(window[..., -(T + W - 1) :].transpose(1, 2), weight, bias, activation)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import silu, softplus
 
 import fwm_py.torch as fwm
+from fwm_py.torch._arrays import computed_in
 from fwm_py.transformers.packed import over_sequences
 
 POSITIVE = (0.0, math.inf)
@@ -97,11 +98,6 @@ def chunk_scan(
     return (y, state) if return_final_states else y
 
 
-def computed_in(*tensors: Tensor) -> torch.dtype:
-    """The dtype in which numbers of these dtypes are computed, and states kept."""
-    return torch.float64 if any(x.dtype is torch.float64 for x in tensors) else torch.float32
-
-
 def _of_head(x: Tensor | None, axes: int, expanded: int) -> Any:
     """One number for a head, of a tensor that is expanded along its last axes; NotImplemented if it is not."""
     if x is None:
@@ -133,7 +129,8 @@ def selective_state_update(
         return NotImplemented
     dt, A, D, dt_bias = of_heads
     x, dt, B, C = (token.unsqueeze(1) for token in (hidden_states, dt, B, C))
-    in_place = state.dtype is computed_in(x, dt, B, C) and state.is_contiguous() and not torch.is_grad_enabled()
+    computed = computed_in(("state", "hidden_states", "dt", "B", "C"), (state, x, dt, B, C))
+    in_place = state.dtype is computed and state.is_contiguous() and not torch.is_grad_enabled()
     options: dict[str, Any] = {"dt_bias": dt_bias, "dt_softplus": dt_softplus, "dt_limit": None}
     options |= {"output_final_state": not in_place, "inplace_final_state": in_place}
     y, after = _scan(x, dt, B, C, A=A, D=D, initial_state=state, **options)

@@ -104,7 +104,7 @@ GOOD = {"q": np.ones((2, 1, 1, 4)), "k": np.ones((2, 1, 1, 4)), "v": np.ones((2,
     [
         ([1, 5], r"state_indices: got 5, expected integers in 0\.\.4"),
         ([-1, 1], r"state_indices: got -1, expected integers in 0\.\.4"),
-        ([2, 2], r"state_indices\[1\]: got the number of an earlier one, expected another state for each"),
+        ([2, 2], r"state_indices\[1\]: got 2 again, expected each number once"),
         ([2], r"state_indices: got shape \(1,\), expected \(n,\), here \(2,\)"),
     ],
 )
@@ -234,7 +234,7 @@ READ_ONLY.flags.writeable = False
         ({"conv_state": READ_ONLY}, ValueError, "conv_state: got a read-only array"),
         ({"conv_state": [[[1.0]]]}, TypeError, "conv_state: got list, expected an array"),
         ({"conv_state_indices": None}, ValueError, r"conv_state: got shape \(3, 3, 4\), expected \(P, L, D\), here"),
-        ({"conv_state_indices": [1, 1]}, ValueError, r"conv_state_indices\[1\]: got the number of an earlier one"),
+        ({"conv_state_indices": [1, 1]}, ValueError, r"conv_state_indices\[1\]: got 1 again, expected each"),
         ({"conv_state_indices": [0, 3]}, ValueError, r"conv_state_indices: got 3, expected integers in -1\.\.2"),
         ({"conv_state_indices": [0, -2]}, ValueError, r"conv_state_indices: got -2, expected integers in -1\.\.2"),
         ({"conv_state_indices": [0.0, 1.0]}, TypeError, "conv_state_indices: got float64, expected integers"),
@@ -249,11 +249,18 @@ def test_updates_that_are_refused(change, kind, message):
         fwm_py.causal_conv1d_update(**(UPDATE | change))
 
 
-def test_states_share_no_memory_with_what_is_read_or_written():
-    state = np.ones((2, 3, 4))
-    for x, out in ((state[:, :1], None), (np.ones((2, 1, 4)), np.broadcast_to(state, (2, 3, 4))[:, :3])):
-        with pytest.raises(ValueError, match="(conv_state|out): got"):
-            fwm_py.causal_conv1d_update(x, state, np.ones((4, 4)), out=out)
+@pytest.mark.parametrize("name", ["x", "weight", "bias", "out"])
+def test_states_share_no_memory_with_what_is_read_or_written(name):
+    """Each of the others, as a part of the states' own memory that would do by itself."""
+    memory = np.ones(64)
+    good = {"x": np.ones((1, 1, 4)), "weight": np.ones((4, 4)), "bias": np.ones(4), "out": np.empty((1, 1, 4))}
+    state = memory[:12].reshape(1, 3, 4)
+    good[name] = memory[11 : 11 + good[name].size].reshape(good[name].shape)
+    owner, other = ("out", "conv_state") if name == "out" else ("conv_state", name)
+    with pytest.raises(ValueError, match=f"{owner}: got memory of {other}, expected memory of its own"):
+        fwm_py.causal_conv1d_update(conv_state=state, **good)
+    good[name] = memory[12 : 12 + good[name].size].reshape(good[name].shape)  # beside them
+    fwm_py.causal_conv1d_update(conv_state=state, **good)
 
 
 def test_a_ring_needs_a_row():

@@ -25,7 +25,7 @@ typedef struct {
     const real *initial_sum;                  /* K, of the key head; only with normalize, as are the other sums */
     const real *dfinal_sum; /* NULL except for the key head's first value head, so that it counts once */
     real *final_sum, *dinitial_sum;
-    real *states, *sums; /* the first of those after every so many tokens; NULL if not wanted, sums as dfinal_sum */
+    real *kept_states, *kept_sums;     /* the first that is kept; NULL if not wanted, kept_sums as dfinal_sum */
     bool first_of_key, first_of_query; /* the first value head of its key or query head: later ones add to dk and dq */
 } ValueHead;
 
@@ -84,29 +84,29 @@ static inline real *matrix_of(const void *array, size_t index, size_t numbers)
 }
 
 /* How many states the sequences before this one have kept. */
-static inline size_t states_before(const FwmRuleCall *call, size_t sequence)
+static inline size_t kept_before(const FwmRuleCall *call, size_t sequence)
 {
     size_t before = 0;
     for (size_t i = 0; i < sequence; i++)
-        before += sequence_length(call, i) / call->every;
+        before += sequence_length(call, i) / call->keep_every;
     return before;
 }
 
 /* Where the state after the first `tokens` of the sequence is to be kept, and its sum; NULL if it is not. */
-static inline real *state_kept(const ValueHead *h, size_t tokens)
+static inline real *kept_state(const ValueHead *h, size_t tokens)
 {
     const FwmRuleCall *call = h->call;
-    if (!h->states || tokens == 0 || tokens % call->every)
+    if (!h->kept_states || tokens == 0 || tokens % call->keep_every)
         return NULL;
-    return h->states + (tokens / call->every - 1) * call->HV * h->K * h->V;
+    return h->kept_states + (tokens / call->keep_every - 1) * call->HV * h->K * h->V;
 }
 
-static inline real *sum_kept(const ValueHead *h, size_t tokens)
+static inline real *kept_sum(const ValueHead *h, size_t tokens)
 {
     const FwmRuleCall *call = h->call;
-    if (!h->sums || tokens == 0 || tokens % call->every)
+    if (!h->kept_sums || tokens == 0 || tokens % call->keep_every)
         return NULL;
-    return h->sums + (tokens / call->every - 1) * call->H * h->K;
+    return h->kept_sums + (tokens / call->keep_every - 1) * call->H * h->K;
 }
 
 static inline ValueHead head_of(const FwmRuleCall *call, size_t sequence, size_t hv)
@@ -117,7 +117,7 @@ static inline ValueHead head_of(const FwmRuleCall *call, size_t sequence, size_t
                  per_gate = call->gate == FWM_CHANNEL_GATE ? K : 1;
     const size_t at = call->state_indices ? (size_t)call->state_indices[sequence] : sequence;
     const size_t state = at * call->HV + hv, sum = at * call->H + h;
-    const size_t kept = call->states ? states_before(call, sequence) : 0;
+    const size_t kept = call->kept_states ? kept_before(call, sequence) : 0;
     const bool first_of_key = hv % (call->HV / call->H) == 0;
     return (ValueHead){
         .call = call,
@@ -151,8 +151,8 @@ static inline ValueHead head_of(const FwmRuleCall *call, size_t sequence, size_t
         .dfinal_sum = first_of_key ? matrix_of(call->dfinal_sum, sum, K) : NULL,
         .final_sum = matrix_of(call->final_sum, sum, K),
         .dinitial_sum = matrix_of(call->dinitial_sum, sum, K),
-        .states = matrix_of(call->states, kept * call->HV + hv, K * V),
-        .sums = first_of_key ? matrix_of(call->sums, kept * call->H + h, K) : NULL,
+        .kept_states = matrix_of(call->kept_states, kept * call->HV + hv, K * V),
+        .kept_sums = first_of_key ? matrix_of(call->kept_sums, kept * call->H + h, K) : NULL,
         .first_of_key = first_of_key,
         .first_of_query = call->HQ >= call->HV || hv % (call->HV / call->HQ) == 0,
     };

@@ -94,16 +94,16 @@ def causal_conv1d_update(
     bias: Tensor | None = None,
     activation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One token of each of n sequences: x (n, D), (n, 1, D) or (1, n, D); cache (n, D, W) is changed in place."""
+    """One token of each of n sequences: x (n, D), (n, 1, D) or (1, n, D); cache (n, D, W) is changed in place.
+
+    There is no gradient; where one is wanted this is a ValueError.
+    """
     if weight is None:
         raise TypeError("weight: got None, expected a tensor")
     tokens = x.reshape(-1, 1, weight.shape[0])
     _check_cache("cache", cache, len(tokens), weight)
     inside: Any = activation
-    y, _ = fwm.causal_conv1d(tokens, weight, bias, activation=inside, initial_state=_before(cache))
-    y = y.reshape(x.shape)
-    with torch.no_grad():
-        cache.copy_(torch.cat([cache[..., 1:], tokens.transpose(1, 2).to(cache.dtype)], -1))
+    y = fwm.causal_conv1d_update(tokens, cache.transpose(1, 2), weight, bias, activation=inside).reshape(x.shape)
     return y if residual is None else y + residual, cache
 
 

@@ -69,7 +69,7 @@ static size_t prepare_chunks(const ValueHead *h, size_t t0, bool shared, Chunk *
         if (!c->shape.normalize)
             continue;
         add_keys(c, sum);
-        real *kept = sum_kept(h, t0 + count * CHUNK + c->n);
+        real *kept = kept_sum(h, t0 + count * CHUNK + c->n);
         if (kept)
             copy(h->K, sum, kept);
     }
@@ -92,7 +92,7 @@ static void run_chunks(const FamilyForward *f, const ValueHead *h, size_t t0, si
     const ValueHead head = head_from(h, t0);
     ValueHead gathered = head;
     if (first > 0)
-        gathered.sums = NULL;                                   /* the first group keeps them */
+        gathered.kept_sums = NULL;                              /* the first group keeps them */
     const bool shared = index > 0 && h->call->HQ == h->call->H; /* has the keys and queries of the head before */
     const size_t count = prepare_chunks(&gathered, t0, shared, w->chunks, w->sums + index * f->shape.ld);
     gathered.v = (Tokens){w->v, V};
@@ -103,7 +103,7 @@ static void run_chunks(const FamilyForward *f, const ValueHead *h, size_t t0, si
         real *S = slab_state(f, w, index, p);
         for (size_t i = 0; i < count; i++) {
             slab_forward(&gathered, i * CHUNK, &w->chunks[i], &slab, S, S, w->N, w->slab_scratch);
-            real *kept = state_kept(h, t0 + i * CHUNK + w->chunks[i].n);
+            real *kept = kept_state(h, t0 + i * CHUNK + w->chunks[i].n);
             if (kept)
                 store_slab(h, &slab, S, kept);
         }

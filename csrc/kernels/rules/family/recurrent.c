@@ -267,7 +267,7 @@ static void step_token(const ValueHead *h, const RecurrentForward *f, size_t t, 
 /* Keeps the state after so many tokens, where that is asked for. */
 static void keep_state(const ValueHead *h, size_t tokens, const real *state, const real *z)
 {
-    real *kept = state_kept(h, tokens), *sum = sum_kept(h, tokens);
+    real *kept = kept_state(h, tokens), *sum = kept_sum(h, tokens);
     if (kept)
         memcpy(kept, state, h->K * h->V * sizeof(real));
     if (sum)

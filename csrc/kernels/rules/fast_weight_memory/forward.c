@@ -244,7 +244,7 @@ static void forward_head(const ValueHead *h, NormedForwardScratch *w)
         load_normed_chunk(h, &w->chunk, start, true);
         write_normed_chunk(h, &w->chunk, S, S1, w->r, w->s);
         (length == 1 ? read_token : read_chunk)(h, &w->chunk, S, w->o);
-        real *const before = S, *const kept = state_kept(h, start + w->chunk.n);
+        real *const before = S, *const kept = kept_state(h, start + w->chunk.n);
         S = S1;
         S1 = before;
         if (kept)
