@@ -5,7 +5,8 @@
     PYTHONPATH=zoology python examples/zoology_on_a_cpu.py [--pairs 8] [--length 32] [--width 32] [--steps 600]
 
 The DeltaNet of zoology takes its rule, its convolutions and its norm from flash-linear-attention, whose kernels need a
-GPU; `enable()` gives it those of fwm_py, whether that package is installed or not. Two cores take a minute.
+GPU; `enable()` gives it those of fwm_py, whether that package is installed or not. A core of a Zen 4 takes half a
+minute; of seeds 123, 1 and 2 the accuracies are 0.995, 0.982 and 0.895.
 """
 
 import argparse
