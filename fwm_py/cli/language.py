@@ -1,4 +1,5 @@
-"""`fwm-py language`: prepare a text, train a language model on it, evaluate it, let it write, sweep variants."""
+"""`fwm-py language`: prepare a text, train a language model on it, evaluate it, let it write, convert it, sweep
+variants."""
 
 from __future__ import annotations
 
@@ -174,6 +175,21 @@ def run_generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_convert_flags(parser: argparse.ArgumentParser) -> None:
+    add_run_flags(parser)
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="a new folder")
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    from fwm_py.experiments.language.data import Data
+    from fwm_py.transformers.convert import convert
+
+    set_threads(args)
+    convert(args.run_folder, open_data(args, Data), args.out)
+    print(f"{args.out}: AutoModelForCausalLM.from_pretrained({args.out!r}, trust_remote_code=True) loads it")
+    return 0
+
+
 # ---- sweep ----
 
 
@@ -200,6 +216,7 @@ ACTIONS = {
     "train": Action("Train a model", add_train_flags, run_train, RESUMES),
     "evaluate": Action("Say how well a model predicts valid and test", add_evaluate_flags, run_evaluate),
     "generate": Action("Let a model go on with a text", add_generate_flags, run_generate),
+    "convert": Action("Write a model and its tokenizer for transformers", add_convert_flags, run_convert),
     "sweep": Action("Train variants and seeds", add_sweep_flags, run_sweep),
     "figures": Action("Draw a sweep: curves, and perplexity against the state", add_figures_flags, run_figures),
 }

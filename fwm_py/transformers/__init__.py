@@ -23,7 +23,10 @@ of accelerate (device_map, offloading) may be put on before `enable()` or after 
 has replaced keeps that, as one does whose hook was removed before. Gradients cannot be differentiated again. Where a
 package for GPUs is installed but no GPU is there, its functions fail on the CPU; these do not.
 
-FAMILIES says which models there are, and which functions of each. Needs transformers 5.23 or newer: pip install
+FAMILIES says which models there are, and which functions of each.
+
+`FwmForCausalLM` is a language model of `fwm_py` itself, for transformers' programs: from_pretrained, generate, Trainer;
+`fwm-py language convert` makes one of a run. Needs transformers 5.23 or newer: pip install
 'fwm_py[transformers]'.
 """
 
@@ -32,7 +35,9 @@ try:
 except ImportError as error:
     raise ImportError("fwm_py.transformers needs transformers: pip install 'fwm_py[transformers]'") from error
 
+from fwm_py.transformers.cache import FwmCache
 from fwm_py.transformers.families import FAMILIES
+from fwm_py.transformers.language_models import FwmConfig, FwmForCausalLM
 from fwm_py.transformers.models import disable, enable, enabled
 
-__all__ = ["FAMILIES", "disable", "enable", "enabled"]
+__all__ = ["FAMILIES", "FwmCache", "FwmConfig", "FwmForCausalLM", "disable", "enable", "enabled"]

@@ -153,7 +153,7 @@ def test_a_failed_row_says_how_it_is_made_again(folder):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("", "action: got none, expected prepare, train, evaluate, generate, sweep, figures"),
+        ("", "action: got none, expected prepare, train, evaluate, generate, convert, sweep, figures"),
         ("prepare nowhere --out other", "nowhere"),
         ("prepare texts --vocab 3 --out other", "--vocab: got '3', expected an integer in 257..1048576"),
         ("prepare texts --out data", "data"),

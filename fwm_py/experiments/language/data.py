@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy.typing as npt
 
@@ -20,9 +20,6 @@ from fwm_py.experiments.bpe import END, END_ID, SMALLEST_VOCAB, encode_documents
 from fwm_py.experiments.language.corpus import Document, Skipped, read_corpus
 from fwm_py.experiments.language.floors import LARGEST_VOCAB, floors
 from fwm_py.experiments.prepared import META, TOKENIZER, Prepared, new_folder, write_prepared
-
-if TYPE_CHECKING:
-    pass
 
 SPLITS = ("train", "valid", "test")
 FILES = (TOKENIZER, *(f"{split}.bin" for split in SPLITS), META)

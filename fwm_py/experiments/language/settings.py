@@ -95,6 +95,12 @@ class Settings(TrainingSettings):
         return options | {name: value for name, value in given.items() if value}
 
 
+MODEL_SETTINGS = (
+    *("rule", "feature_map", "normalize", "redraw", "conv_size", "layers", "kv_heads", "positions"),
+    *("d_model", "heads", "d_ff", "norm", "init", "dropout"),
+)
+"""Those that say what a model computes; the others say how it is trained."""
+
 LMTOOL: dict[str, Any] = {
     "norm": "post",
     "init": "normal",
