@@ -25,8 +25,9 @@ package for GPUs is installed but no GPU is there, its functions fail on the CPU
 
 FAMILIES says which models there are, and which functions of each.
 
-`FwmForCausalLM` is a language model of `fwm_py` itself, for transformers' programs: from_pretrained, generate, Trainer;
-`fwm-py language convert` makes one of a run. Needs transformers 5.23 or newer: pip install
+Two things are apart from that: `register_attention()` gives models, of these families or others, linear attention by
+name; and `FwmForCausalLM` is a language model of `fwm_py` itself for transformers' programs, from_pretrained, generate
+and Trainer, which `fwm-py language convert` makes of a run. Needs transformers 5.23 or newer: pip install
 'fwm_py[transformers]'.
 """
 
@@ -38,6 +39,16 @@ except ImportError as error:
 from fwm_py.transformers.cache import FwmCache
 from fwm_py.transformers.families import FAMILIES
 from fwm_py.transformers.language_models import FwmConfig, FwmForCausalLM
+from fwm_py.transformers.linear_attention import register_attention
 from fwm_py.transformers.models import disable, enable, enabled
 
-__all__ = ["FAMILIES", "FwmCache", "FwmConfig", "FwmForCausalLM", "disable", "enable", "enabled"]
+__all__ = [
+    "FAMILIES",
+    "FwmCache",
+    "FwmConfig",
+    "FwmForCausalLM",
+    "disable",
+    "enable",
+    "enabled",
+    "register_attention",
+]
