@@ -45,6 +45,12 @@ def test_speed_up_qwen3_next():
     assert len(losses) == 2 and abs(float(losses[0]) - float(losses[1])) < 1e-4
 
 
+def test_marian_with_linear_attention():
+    pytest.importorskip("transformers")
+    output = run("marian_with_linear_attention.py", "--steps", "200")
+    assert float(re.findall(r"^accuracy ([\d.]+)", output, re.MULTILINE)[0]) > 0.25
+
+
 def test_zoology_on_a_cpu():
     pytest.importorskip("torch")
     for name in ("zoology", "torchvision", "wandb", "pandas", "pydantic", "einops"):

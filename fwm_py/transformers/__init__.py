@@ -42,13 +42,4 @@ from fwm_py.transformers.language_models import FwmConfig, FwmForCausalLM
 from fwm_py.transformers.linear_attention import register_attention
 from fwm_py.transformers.models import disable, enable, enabled
 
-__all__ = [
-    "FAMILIES",
-    "FwmCache",
-    "FwmConfig",
-    "FwmForCausalLM",
-    "disable",
-    "enable",
-    "enabled",
-    "register_attention",
-]
+__all__ = ["FAMILIES", "FwmCache", "FwmConfig", "FwmForCausalLM", "disable", "enable", "enabled", "register_attention"]
