@@ -55,7 +55,8 @@ def check_flag(name: str, x: Any) -> None:
 
 
 def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    """Of what may yet turn out to be no tensor."""
+    return torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in tensors)
 
 
 def refuse_wrappers(arguments: Sequence[Any], args: Sequence[Any]) -> None:

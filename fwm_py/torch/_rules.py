@@ -15,6 +15,7 @@ from fwm_py.torch._arrays import (
     cast,
     cast_like,
     check_axes,
+    check_types,
     computed_in,
     n_sequences,
     read,
@@ -161,7 +162,8 @@ differentiate("rule", differentiate_rule, save_rule)
 
 # ---- a rule that writes its final state over the initial one --------------------------------------------------------
 
-IN_PLACE = INPUTS.replace("Tensor? initial_state", "Tensor(a!) state").replace("Tensor? initial_sum", "Tensor(b!)? sum")
+IN_PLACE = INPUTS.replace("Tensor? initial_state", "Tensor(a!) initial_state")
+IN_PLACE = IN_PLACE.replace("Tensor? initial_sum", "Tensor(b!)? initial_sum")
 
 
 def writable(name: str, x: Tensor | None, dtype: torch.dtype) -> Any:
@@ -208,13 +210,17 @@ rule_in_place = define(
 def rule_with_states(function: str, *args: Any) -> tuple[Tensor | None, ...]:
     """o, S, z, and the states and sums on the way: no operator, as their number is not that of an axis."""
     inputs, options, (output_final_state, every) = args[:N_INPUTS], args[N_INPUTS:-2], args[-2:]
-    _, arrays = read(NAMES, inputs, options[-2], convert=to_tokens)
-    arguments = core_arguments(function, arrays, options)
-    o, state, kept = run(
-        lambda: _core.rule_forward(
-            function, **arguments, output_final_state=output_final_state, return_states_every=every
+    try:
+        _, arrays = read(NAMES, inputs, options[-2], convert=to_tokens)
+        arguments = core_arguments(function, arrays, options)
+        o, state, kept = run(
+            lambda: _core.rule_forward(
+                function, **arguments, output_final_state=output_final_state, return_states_every=every
+            )
         )
-    )
+    except Exception:
+        check_types(torch.ops.fwm_py.rule.default._schema.arguments, (function, *args[:-1]))
+        raise
     parts = [o, *(state if isinstance(state, tuple) else (state, None))]
     parts += kept if isinstance(kept, tuple) else (kept, None)
     states = [None if x is None else torch.from_numpy(x).clone() for x in parts[1:]]

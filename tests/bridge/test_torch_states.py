@@ -5,6 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from support.refusals import assert_refused  # noqa: E402
 from support.rule_cases import RULE_CASES, Sizes  # noqa: E402
 from support.torch_cases import options_of, tensors, torch_threads  # noqa: E402, F401
 
@@ -87,6 +88,21 @@ def test_refusals():
         fwm.linear_attention(x, x, x, state_v_first=1)
     with pytest.raises(ValueError, match="state_v_first: got bool, expected None or False where causal is False"):
         fwm.linear_attention(x, x, x, causal=False, state_v_first=True)
+
+
+NO_TENSORS = [(name, None) for name in ("q", "k", "v")]
+for name in ("q", "k", "v", "beta", "initial_state", "cu_seqlens"):
+    NO_TENSORS += [(name, "text"), (name, np.ones((2, 1, 1, 4), np.float32))]
+
+
+@pytest.mark.parametrize("name, wrong", NO_TENSORS)
+@pytest.mark.parametrize(
+    "way", [{"return_states_every": 16}, {"inplace_final_state": True}], ids=["states", "in place"]
+)
+def test_what_is_no_tensor_is_refused(way, name, wrong):
+    given = {"q": torch.ones(2, 1, 1, 4), "k": torch.ones(2, 1, 1, 4), "v": torch.ones(2, 1, 1, 4)}
+    given |= {"beta": torch.ones(2, 1, 1), "initial_state": torch.zeros(2, 1, 4, 4)}
+    assert_refused(lambda: fwm.delta_rule(**given | way | {name: wrong}), name, TypeError)
 
 
 # --- the convolution --------------------------------------------------------------------------------------------------
