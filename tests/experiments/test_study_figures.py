@@ -139,7 +139,7 @@ def test_what_is_no_study(tmp_path):
 # ---- what is committed ----
 
 
-@pytest.mark.parametrize("name, cells", [("capacity", 3), ("recall", 3), ("language_models", 2)])
+@pytest.mark.parametrize("name, cells", [("capacity", 3), ("recall", 3), ("language_models", 2), ("translation", 2)])
 def test_notebook(name, cells):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ def bleu(sweep: Sweep) -> Figure:
         axes.plot([place] * len(found), found, **look, markersize=9, linestyle="none")
         axes.hlines(statistics.mean(found), place - 0.3, place + 0.3, color=look["color"], linewidth=2)
     draw_floors(axes, {text: sweep.floors[name] for name, text in FLOORS.items()})
-    axes.set_xticks(range(len(sweep.rows)), list(sweep.rows), fontsize=11)
+    axes.set_xticks(range(len(sweep.rows)), [textwrap.fill(name, 16) for name in sweep.rows], fontsize=11)
     axes.set_xlim(-0.6, len(sweep.rows) - 0.4)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("BLEU of test", fontsize=13)
