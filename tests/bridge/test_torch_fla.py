@@ -1,7 +1,9 @@
 """The operations of flash-linear-attention: fwm_py.torch.fla, against plain float64 and against fla-core's own."""
 
 import ast
+import functools
 import inspect
+import itertools
 
 import pytest
 
@@ -88,7 +90,7 @@ def cases():
             yield pytest.param(name, options, id="-".join([name, *options, *options.get("with", "").split()]))
 
 
-def tensors(names, packed, dtype=torch.float64):
+def tensors(names, packed, dtype=torch.float64, T=T, bounds=BOUNDS):
     """Inputs by name, and what states begin with."""
     random = torch.Generator().manual_seed(0)
     rows = 1 if packed else B
@@ -104,7 +106,7 @@ def tensors(names, packed, dtype=torch.float64):
         "A_log": (HV,),
         "dt_bias": (HV * K,) if "gk" in names else (HV,),
         "g_gamma": (HV,),
-        "initial_state": (len(BOUNDS) - 1 if packed else B, HV, K, V),
+        "initial_state": (len(bounds) - 1 if packed else B, HV, K, V),
     }
     made = {
         name: torch.randn(shapes[name], generator=random, dtype=torch.float64) for name in [*names, "initial_state"]
@@ -225,6 +227,88 @@ def test_gates_of_channels_and_heads_together():
     assert_same(o, expected)
 
 
+# --- states before chunks --------------------------------------------------------------------------------------------
+
+STATES = [
+    ("chunk_kda", {}),
+    ("chunk_kda", {"chunk_size": 32}),
+    ("chunk_kda", {"chunk_size": None, **L2, **STRENGTHS[1], **V_FIRST[0]}),
+    ("chunk_kda", {**GATE, "with": "A_log dt_bias"}),
+    ("chunk_gdn2", {"without": "initial_state"}),
+    ("chunk_gdn2", {**L2, **BOUND, **V_FIRST[0], "with": "A_log dt_bias"}),
+]
+LENGTHS = {"rows": (150, None), "whole chunks": (128, None), "packed": (290, [0, 0, 64, 65, 193, 290, 290])}
+
+
+def states_before_chunks(rule, x, options, bounds, size):
+    """Of sequence after sequence, the states that all tokens before each chunk leave."""
+    T, states = x["q"].shape[1], []
+    rows = [(b, 0, T) for b in range(B)] if bounds is None else [(0, *pair) for pair in itertools.pairwise(bounds)]
+    for state, (b, start, end) in zip(x["initial_state"], rows, strict=True):
+        for t in range(start, end, size):
+            before = {n: y[b : b + 1, start:t] if y.dim() > 2 else y for n, y in x.items()}
+            before["initial_state"] = state[None]
+            states.append(state if t == start else plain(rule, before, options, False)[1][0])
+    return torch.stack(states)
+
+
+@pytest.mark.parametrize("T, bounds", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("name, options", STATES)
+def test_states_before_chunks(name, options, T, bounds):
+    rule, options = rule_of(name), dict(options)
+    names = INPUTS[rule].split() + options.pop("with", "").split()
+    x = {n: y.detach() for n, y in tensors(names, bounds is not None, T=T, bounds=bounds).items()}
+    given = {"g" if n == "gk" else n: y for n, y in x.items()}
+    if options.pop("without", None):
+        x["initial_state"] = torch.zeros_like(given.pop("initial_state"))
+    expected = states_before_chunks(rule, x, options, bounds, options.get("chunk_size") or 64)
+    given |= options | {"output_final_state": True}
+    given |= {} if bounds is None else {"cu_seqlens": torch.tensor(bounds)}
+    if "state_v_first" in options:
+        given["initial_state"], expected = given["initial_state"].mT, expected.mT
+    function = getattr(fla, name)
+    o, state, h = function(**given, return_intermediate_states=True)
+    assert all(map(torch.equal, (o, state), function(**given)))
+    assert_same(h, expected.unflatten(0, (len(x["q"]), -1)))
+
+
+@pytest.mark.parametrize("name", ["chunk_kda", "chunk_gdn2"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_states_before_chunks_of_any_dtype(name, dtype):
+    """They have k's, whatever v has."""
+    x = {n: y.detach() for n, y in tensors(INPUTS[rule_of(name)].split(), False, dtype, T=100).items()}
+    x = {"g" if n == "gk" else n: y for n, y in x.items() if n != "initial_state"}
+    x["v"] = x["v"].float()
+    with torch.inference_mode():
+        o, state, h = getattr(fla, name)(**x, return_intermediate_states=True)
+    first = {n: y[:, :64] for n, y in x.items()}
+    _, expected = getattr(fla, name)(**first, output_final_state=True)
+    assert state is None and o.dtype is h.dtype is dtype
+    assert h.shape[1] == 2
+    assert_same(h[:, 1].double(), expected.double(), 4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("rows, T, bounds", [(0, 70, None), (2, 0, None), (1, 0, [0, 0]), (1, 0, [0])])
+def test_no_states_before_no_chunks(rows, T, bounds):
+    shapes = ((H, K), (H, K), (HV, V), (HV, K), (HV,))
+    packed = None if bounds is None else torch.tensor(bounds)
+    _, _, h = fla.chunk_kda(
+        *(torch.zeros(rows, T, *shape) for shape in shapes), return_intermediate_states=True, cu_seqlens=packed
+    )
+    assert h.shape == (rows, -(-T // 64), HV, K, V)
+
+
+@pytest.mark.parametrize("name", ["q", "beta", "A_log", "initial_state"])
+def test_states_before_chunks_have_no_gradient(name):
+    x = tensors(["q", "k", "v", "gk", "beta", "A_log"], False)
+    x = {"g" if n == "gk" else n: y if n == name else y.detach() for n, y in x.items()}
+    call = functools.partial(fla.chunk_kda, **x, **GATE, return_intermediate_states=True)
+    with pytest.raises(ValueError, match="^return_intermediate_states: got True, expected False where a gradient is w"):
+        call()
+    with torch.no_grad():
+        call()
+
+
 # --- fla-core ------------------------------------------------------------------------------------------------------
 
 NAIVE = [
@@ -315,14 +399,10 @@ def good_call(name, **other):
 
 @pytest.mark.parametrize("name", DISTINCT)
 def test_options_that_are_not_there_are_refused(name):
-    for option in (
-        "head_first",
-        "cp_context",
-        "use_graph",
-        "output_attentions",
-        "return_intermediate_states",
-        "reverse",
-    ):
+    options = ["head_first", "cp_context", "use_graph", "output_attentions", "reverse"]
+    if "return_intermediate_states" not in parameters(name):
+        options.append("return_intermediate_states")
+    for option in options:
         assert_refused(lambda option=option: good_call(name, **{option: True}), option, NotImplementedError)
         good_call(name, **{option: False})
     with pytest.raises(NotImplementedError, match="^gv: got a tensor, which fwm_py does not have"):
@@ -349,6 +429,10 @@ REFUSED = [
     ("chunk_kda", {"use_gate_in_kernel": 1}, "use_gate_in_kernel", TypeError),
     ("chunk_kda", {"chunk_size": 16}, "chunk_size", ValueError),
     ("chunk_gdn2", {"chunk_size": 32}, "chunk_size", ValueError),
+    ("chunk_kda", {"return_intermediate_states": 1}, "return_intermediate_states", TypeError),
+    ("chunk_gdn2", {"return_intermediate_states": None}, "return_intermediate_states", TypeError),
+    ("chunk_kda", {"return_intermediate_states": True, "disable_recompute": True}, "disable_recompute", ValueError),
+    ("chunk_kda", {"return_intermediate_states": True, "q": "text"}, "q", TypeError),
     ("chunk_kda", {"allow_neg_eigval": True}, "allow_neg_eigval", ValueError),
     ("chunk_kda", {"state_v_first": 1}, "state_v_first", TypeError),
     ("chunk_kda", {"state_v_first": True, "transpose_state_layout": True}, "transpose_state_layout", ValueError),

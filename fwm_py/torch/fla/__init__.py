@@ -4,8 +4,8 @@
 
 Operations have the package's arguments, in its order and with its defaults, and modules its parameters; `chunk_`,
 `fused_chunk_`, `fused_recurrent_` and `parallel_` compute the same and are the same here. Options of time and memory on
-a GPU (chunk_size, chunk_indices, disable_recompute, safe_gate) are checked and do nothing; one that `fwm_py` does not
-have is refused by its name (NotImplementedError), never ignored. Gates in the kernel (use_gate_in_kernel,
+a GPU (chunk_size, chunk_indices, disable_recompute, safe_gate) are checked and change no number; one that `fwm_py` does
+not have is refused by its name (NotImplementedError), never ignored. Gates in the kernel (use_gate_in_kernel,
 use_beta_sigmoid_in_kernel) are computed in front of it, in float32 or float64.
 
 `enable()` puts all of it under the package's own names, whether that is installed or not:

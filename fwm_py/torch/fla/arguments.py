@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fwm_py.torch._arrays import check_flag, shown
+from fwm_py.torch._arrays import check_flag, shown, wants_gradient
 
-Result = tuple[Tensor, Any]
+Result = tuple[Any, ...]  # (o, final_state), and the states before chunks where return_intermediate_states is True
 
 
 def named(x: Any) -> str:
@@ -28,17 +28,21 @@ def refuse(options: dict[str, Any]) -> None:
             raise NotImplementedError(f"{name}: got {named(value)}, which fwm_py does not have; expected None or False")
 
 
-def _check_speed_options(options: dict[str, Any], chunk_sizes: tuple[int, ...]) -> None:
-    """Takes what is about time and memory on a GPU, and changes no number, out of the options."""
+def _take_speed_options(options: dict[str, Any], chunk_sizes: tuple[int, ...], for_states: bool) -> int:
+    """Takes what is about time and memory on a GPU, and changes no number, out of the options; gives the chunk size."""
     size = options.pop("chunk_size", None)
     if size is not None and not isinstance(size, int):
         raise TypeError(f"chunk_size: got {named(size)}, expected an integer or None")
     if size is not None and size not in chunk_sizes:
         raise ValueError(f"chunk_size: got {size}, expected {' or '.join(map(str, chunk_sizes))}")
-    check_flag("disable_recompute", options.pop("disable_recompute", False))
+    disable_recompute = options.pop("disable_recompute", False)
+    check_flag("disable_recompute", disable_recompute)
+    if disable_recompute and for_states:
+        raise ValueError("disable_recompute: got True, expected False where return_intermediate_states is True")
     indices = options.pop("chunk_indices", None)  # which chunk of which sequence: follows from cu_seqlens
     if indices is not None and not isinstance(indices, Tensor):
         raise TypeError(f"chunk_indices: got {named(indices)}, expected a tensor or None")
+    return 64 if size is None else size
 
 
 def _is_v_first(state_v_first: bool, options: dict[str, Any]) -> bool:
@@ -55,6 +59,27 @@ def _is_v_first(state_v_first: bool, options: dict[str, Any]) -> bool:
     return older
 
 
+def _before_chunks(start: Tensor, kept: Tensor, length: int, chunk_size: int) -> Tensor:
+    """The states before each chunk of sequences of one length, (n, N, HV, K, V), from those where they start, and those
+    after each whole chunk."""
+    n = -(-length // chunk_size)
+    return torch.cat([start.unsqueeze(1)[:, :n], kept[:, : n - 1]], dim=1)
+
+
+def _intermediate_states(
+    initial_state: Tensor | None, kept: Tensor, T: int, cu_seqlens: Tensor | None, chunk_size: int
+) -> Tensor:
+    """The same, (B, N, HV, K, V), of B rows; or of packed sequences, (1, N, HV, K, V), one behind the other."""
+    n = kept.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    start = kept.new_zeros(n, *kept.shape[2:]) if initial_state is None else initial_state
+    if cu_seqlens is None:
+        return _before_chunks(start, kept, T, chunk_size)
+    lengths = cu_seqlens.diff().tolist()
+    own = kept.split([length // chunk_size for length in lengths], dim=1)
+    parts = [_before_chunks(S[None], x, length, chunk_size) for S, x, length in zip(start, own, lengths, strict=True)]
+    return torch.cat([kept[:, :0], *parts], dim=1)
+
+
 def call(
     rule: Callable[..., Result],
     *inputs: Tensor,
@@ -66,23 +91,32 @@ def call(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     chunk_sizes: tuple[int, ...] = (16, 32, 64),
+    return_intermediate_states: bool = False,
     **other: Any,
 ) -> Result:
     """The rule, with the options that the operations have in common; `other` are its own, chunk_sizes upstream's."""
     options = dict(options)
     v_first = _is_v_first(state_v_first, options)
-    _check_speed_options(options, chunk_sizes)
+    check_flag("return_intermediate_states", return_intermediate_states)
+    chunk_size = _take_speed_options(options, chunk_sizes, for_states=return_intermediate_states)
     refuse(options)
-    o, state = rule(
+    if return_intermediate_states and wants_gradient((*inputs, initial_state)):
+        raise ValueError("return_intermediate_states: got True, expected False where a gradient is wanted")
+    packed = cu_seqlens if cu_seqlens is not None else cu_seqlens_cpu
+    results = rule(
         *inputs,
         scale=scale,
         initial_state=initial_state,
         output_final_state=False if output_final_state is None else output_final_state,
         state_v_first=v_first,
-        cu_seqlens=cu_seqlens if cu_seqlens is not None else cu_seqlens_cpu,
+        cu_seqlens=packed,
+        return_states_every=chunk_size if return_intermediate_states else None,
         **other,
     )
-    return o, state
+    if not return_intermediate_states:
+        return results
+    (o, final_state, kept), k = results, inputs[1]
+    return o, final_state, _intermediate_states(initial_state, kept, k.shape[1], packed, chunk_size).to(k.dtype)
 
 
 def norm_of(use_qk_l2norm_in_kernel: bool) -> Literal["l2"] | None:

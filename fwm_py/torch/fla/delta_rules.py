@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fwm_py.torch import delta_rule, gated_delta_rule, gated_delta_rule_2, kimi_delta_rule
-from fwm_py.torch.fla.arguments import Result, call, gate, norm_of, strength
+from fwm_py.torch.fla.arguments import Result, call, gate, norm_of, refuse, strength
 
 
 def chunk_delta_rule(
@@ -160,11 +160,16 @@ def chunk_kda(
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
     **options: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> Result:
     """`fwm_py.torch.kimi_delta_rule`.
 
     With use_gate_in_kernel the gate is -exp(A_log) softplus(g + dt_bias), A_log (HV,) and dt_bias (HV * K,); with
     lower_bound it is lower_bound sigmoid(exp(A_log) (g + dt_bias)), and A_log may be None, for 0.
+
+    With return_intermediate_states the result is (o, final_state, h): h (B, N, HV, K, V), of k's dtype, are the states
+    before each chunk of chunk_size tokens (64 if not given), the last of which may be shorter; of packed sequences
+    (1, N, HV, K, V), those of one behind those of the other. There is no gradient; where one is wanted this is a
+    ValueError.
     """
     return call(
         kimi_delta_rule,
@@ -181,11 +186,8 @@ def chunk_kda(
         cu_seqlens_cpu=cu_seqlens_cpu,
         qk_norm=norm_of(use_qk_l2norm_in_kernel),
         chunk_sizes=(32, 64),
-        options={
-            "disable_recompute": disable_recompute,
-            "return_intermediate_states": return_intermediate_states,
-            **options,
-        },
+        return_intermediate_states=return_intermediate_states,
+        options={"disable_recompute": disable_recompute, **options},
     )
 
 
@@ -209,7 +211,8 @@ def fused_recurrent_kda(
     cu_seqlens: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """`chunk_kda`, its arguments in another order."""
+    """`chunk_kda`, its arguments in another order, without states before chunks."""
+    refuse({"return_intermediate_states": options.pop("return_intermediate_states", None)})
     return chunk_kda(
         q,
         k,
@@ -255,8 +258,8 @@ def chunk_gdn2(
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
     **options: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """`fwm_py.torch.gated_delta_rule_2`; with use_gate_in_kernel as `chunk_kda`."""
+) -> Result:
+    """`fwm_py.torch.gated_delta_rule_2`; with use_gate_in_kernel or return_intermediate_states as `chunk_kda`."""
     return call(
         gated_delta_rule_2,
         q,
@@ -273,11 +276,8 @@ def chunk_gdn2(
         cu_seqlens_cpu=cu_seqlens_cpu,
         qk_norm=norm_of(use_qk_l2norm_in_kernel),
         chunk_sizes=(64,),
-        options={
-            "disable_recompute": disable_recompute,
-            "return_intermediate_states": return_intermediate_states,
-            **options,
-        },
+        return_intermediate_states=return_intermediate_states,
+        options={"disable_recompute": disable_recompute, **options},
     )
 
 
@@ -300,7 +300,8 @@ def fused_recurrent_gdn2(
     cu_seqlens: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """`chunk_gdn2`, its arguments in another order."""
+    """`chunk_gdn2`, its arguments in another order, without states before chunks."""
+    refuse({"return_intermediate_states": options.pop("return_intermediate_states", None)})
     return chunk_gdn2(
         q,
         k,
