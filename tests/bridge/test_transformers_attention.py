@@ -25,7 +25,14 @@ from support.dense_attention import (  # noqa: E402
     tokens,
 )
 from support.tiny_models import Compiled, assert_near, disabled  # noqa: E402, F401
-from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, or_masks, sdpa_mask  # noqa: E402
+from transformers.masking_utils import (  # noqa: E402
+    AttentionMaskInterface,
+    and_masks,
+    causal_mask_function,
+    or_masks,
+    packed_sequence_mask_function,
+    sdpa_mask,
+)
 from transformers.modeling_utils import AttentionInterface  # noqa: E402
 
 import fwm_py.transformers as bridge  # noqa: E402
@@ -415,12 +422,15 @@ def prefix(batch_idx, head_idx, q_idx, kv_idx):
     return kv_idx < 2
 
 
+packed = and_masks(causal_mask_function, packed_sequence_mask_function(torch.tensor([[0, 0, 0, 1, 1]])))
+
 PATTERNS = {
     "a prefix seen by all": ("mask_function", {"mask_function": or_masks(causal_mask_function, prefix)}),
-    "another one, padded": (
+    "packed sequences, padded": (
         "mask_function",
-        {"mask_function": or_masks(causal_mask_function, prefix), "attention_mask": torch.ones(1, 5).bool()},
+        {"mask_function": packed, "attention_mask": torch.tensor([[True, True, False, True, True]])},
     ),
+    "packed sequences behind a cache": ("mask_function", {"mask_function": packed, "kv_length": 7, "q_offset": 2}),
     "a window": ("sliding_window or attention_chunk_size", {"local_size": 3}),
     "a cache that has forgotten": ("sliding_window or attention_chunk_size", {"kv_offset": 1}),
     "a mask longer than the keys": ("attention_mask", {"attention_mask": torch.ones(1, 6, dtype=torch.bool)}),
@@ -431,7 +441,7 @@ PATTERNS = {
 @pytest.mark.parametrize("which", PATTERNS)
 def test_patterns(which):
     name, options = PATTERNS[which]
-    refused(name, lambda: key_mask(1, 5, 5, **options))
+    refused(name, lambda: key_mask(**{"batch_size": 1, "q_length": 5, "kv_length": 5} | options))
 
 
 def test_models_that_ask_for_more():
