@@ -104,6 +104,15 @@ class Work:
         }[name]
         return (self.B, self.T, heads, size) if size else (self.B, self.T, heads)
 
+    def sizes(self):
+        heads = f"H {self.H}" if self.H == self.HV else f"H {self.H} HV {self.HV}"
+        sizes = f"K V {self.K}" if self.K == self.V else f"K {self.K} V {self.V}"
+        return f"B {self.B} T {self.T} {heads} {sizes}"
+
+    def sides(self, backward):
+        """Ours and all alternatives that do this work."""
+        return [side for side in SIDES if side.takes(self, backward)]
+
     def flop(self, backward):
         """Of the recurrence and its gradient, two for each multiplication and addition; nothing recomputed is counted.
 
@@ -403,11 +412,6 @@ class Copy:
 
 
 SIDES = [Ours, Transformers, OnnxRuntime, TorchAttention, TorchEinsum, TorchMatmul, Copy]
-
-
-def sides(work, backward):
-    """Ours and all alternatives that do this work."""
-    return [side for side in SIDES if side.takes(work, backward)]
 
 
 def disagreement(ours, theirs):

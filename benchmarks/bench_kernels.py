@@ -16,9 +16,12 @@ before its results agree with ours to 1e-3 of the largest value of each (alterna
 q and k have length one as they come, and the gated rules normalise them once more inside, as the models do (onnxruntime
 cannot and is spared it).
 
+Rows that begin with "server" have states as a server keeps them, against the same by hand (server_states.py).
+
 FLOP: of the recurrence, with K V multiplications and additions, two each: 6 K V a token and value head for rules that
-erase, 4 K V for sums, 2 (K + V) a pair of tokens for softmax attention; with the backward three times as many (softmax
-attention: 3.5 times). Product rate: torch.matmul of two 2048 x 2048 matrices with the same threads.
+erase, 4 K V for sums, 2 (K + V) a pair of tokens for softmax attention, 2 W a channel for a convolution; with the
+backward three times as many (softmax attention: 3.5 times). Product rate: torch.matmul of two 2048 x 2048 matrices with
+the same threads.
 
 Memory: what the peak of the resident memory during a first call is above that before, less the results' bytes, in a
 process of its own (Linux with glibc), to about 1 MB.
@@ -45,7 +48,8 @@ import rich.console
 import rich.table
 import roofline
 import torch
-from alternatives import RULES, Ours, Work, disagreement, sides
+from alternatives import RULES, Ours, Work, disagreement
+from server_states import Convolution, Kept, Pooled, ValueFirst
 
 import fwm_py
 
@@ -56,7 +60,8 @@ PASSES = {"forward": False, "forward + backward": True}
 
 # ---- what is measured -------------------------------------------------------------------------------------------
 
-MODEL = Work("gated_delta_rule", 1, 2048, 16, 32, 128, 128)  # a layer of Qwen3-Next
+LAYER = dict(H=16, HV=32, K=128, V=128)  # of Qwen3-Next
+MODEL = Work("gated_delta_rule", 1, 2048, **LAYER)
 KIMI = Work("kimi_delta_rule", 1, 512, 16, 16, 128, 128)
 LONG = dict(H=4, HV=4, K=128, V=128)
 
@@ -73,6 +78,11 @@ ALTERNATIVES = {  # row: work, passes
     "odd gated delta": (Work("gated_delta_rule", 3, 700, 4, 8, 96, 80), PASSES),
     "odd Kimi delta": (Work("kimi_delta_rule", 3, 300, 8, 8, 96, 80), PASSES),
     "small Kimi delta": (Work("kimi_delta_rule", 2, 1024, 4, 4, 64, 64), PASSES),
+    "server, value first": (ValueFirst("gated_delta_rule", 8, 1, **LAYER), ["forward"]),
+    "server, pool": (Pooled("gated_delta_rule", 8, 1, **LAYER, pool=32), ["forward"]),
+    "server, states every 64": (Kept("gated_delta_rule", 1, 2048, **LAYER, every=64), ["forward"]),
+    "server, convolution, pool": (Convolution(8, 8192, 4, pool=32), ["forward"]),
+    "server, convolution, rings": (Convolution(8, 8192, 4, L=8), ["forward"]),
 }
 
 PAIRS = {  # row: work, the same with one change
@@ -153,7 +163,7 @@ def affordable(work, backward):
     every token and head, 1 GiB each at the limit.
     """
     many = work.T > 4096 or (work.rule.channel_gate and work.B * work.T * work.HV * work.K > 2**22)
-    return [kind for kind in sides(work, backward) if not (many and issubclass(kind, alternatives.Torch))]
+    return [kind for kind in work.sides(backward) if not (many and issubclass(kind, alternatives.Torch))]
 
 
 def measure(work, backward, kinds, threads, repeats):
@@ -187,7 +197,7 @@ def peak_bytes(work, backward, kind, threads):
 
 
 def alternatives_row(work, backward, threads, repeats):
-    kinds = sides(work, backward)
+    kinds = work.sides(backward)
     rate = roofline.product_rate(threads)
     seconds, errors = measure(work, backward, kinds, threads, repeats)
     rate = max(rate, roofline.product_rate(threads))  # other work on the machine only lowers it
@@ -221,12 +231,6 @@ def ratio(above, below, scale=1.0):
     return f"{scale * statistics.median(a / b for a, b in zip(above, below)):.2f}"
 
 
-def shape(work):
-    heads = f"H {work.H}" if work.H == work.HV else f"H {work.H} HV {work.HV}"
-    sizes = f"K V {work.K}" if work.K == work.V else f"K {work.K} V {work.V}"
-    return f"B {work.B} T {work.T} {heads} {sizes}"
-
-
 def print_table(title, header, lines):
     table = rich.table.Table(box=rich.box.MARKDOWN)
     for i, name in enumerate(header):
@@ -248,7 +252,7 @@ def alternatives_lines(name, work, direction, row):
     seconds, ours, memory = row["seconds"], row["seconds"]["ours"], row["memory"]
     rate = row["flop"] / statistics.median(ours)
     first = [
-        f"{name}, {shape(work)}, {direction}",
+        f"{name}, {work.sizes()}, {direction}",
         ms(ours),
         f"{rate / 1e9:.0f}",
         f"{100 * rate / row['product_rate']:.0f} %",
@@ -270,7 +274,7 @@ def alternatives_lines(name, work, direction, row):
 def pairs_line(name, works, direction, threads, row):
     base, changed = row["seconds"]["base"], row["seconds"]["changed"]
     tokens = works[0].T / works[1].T
-    shapes = [f"g {work.g:g}, {shape(work)}" for work in works]
+    shapes = [f"g {work.g:g}, {work.sizes()}" for work in works]
     memory = [megabytes(row["memory"][side] / threads) for side in ("base", "changed")]
     return [f"{name}, {direction}", shapes[0], ms(base), shapes[1], ms(changed), ratio(changed, base, tokens), *memory]
 
@@ -329,7 +333,7 @@ class Runner:
                 row["memory"] = (
                     {}
                     if work.decodes
-                    else {kind.name: self.memory(work, direction, kind) for kind in sides(work, PASSES[direction])}
+                    else {kind.name: self.memory(work, direction, kind) for kind in work.sides(PASSES[direction])}
                 )
                 lines += alternatives_lines(name, work, direction, row)
         print_table(
