@@ -29,8 +29,8 @@ def convert(run_folder: str | os.PathLike[str], data: Data, out: str | os.PathLi
 
     `AutoModelForCausalLM.from_pretrained(out)` loads it after `import fwm_py.transformers`, and with
     trust_remote_code=True without: a file of the folder imports `fwm_py`. The tokenizer gives the tokens that the run
-    was trained on; it takes the end of a document, which is among its text, for letters. As its longest text it names
-    a segment of training, unless the run handed its states on.
+    was trained on: `<|endoftext|>` within a text is letters, as it was there. Its model_max_length is a segment of
+    training, unless the run handed its states on.
 
     Parameters
     ----------
