@@ -177,7 +177,7 @@ def test_a_cache_goes_on(model):
 
 
 def test_states_take_the_place_of_keys():
-    """A state has as many numbers after many tokens as after one, and a token costs no more."""
+    """A state has as many numbers after many tokens as after one."""
     model = make("delta")
     sizes = []
     for T in (1, 40):
