@@ -59,19 +59,20 @@ def test_states_of_a_pool_are_those_of_calls_without_one(case, method, sizes):
 @every_case
 @every_method
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_states_on_the_way_are_final_states_of_shorter_calls(case, method, dtype):
-    sizes = Sizes(2, 83, 2, 4, 4, 9, 37)
+@pytest.mark.parametrize("every", [32, 48])  # a divisor of a run of 64 tokens, and none
+def test_states_on_the_way_are_final_states_of_shorter_calls(case, method, dtype, every):
+    sizes = Sizes(2, 99, 2, 4, 4, 9, 37)
     x = case.inputs(sizes, dtype=dtype)
     states = {name: x[name] for name in x if name.startswith("initial")}
-    kept = call(case, x, method=method, return_states_every=32, **states)
+    kept = call(case, x, method=method, return_states_every=every, **states)
     assert len(kept) == 3 and kept[1] is None
     plain = call(case, x, method=method, **states)
     np.testing.assert_array_equal(kept[0], plain[0])
-    for i in range(2):
-        until = {name: x[name][:, : 32 * (i + 1)] for name in case.arguments}
+    for i in range(99 // every):
+        until = {name: x[name][:, : every * (i + 1)] for name in case.arguments}
         _, state = call(case, until, method=method, output_final_state=True, **states)
         for on_the_way, final in zip(parts(kept[2]), parts(state), strict=True):
-            assert on_the_way.shape == (2, 2, *final.shape[1:])
+            assert on_the_way.shape == (2, 99 // every, *final.shape[1:])
             np.testing.assert_allclose(on_the_way[:, i], final, rtol=0, atol=1e-14 if dtype is np.float64 else 1e-5)
 
 

@@ -6,29 +6,14 @@
 #include "kernels/base/vector.h"
 
 #if FWM_HAVE_SHUFFLE
-/* Lane j of the two rows after stage s, as an index into the lanes of (row i, row i + s). */
-#define UPPER(j, s) ((j) & (s) ? FWM_LANES + (j) - (s) : (j))
-#define LOWER(j, s) ((j) & (s) ? FWM_LANES + (j) : (j) + (s))
-#if FWM_LANES == 16
-#define LANES(F, s)                                                                                                    \
-    F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s), F(8, s), F(9, s), F(10, s), F(11, s),      \
-        F(12, s), F(13, s), F(14, s), F(15, s)
-#elif FWM_LANES == 8
-#define LANES(F, s) F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s)
-#elif FWM_LANES == 4
-#define LANES(F, s) F(0, s), F(1, s), F(2, s), F(3, s)
-#else
-#define LANES(F, s) F(0, s), F(1, s)
-#endif
-
 /* clang-format mistakes _Pragma for a call. */
 /* clang-format off */
 #define STAGE(s)                                                                                                       \
     _Pragma("GCC unroll 16") for (size_t i = 0; i < FWM_LANES; i++)                                                    \
         if ((i & (s)) == 0) {                                                                                          \
             const vec upper = rows[i], lower = rows[i + (s)];                                                          \
-            rows[i] = __builtin_shufflevector(upper, lower, LANES(UPPER, s));                                          \
-            rows[i + (s)] = __builtin_shufflevector(upper, lower, LANES(LOWER, s));                                    \
+            rows[i] = FWM_SHUFFLE(FWM_UPPER, upper, lower, s);                                          \
+            rows[i + (s)] = FWM_SHUFFLE(FWM_LOWER, upper, lower, s);                                    \
         }
 /* clang-format on */
 

@@ -138,6 +138,57 @@ static inline real vec_sum(vec x)
     return vec_total(x)[0];
 }
 
+#if FWM_HAVE_SHUFFLE
+/* Lane j of two vectors of which one gives the lanes with bit s and the other those without, as an index into the lanes
+ * of both: UPPER pairs the lanes without bit s, LOWER those with it. */
+#define FWM_UPPER(j, s) ((j) & (s) ? FWM_LANES + (j) - (s) : (j))
+#define FWM_LOWER(j, s) ((j) & (s) ? FWM_LANES + (j) : (j) + (s))
+#if FWM_LANES == 16
+#define FWM_ALL_LANES(F, s)                                                                                            \
+    F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s), F(8, s), F(9, s), F(10, s), F(11, s),      \
+        F(12, s), F(13, s), F(14, s), F(15, s)
+#elif FWM_LANES == 8
+#define FWM_ALL_LANES(F, s) F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s)
+#elif FWM_LANES == 4
+#define FWM_ALL_LANES(F, s) F(0, s), F(1, s), F(2, s), F(3, s)
+#else
+#define FWM_ALL_LANES(F, s) F(0, s), F(1, s)
+#endif
+#define FWM_SHUFFLE(F, x, y, s) __builtin_shufflevector(x, y, FWM_ALL_LANES(F, s))
+#endif
+
+/* The sums of FWM_LANES vectors, that of vector j in lane j: with stage s half of the vectors are left, whose lanes
+ * with bit s belong to the vector that was s further on. */
+ALWAYS_INLINE vec vec_sums(const vec *x)
+{
+#if FWM_HAVE_SHUFFLE
+    vec y[FWM_LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < FWM_LANES; i++)
+        y[i] = x[i];
+#define FWM_STAGE(s)                                                                                                   \
+    _Pragma("GCC unroll 16") for (int i = 0; i < (s); i++) y[i] =                                                      \
+        FWM_SHUFFLE(FWM_UPPER, y[i], y[i + (s)], s) + FWM_SHUFFLE(FWM_LOWER, y[i], y[i + (s)], s);
+#if FWM_LANES > 8
+    FWM_STAGE(8)
+#endif
+#if FWM_LANES > 4
+    FWM_STAGE(4)
+#endif
+#if FWM_LANES > 2
+    FWM_STAGE(2)
+#endif
+    FWM_STAGE(1)
+#undef FWM_STAGE
+    return y[0];
+#else
+    vec sums;
+    for (int i = 0; i < FWM_LANES; i++)
+        sums[i] = vec_sum(x[i]);
+    return sums;
+#endif
+}
+
 /* x . y, in four partial sums: each addition of a single chain would wait for the one before. */
 static inline real dot(size_t n, const real *restrict x, const real *restrict y)
 {

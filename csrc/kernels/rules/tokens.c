@@ -51,6 +51,12 @@ void load_erase_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, const r
     }
 }
 
+void load_strengths(const ValueHead *h, size_t t0, size_t n, real *strength)
+{
+    for (size_t t = 0; t < n; t++)
+        strength[t] = *token(h->erase.data ? h->erase : h->beta, t0 + t);
+}
+
 void load_gates(const ValueHead *h, size_t t0, size_t n, size_t ld, real *restrict g)
 {
     for (size_t t = 0; t < n; t++)
@@ -77,7 +83,7 @@ void load_decays(const ValueHead *h, size_t t, size_t ld, real *restrict a, real
     }
 }
 
-void load_value(const ValueHead *h, size_t t, size_t j0, size_t n, real *restrict u)
+ALWAYS_INLINE void load_columns_of_value(const ValueHead *h, size_t t, size_t j0, size_t n, real *restrict u)
 {
     const real *restrict v = token(h->v, t) + j0;
     if (h->w.data) {
@@ -89,6 +95,17 @@ void load_value(const ValueHead *h, size_t t, size_t j0, size_t n, real *restric
     const real beta = h->beta.data ? *token(h->beta, t) : 1;
     for (size_t j = 0; j < n; j++)
         u[j] = beta * v[j];
+}
+
+void load_value(const ValueHead *h, size_t t, size_t j0, size_t n, real *u)
+{
+    load_columns_of_value(h, t, j0, n, u);
+}
+
+void load_values(const ValueHead *h, size_t t0, size_t n, size_t j0, size_t columns, size_t ld, real *u)
+{
+    for (size_t t = 0; t < n; t++)
+        load_columns_of_value(h, t0 + t, j0, columns, u + t * ld);
 }
 
 real store_value(const ValueHead *h, size_t t, size_t j0, size_t n, const real *restrict du)

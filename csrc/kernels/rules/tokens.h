@@ -17,9 +17,11 @@
 #define load_keys FWM_NAME(load_keys)
 #define load_queries FWM_NAME(load_queries)
 #define load_erase_keys FWM_NAME(load_erase_keys)
+#define load_strengths FWM_NAME(load_strengths)
 #define load_gates FWM_NAME(load_gates)
 #define load_decays FWM_NAME(load_decays)
 #define load_value FWM_NAME(load_value)
+#define load_values FWM_NAME(load_values)
 #define store_key FWM_NAME(store_key)
 #define store_queries FWM_NAME(store_queries)
 #define store_token FWM_NAME(store_token)
@@ -33,6 +35,9 @@ void load_keys(const ValueHead *, size_t t0, size_t n, size_t ld, real *k);
 void load_queries(const ValueHead *, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query);
 void load_erase_keys(const ValueHead *, size_t t0, size_t n, size_t ld, const real *k, real *e);
 
+/* strength, of n tokens: e = strength k. Only of rules whose erase keys are such multiples. */
+void load_strengths(const ValueHead *, size_t t0, size_t n, real *strength);
+
 /* g: n rows of ld numbers for a channel gate (0 beyond K), else n numbers. */
 void load_gates(const ValueHead *, size_t t0, size_t n, size_t ld, real *g);
 
@@ -41,6 +46,9 @@ void load_decays(const ValueHead *, size_t t, size_t ld, real *a, real *rest, la
 
 /* Columns j0 .. j0 + n - 1 of u. */
 void load_value(const ValueHead *, size_t t, size_t j0, size_t n, real *u);
+
+/* The same columns of n tokens from t0 on, in rows of ld numbers. */
+void load_values(const ValueHead *, size_t t0, size_t n, size_t j0, size_t columns, size_t ld, real *u);
 
 /* Backward of load_value: stores dv and, if the call has it, dw; returns the columns' part of dbeta. */
 real store_value(const ValueHead *, size_t t, size_t j0, size_t n, const real *du);

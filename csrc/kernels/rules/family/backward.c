@@ -25,12 +25,13 @@
 
 typedef struct {
     const FwmRuleCall *call;
-    ChunkShape shape, writing; /* with the queries, and without */
-    size_t slabs, slab_size;   /* numbers of a slab */
-    size_t longest, segment;   /* chunks of the longest sequence, of a segment */
-    bool keeps;                /* whether the values that the first pass writes are kept; else they are recomputed */
-    int outer, inner;          /* threads over key heads, and threads within a head */
-    size_t parts;              /* chunks whose gradients are kept slab by slab: 1, or a segment if threads share it */
+    FamilyShape shape, writing; /* with the queries, and without */
+    size_t slabs, slab_size;    /* numbers of a slab */
+    size_t ld_V;                /* V, padded */
+    size_t longest, segment;    /* chunks of the longest sequence, of a segment */
+    bool keeps;                 /* whether the values that the first pass writes are kept; else they are recomputed */
+    int outer, inner;           /* threads over key heads, and threads within a head */
+    size_t parts;               /* chunks whose gradients are kept slab by slab: 1, or a segment if threads share it */
     char *scratch;
     size_t stride;
 } FamilyBackward;
@@ -39,6 +40,8 @@ typedef struct {
     real *checkpoints;      /* segments x slabs x slab_size */
     real *z0;               /* (longest + 1) x ld: the sum of keys before each chunk, with normalize */
     Chunk *chunks;          /* a segment */
+    Span *spans;            /* a segment, without its queries */
+    real *u;                /* a segment's tokens x ld_V */
     real *S0, *N;           /* (a segment + 1) x slabs x slab_size; a segment (all, if kept) x slabs x C x W */
     real *dS;               /* slabs x slab_size */
     real *rows;             /* the segment's tokens gathered, inputs and gradients: unless threads share it */
@@ -55,7 +58,8 @@ typedef struct {
     const FamilyBackwardScratch *w;
     size_t chunks;        /* of the head */
     size_t chunk0, count; /* of the segment */
-    ValueHead local;      /* the head from the segment on, its rows gathered unless threads share it */
+    size_t fold_every;    /* tokens, of the segment's spans */
+    ValueHead local; /* the head from the segment on, in the second pass its rows gathered unless threads share it */
 } HeadBackward;
 
 static size_t largest(size_t a, size_t b)
@@ -74,6 +78,12 @@ static ChunkGradients *take_all_gradients(const FamilyBackward *f, size_t n, boo
     return all;
 }
 
+/* Of a segment; only rules that erase go by spans. */
+static size_t spans_of(const FamilyBackward *f)
+{
+    return f->shape.erases ? f->segment * CHUNK / SPAN : 0;
+}
+
 static FamilyBackwardScratch take_scratch(const FamilyBackward *f, Arena *arena)
 {
     const bool has_memory = arena->next != 0;
@@ -82,19 +92,27 @@ static FamilyBackwardScratch take_scratch(const FamilyBackward *f, Arena *arena)
     w.checkpoints = take_bytes(arena, segments * f->slabs * slab);
     w.z0 = take_bytes(arena, f->shape.normalize ? (f->longest + 1) * ld * sizeof(real) : 0);
     w.chunks = take_bytes(arena, f->segment * sizeof(Chunk));
+    w.spans = take_bytes(arena, spans_of(f) * sizeof(Span));
+    Arena of_spans = *arena; /* spans and chunks are not needed at the same time */
+    for (size_t i = 0; i < spans_of(f); i++) {
+        const Span r = take_span(&f->writing, &of_spans);
+        if (has_memory)
+            w.spans[i] = r;
+    }
     for (size_t i = 0; i < f->segment; i++) {
         const Chunk c = take_chunk(&f->shape, arena);
         if (has_memory)
             w.chunks[i] = c;
     }
+    arena->next = largest(arena->next, of_spans.next);
+    w.u = take(arena, f->segment * CHUNK * f->ld_V);
     w.S0 = take_bytes(arena, (f->segment + 1) * f->slabs * slab);
     w.N = take(arena, (f->keeps ? segments : 1) * f->segment * f->slabs * CHUNK * SLAB);
     w.dS = take_bytes(arena, f->slabs * slab);
     w.rows = take(arena, f->inner > 1 ? 0 : f->segment * CHUNK * numbers_of_token(f->call));
     w.dz = take(arena, ld);
     w.shares = take_all_gradients(f, f->parts * f->slabs, has_memory, arena);
-    w.thread_stride = largest(chunk_backward_scratch(&f->shape),
-                              largest(slab_forward_scratch(&f->shape), slab_backward_scratch(&f->shape)));
+    w.thread_stride = largest(chunk_backward_scratch(&f->shape), slab_backward_scratch(&f->shape));
     w.thread_stride = (w.thread_stride + 63) / 64 * 64;
     w.thread_scratch = take_bytes(arena, w.thread_stride * (size_t)f->inner);
     return w;
@@ -116,14 +134,6 @@ static real *written(const HeadBackward *p, size_t i, size_t slab)
     return p->w->N + ((p->f->keeps ? p->chunk0 + i : i) * p->f->slabs + slab) * CHUNK * SLAB;
 }
 
-/* The chunk without its queries. */
-static Chunk without_queries(const HeadBackward *p, size_t i)
-{
-    Chunk c = p->w->chunks[i];
-    c.shape = p->f->writing;
-    return c;
-}
-
 static void prepare_task(void *context, size_t i, int thread)
 {
     const HeadBackward *p = context;
@@ -134,13 +144,55 @@ static void prepare_task(void *context, size_t i, int thread)
     prepare_chunk_backward(&p->w->chunks[i]);
 }
 
-static void prepare_writing_task(void *context, size_t i, int thread)
+/* The chunk without its queries. */
+static Chunk without_queries(const HeadBackward *p, size_t i)
+{
+    Chunk c = p->w->chunks[i];
+    c.shape = p->f->writing;
+    return c;
+}
+
+static void prepare_span_task(void *context, size_t i, int thread)
 {
     const HeadBackward *p = context;
-    Chunk c = without_queries(p, i);
+    const size_t t0 = i * SPAN, n = fwm_min(SPAN, p->local.T - t0), ld_V = p->f->ld_V;
     (void)thread;
-    prepare_chunk(&p->local, i * CHUNK, false, &c);
-    p->w->chunks[i].n = c.n;
+    if (p->f->shape.erases)
+        prepare_span(&p->local, t0, p->fold_every, false, &p->w->spans[i], NULL);
+    for (size_t t = t0; t < t0 + n && !p->f->shape.erases; t += CHUNK) {
+        Chunk c = without_queries(p, t / CHUNK);
+        prepare_chunk(&p->local, t, false, &c);
+    }
+    load_span_values(&p->local, t0, n, 0, p->h->V, ld_V, p->w->u + t0 * ld_V);
+}
+
+/* Prepares the spans of the segment. */
+static void prepare_spans(HeadBackward *p, size_t fold_every)
+{
+    p->fold_every = fold_every;
+    fwm_parallel_for(p->f->inner, fwm_tiles(p->count * CHUNK, SPAN), prepare_span_task, p);
+}
+
+/* Chunk i of the segment on a slab: from S0 before it to S after it, by the quads of its span if the rule erases. */
+static void chunk_forward(const HeadBackward *p, size_t i, size_t slab, const real *S0, real *S)
+{
+    const size_t span = i * CHUNK / SPAN, quad0 = i * CHUNK % SPAN / QUAD, ld_V = p->f->ld_V;
+    const Slab columns = slab_of(p->h->V, slab);
+    const Span *r = &p->w->spans[span];
+    const SpanRows rows = {p->w->u + span * SPAN * ld_V, NULL, ld_V};
+    real *N = written(p, i, slab);
+    if (!p->f->shape.erases) {
+        const Chunk c = without_queries(p, i);
+        const real *u = p->w->u + i * CHUNK * ld_V + columns.j0;
+        for (size_t t = 0; t < CHUNK; t++)
+            copy(columns.padded, u + t * ld_V, N + t * SLAB);
+        update_slab(&c, &columns, S0, N, SLAB, S);
+        return;
+    }
+    const size_t quads = fwm_min(CHUNK / QUAD, r->quads - quad0);
+    for (size_t quad = 0; quad < quads; quad++)
+        quad_forward(r, quad0 + quad, &rows, &columns, quad ? S : S0, S, N + quad * QUAD * SLAB);
+    memset(N + quads * QUAD * SLAB, 0, (CHUNK - quads * QUAD) * SLAB * sizeof(real));
 }
 
 /* A slab over a segment: from the checkpoint before it to the one after it. */
@@ -148,32 +200,34 @@ static void checkpoint_task(void *context, size_t slab, int thread)
 {
     const HeadBackward *p = context;
     const size_t segment = p->chunk0 / p->f->segment;
-    const Slab columns = slab_of(p->h->V, slab);
     const real *before = slab_in(p, p->w->checkpoints, segment, slab);
     real *S = slab_in(p, p->w->checkpoints, segment + 1, slab);
-    for (size_t i = 0; i < p->count; i++) {
-        const Chunk c = without_queries(p, i);
-        slab_forward(&p->local, i * CHUNK, &c, &columns, i ? S : before, S, written(p, i, slab), scratch_of(p, thread));
-    }
+    (void)thread;
+    for (size_t i = 0; i < p->count; i++)
+        chunk_forward(p, i, slab, i ? S : before, S);
 }
 
-/* The states before the segment's chunks, and the values written in them, unless the first pass has kept those: it may
- * have, of all segments but the last. */
+/* Whether the first pass has kept what the segment writes: it may have, of all but the last. */
+static bool has_written(const HeadBackward *p)
+{
+    return p->f->keeps && p->chunk0 + p->f->segment < p->chunks;
+}
+
+/* The states before the segment's chunks, and the values written in them where they are not there. */
 static void states_task(void *context, size_t slab, int thread)
 {
     const HeadBackward *p = context;
     const Slab columns = slab_of(p->h->V, slab);
+    (void)thread;
     memcpy(slab_in(p, p->w->S0, 0, slab), slab_in(p, p->w->checkpoints, p->chunk0 / p->f->segment, slab),
            p->f->slab_size * sizeof(real));
-    const bool kept = p->f->keeps && p->chunk0 + p->f->segment < p->chunks;
     for (size_t i = 0; i < p->count; i++) {
-        const Chunk c = without_queries(p, i);
         const real *S0 = slab_in(p, p->w->S0, i, slab);
-        real *S = slab_in(p, p->w->S0, i + 1, slab), *N = written(p, i, slab);
-        if (!kept)
-            slab_forward(&p->local, i * CHUNK, &c, &columns, S0, S, N, scratch_of(p, thread));
+        real *S = slab_in(p, p->w->S0, i + 1, slab);
+        if (!has_written(p))
+            chunk_forward(p, i, slab, S0, S);
         else if (i + 1 < p->count)
-            update_slab(&c, &columns, S0, N, S);
+            update_slab(&p->w->chunks[i], &columns, S0, written(p, i, slab), SLAB, S);
     }
 }
 
@@ -211,11 +265,10 @@ static void chunk_from_last_task(void *context, size_t i, int thread)
 }
 
 /* Gathers the segment's tokens, unless threads share it. */
-static void begin_segment(HeadBackward *p, bool with_gradients)
+static void begin_segment(HeadBackward *p)
 {
     const ValueHead head = head_from(p->h, p->chunk0 * CHUNK);
-    p->local =
-        p->f->inner > 1 ? head : gather_rows(&head, fwm_min(p->count * CHUNK, head.T), with_gradients, p->w->rows);
+    p->local = p->f->inner > 1 ? head : gather_rows(&head, fwm_min(p->count * CHUNK, head.T), p->w->rows);
 }
 
 static void end_segment(const HeadBackward *p)
@@ -229,8 +282,13 @@ static void end_segment(const HeadBackward *p)
 static void segment_backward(HeadBackward *p)
 {
     const int inner = p->f->inner;
+    if (!has_written(p)) {
+        prepare_spans(p, CHUNK);
+        fwm_parallel_for(inner, p->f->slabs, states_task, p);
+    }
     fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, prepare_task, p);
-    fwm_parallel_for(inner, p->f->slabs, states_task, p);
+    if (has_written(p))
+        fwm_parallel_for(inner, p->f->slabs, states_task, p);
     if (inner > 1) {
         fwm_parallel_for(inner, p->f->slabs, slab_task, p);
         fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, chunk_from_last_task, p);
@@ -272,14 +330,14 @@ static void backward_head(const FamilyBackward *f, const ValueHead *h, const Fam
         sum_keys(h, f, w);
     p.count = f->segment;
     for (p.chunk0 = 0; p.chunk0 + f->segment < segments * f->segment; p.chunk0 += f->segment) {
-        begin_segment(&p, false);
-        fwm_parallel_for(f->inner, p.count, prepare_writing_task, &p);
+        p.local = head_from(h, p.chunk0 * CHUNK);
+        prepare_spans(&p, SPAN);
         fwm_parallel_for(f->inner, f->slabs, checkpoint_task, &p);
     }
     for (size_t segment = segments; segment-- > 0;) {
         p.chunk0 = segment * f->segment;
         p.count = fwm_min(f->segment, chunks - p.chunk0);
-        begin_segment(&p, true);
+        begin_segment(&p);
         segment_backward(&p);
         end_segment(&p);
     }
@@ -347,7 +405,8 @@ static void choose_segment(FamilyBackward *f)
 static FamilyBackward backward_of(const FwmRuleCall *call, int threads, void *scratch)
 {
     FamilyBackward f = {
-        .call = call, .shape = chunk_shape(call, true), .writing = chunk_shape(call, false), .scratch = scratch};
+        .call = call, .shape = family_shape(call, true), .writing = family_shape(call, false), .scratch = scratch};
+    f.ld_V = fwm_padded(call->V);
     f.slabs = slabs_of(call->V);
     f.slab_size = f.shape.ld * SLAB;
     f.longest = fwm_tiles(longest_sequence(call), CHUNK);

@@ -8,21 +8,7 @@
 #include "kernels/base/vmath.h"
 #include "kernels/rules/tokens.h"
 
-ChunkShape chunk_shape(const FwmRuleCall *call, bool reads)
-{
-    const bool erases = rule_erases(call);
-    return (ChunkShape){
-        .gate = call->gate,
-        .erases = erases,
-        .reads = reads,
-        .normalize = call->normalize,
-        .K = call->K,
-        .ld = fwm_padded(call->K),
-        .readers = (size_t)erases + (reads ? queries_per_state(call) : 0),
-    };
-}
-
-Chunk take_chunk(const ChunkShape *s, Arena *arena)
+Chunk take_chunk(const FamilyShape *s, Arena *arena)
 {
     const size_t M = s->readers * CHUNK, ld = s->ld;
     Chunk c = {.shape = *s, .k = take(arena, CHUNK * ld), .x = take(arena, M * ld)};
@@ -46,7 +32,7 @@ Chunk take_chunk(const ChunkShape *s, Arena *arena)
     return c;
 }
 
-ChunkGradients take_chunk_gradients(const ChunkShape *s, Arena *arena)
+ChunkGradients take_chunk_gradients(const FamilyShape *s, Arena *arena)
 {
     const size_t M = s->readers * CHUNK;
     return (ChunkGradients){
@@ -73,7 +59,7 @@ static void clear_rows(size_t from, size_t ld, real *block)
  * products. Rows after the last token are zeros, which read and write nothing. */
 static void load_shared(const ValueHead *h, size_t t0, Chunk *c)
 {
-    const ChunkShape *s = &c->shape;
+    const FamilyShape *s = &c->shape;
     const size_t ld = s->ld, block = CHUNK * ld, queries = s->readers - s->erases;
     real *q = c->x + s->erases * block;
     load_keys(h, t0, c->n, ld, c->k);
@@ -91,7 +77,7 @@ static void load_shared(const ValueHead *h, size_t t0, Chunk *c)
 /* Erase keys, and gates, which are 0 after the last token. Gates of channels are put where a will be. */
 static void load_head(const ValueHead *h, size_t t0, Chunk *c)
 {
-    const ChunkShape *s = &c->shape;
+    const FamilyShape *s = &c->shape;
     const size_t ld = s->ld;
     load_erase_keys(h, t0, c->n, ld, c->k, c->x);
     if (s->erases)

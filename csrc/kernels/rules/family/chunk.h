@@ -29,17 +29,10 @@
 
 #include "kernels/base/arena.h"
 #include "kernels/base/gemm.h"
-#include "kernels/rules/head.h"
+#include "kernels/rules/family/shape.h"
 
 typedef struct {
-    FwmGate gate;
-    bool erases, reads, normalize; /* reads: it has queries */
-    size_t K, ld;                  /* ld: K, padded */
-    size_t readers;                /* erases + R */
-} ChunkShape;
-
-typedef struct {
-    ChunkShape shape;
+    FamilyShape shape;
     size_t n;         /* tokens, at most C */
     real *k, *x;      /* C x ld, M x ld */
     real *k1, *x0;    /* the same; k and x themselves without a gate */
@@ -66,7 +59,6 @@ typedef struct {
     real *dbeta;   /* C */
 } ChunkGradients;
 
-#define chunk_shape FWM_NAME(chunk_shape)
 #define take_chunk FWM_NAME(take_chunk)
 #define take_chunk_gradients FWM_NAME(take_chunk_gradients)
 #define chunk_backward_scratch FWM_NAME(chunk_backward_scratch)
@@ -75,10 +67,9 @@ typedef struct {
 #define add_chunk_gradients FWM_NAME(add_chunk_gradients)
 #define chunk_backward FWM_NAME(chunk_backward)
 
-ChunkShape chunk_shape(const FwmRuleCall *call, bool reads);
-Chunk take_chunk(const ChunkShape *, Arena *arena);
-ChunkGradients take_chunk_gradients(const ChunkShape *, Arena *arena);
-size_t chunk_backward_scratch(const ChunkShape *); /* bytes */
+Chunk take_chunk(const FamilyShape *, Arena *arena);
+ChunkGradients take_chunk_gradients(const FamilyShape *, Arena *arena);
+size_t chunk_backward_scratch(const FamilyShape *); /* bytes */
 
 /* Prepares the chunk at tokens t0 .. of a head. z0 must be set before. With `shared`, the chunk must still hold what
  * was prepared for another value head with the same keys and queries. */
@@ -86,7 +77,7 @@ void prepare_chunk(const ValueHead *, size_t t0, bool shared, Chunk *);
 void prepare_chunk_backward(Chunk *); /* what only the backward needs */
 
 /* total += part: to be called for the slabs in a fixed order. */
-void add_chunk_gradients(const ChunkShape *, const ChunkGradients *part, ChunkGradients *total);
+void add_chunk_gradients(const FamilyShape *, const ChunkGradients *part, ChunkGradients *total);
 
 /* From the sums over columns to the gradients of the tokens' inputs, in the head's arrays. dz (ld), the gradient of the
  * sum of keys after the chunk, becomes that of the sum before it. */

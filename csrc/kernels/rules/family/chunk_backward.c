@@ -41,20 +41,20 @@ typedef struct {
     real *row;     /* ld */
 } ChunkBackwardScratch;
 
-static ChunkBackwardScratch divide_scratch(const ChunkShape *s, real *scratch)
+static ChunkBackwardScratch divide_scratch(const FamilyShape *s, real *scratch)
 {
     const size_t block = CHUNK * s->ld, M = s->readers;
     return (ChunkBackwardScratch){scratch, scratch + M * block, scratch + (M + 1) * block, scratch + (M + 2) * block,
                                   scratch + (M + 2) * block + (block > M * CHUNK * CHUNK ? block : M * CHUNK * CHUNK)};
 }
 
-size_t chunk_backward_scratch(const ChunkShape *s)
+size_t chunk_backward_scratch(const FamilyShape *s)
 {
     const size_t block = CHUNK * s->ld, scores = s->readers * CHUNK * CHUNK;
     return ((s->readers + 2) * block + (block > scores ? block : scores) + s->ld) * sizeof(real);
 }
 
-void add_chunk_gradients(const ChunkShape *s, const ChunkGradients *part, ChunkGradients *total)
+void add_chunk_gradients(const FamilyShape *s, const ChunkGradients *part, ChunkGradients *total)
 {
     add(s->ld * s->readers * CHUNK, part->dx0, total->dx0);
     add(s->ld * CHUNK, part->dk1, total->dk1);
@@ -64,7 +64,7 @@ void add_chunk_gradients(const ChunkShape *s, const ChunkGradients *part, ChunkG
         add(s->ld, part->ddecay, total->ddecay);
 }
 
-static void apply_causal_mask(const ChunkShape *s, real *dscores)
+static void apply_causal_mask(const FamilyShape *s, real *dscores)
 {
     for (size_t m = 0; m < s->readers * CHUNK; m++) {
         const size_t seen = m % CHUNK + (m >= CHUNK || !s->erases);
@@ -96,7 +96,7 @@ static void denominators_backward(const Chunk *c, real *dscores, const ChunkBack
 /* Without a gate, or with a scalar one, decays are numbers: D_ts factors out of the products over i. */
 static void products_backward(const Chunk *c, const real *dscores, const ChunkBackwardScratch *w)
 {
-    const ChunkShape *s = &c->shape;
+    const FamilyShape *s = &c->shape;
     const size_t ld = s->ld, M = s->readers * CHUNK;
     const real *decayed = dscores;
     if (s->gate == FWM_SCALAR_GATE) {
@@ -207,7 +207,7 @@ static void channels_backward(const Chunk *c, const real *dscores, const ChunkGr
 
 void chunk_backward(const ValueHead *h, size_t t0, const Chunk *c, const ChunkGradients *sums, real *dz, void *scratch)
 {
-    const ChunkShape *s = &c->shape;
+    const FamilyShape *s = &c->shape;
     const size_t ld = s->ld, M = s->readers * CHUNK;
     const ChunkBackwardScratch w = divide_scratch(s, scratch);
     transpose(ld, M, sums->dx0, M, w.dx, ld);

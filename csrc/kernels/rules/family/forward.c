@@ -1,6 +1,6 @@
 /* The family, forward. A task is the value heads of a key head. They share keys, and their values lie side by side: so
- * all of them go over some chunks before the first goes over the next chunks. For each head the task prepares the
- * chunks, and runs slab after slab over them.
+ * all of them go over a span of tokens before the first goes over the next span. For each head the task prepares the
+ * span, and goes slab after slab over its quads.
  *
  * See docs/mathematics/rules.md. */
 #include "kernels/rules/family/family.h"
@@ -12,25 +12,25 @@
 #include "kernels/rules/family/slab.h"
 #include "runtime/threads.h"
 
-enum {
-    CHUNKS_AT_ONCE = 4, /* a slab is loaded into the first-level cache once for so many */
-    MOST_HEADS = 8      /* of a task: their states fit the second-level cache */
-};
+enum { MOST_HEADS = 8 }; /* of a task: their states fit the second-level cache */
+
+enum { CHUNKS = SPAN / CHUNK }; /* of a span */
 
 typedef struct {
-    Chunk chunks[CHUNKS_AT_ONCE];
-    real *states; /* heads x slabs x ld x W */
-    real *sums;   /* heads x ld: of keys, with normalize */
-    real *N;      /* C x W */
-    real *v, *o;  /* CHUNKS_AT_ONCE C x V, CHUNKS_AT_ONCE C x R V: of the chunks */
-    void *slab_scratch;
+    Span span;            /* of a rule that erases */
+    Chunk chunks[CHUNKS]; /* of another */
+    real *states;         /* heads x slabs x ld x W */
+    real *sums;           /* heads x ld: of keys, with normalize */
+    real *folded;         /* ld x W: a state on the way */
+    real *u, *o;          /* SPAN x ld_V, R SPAN x ld_V: of the span */
 } FamilyForwardScratch;
 
 typedef struct {
     const FwmRuleCall *call;
-    ChunkShape shape;
+    FamilyShape shape;
     size_t slabs, groups; /* of a head */
     size_t heads;         /* of a task */
+    size_t ld_V;          /* V, padded */
     char *scratch;
     size_t stride;
 } FamilyForward;
@@ -38,42 +38,16 @@ typedef struct {
 static FamilyForwardScratch take_scratch(const FamilyForward *f, Arena *arena)
 {
     FamilyForwardScratch w;
-    for (size_t i = 0; i < CHUNKS_AT_ONCE; i++)
+    if (f->shape.erases)
+        w.span = take_span(&f->shape, arena);
+    for (size_t i = 0; i < CHUNKS && !f->shape.erases; i++)
         w.chunks[i] = take_chunk(&f->shape, arena);
     w.states = take(arena, f->heads * f->slabs * f->shape.ld * SLAB);
-    w.sums = take_bytes(arena, f->shape.normalize ? f->heads * f->shape.ld * sizeof(real) : 0);
-    w.N = take(arena, CHUNK * SLAB);
-    w.v = take(arena, CHUNKS_AT_ONCE * CHUNK * f->call->V);
-    w.o = take(arena, CHUNKS_AT_ONCE * CHUNK * queries_per_state(f->call) * f->call->V);
-    w.slab_scratch = take_bytes(arena, slab_forward_scratch(&f->shape));
+    w.sums = take(arena, f->heads * f->shape.ld);
+    w.folded = take(arena, f->call->kept_states ? f->shape.ld * SLAB : 0);
+    w.u = take(arena, SPAN * f->ld_V);
+    w.o = take(arena, queries_per_state(f->call) * SPAN * f->ld_V);
     return w;
-}
-
-/* z0 += the keys of a chunk */
-static void add_keys(const Chunk *c, real *z0)
-{
-    for (size_t t = 0; t < c->n; t++)
-        add(c->shape.ld, c->k + t * c->shape.ld, z0);
-}
-
-/* Prepares the first chunks of a head, from token t0 of its sequence on; returns how many. sum: of the keys before
- * them, becomes that of the keys after them. */
-static size_t prepare_chunks(const ValueHead *h, size_t t0, bool shared, Chunk *chunks, real *sum)
-{
-    size_t count = 0;
-    for (; count < CHUNKS_AT_ONCE && count * CHUNK < h->T; count++) {
-        Chunk *c = &chunks[count];
-        if (c->shape.normalize)
-            memcpy(c->z0, sum, c->shape.ld * sizeof(real));
-        prepare_chunk(h, count * CHUNK, shared, c);
-        if (!c->shape.normalize)
-            continue;
-        add_keys(c, sum);
-        real *kept = kept_sum(h, t0 + count * CHUNK + c->n);
-        if (kept)
-            copy(h->K, sum, kept);
-    }
-    return count;
 }
 
 static real *slab_state(const FamilyForward *f, const FamilyForwardScratch *w, size_t head, size_t slab)
@@ -81,35 +55,68 @@ static real *slab_state(const FamilyForward *f, const FamilyForwardScratch *w, s
     return w->states + (head * f->slabs + slab) * f->shape.ld * SLAB;
 }
 
-/* The chunks from token t0 on, on slabs first .. last - 1. The tokens of one head lie far apart: values are gathered
+/* Prepares the chunks of a span, of a head's tokens from t0 on. sum: of the keys before them, becomes that of the keys
+ * after them. */
+static void prepare_chunks(const ValueHead *h, size_t t0, size_t tokens, bool shared, Chunk *chunks, real *sum)
+{
+    for (size_t i = 0; i * CHUNK < tokens; i++) {
+        Chunk *c = &chunks[i];
+        const size_t ld = c->shape.ld;
+        if (c->shape.normalize)
+            memcpy(c->z0, sum, ld * sizeof(real));
+        prepare_chunk(h, t0 + i * CHUNK, shared, c);
+        for (size_t t = 0; c->shape.normalize && t < c->n; t++)
+            add(ld, c->k + t * ld, sum);
+        real *kept = kept_sum(h, t0 + i * CHUNK + c->n);
+        if (kept)
+            copy(h->K, sum, kept);
+    }
+}
+
+/* A prepared span on a slab, its tokens from t0 on. */
+static void forward_slab(const FamilyForward *f, const ValueHead *h, size_t t0, size_t tokens, const Slab *slab,
+                         const SpanRows *rows, FamilyForwardScratch *w, real *S)
+{
+    const size_t step = f->shape.erases ? QUAD : CHUNK;
+    for (size_t i = 0; i * step < tokens; i++) {
+        if (f->shape.erases)
+            quad_forward(&w->span, i, rows, slab, S, S, NULL);
+        else
+            chunk_of_sums_forward(&w->chunks[i], i, rows, slab, S);
+        real *kept = kept_state(h, t0 + fwm_min(tokens, (i + 1) * step));
+        if (kept)
+            store_slab(h, slab, f->shape.erases ? fold_slab(&w->span, i, S, w->folded) : S, kept);
+    }
+}
+
+/* The span from token t0 on, on slabs first .. last - 1. The tokens of one head lie far apart: values are gathered
  * before, and outputs scattered after, a whole row at a time, because stores that miss the caches would hold up those
  * of the state. */
-static void run_chunks(const FamilyForward *f, const ValueHead *h, size_t t0, size_t index, size_t first, size_t last,
-                       FamilyForwardScratch *w)
+static void forward_span(const FamilyForward *f, const ValueHead *head, size_t t0, size_t index, size_t first,
+                         size_t last, FamilyForwardScratch *w)
 {
-    const size_t V = h->V, j0 = first * SLAB, columns = fwm_min(V, last * SLAB) - j0,
-                 tokens = fwm_min(CHUNKS_AT_ONCE * CHUNK, h->T - t0);
-    const ValueHead head = head_from(h, t0);
-    ValueHead gathered = head;
+    ValueHead h = *head;
+    const size_t V = h.V, ld_V = f->ld_V, j0 = first * SLAB, columns = fwm_min(V, last * SLAB) - j0,
+                 tokens = fwm_min(SPAN, h.T - t0);
+    const bool shared = index > 0 && h.call->HQ == h.call->H; /* has the keys and queries of the head before */
+    const SpanRows rows = {w->u, w->o, ld_V};
+    real *sum = w->sums + index * f->shape.ld;
     if (first > 0)
-        gathered.kept_sums = NULL;                              /* the first group keeps them */
-    const bool shared = index > 0 && h->call->HQ == h->call->H; /* has the keys and queries of the head before */
-    const size_t count = prepare_chunks(&gathered, t0, shared, w->chunks, w->sums + index * f->shape.ld);
-    gathered.v = (Tokens){w->v, V};
-    gathered.o = (Tokens){w->o, h->R * V};
-    copy_rows(tokens, j0, columns, head.v, gathered.v);
+        h.kept_sums = NULL; /* the first group keeps them */
+    if (f->shape.erases)
+        prepare_span(&h, t0, SPAN, shared, &w->span, sum);
+    else
+        prepare_chunks(&h, t0, tokens, shared, w->chunks, sum);
+    load_span_values(&h, t0, tokens, j0, columns, ld_V, w->u);
     for (size_t p = first; p < last; p++) {
         const Slab slab = slab_of(V, p);
-        real *S = slab_state(f, w, index, p);
-        for (size_t i = 0; i < count; i++) {
-            slab_forward(&gathered, i * CHUNK, &w->chunks[i], &slab, S, S, w->N, w->slab_scratch);
-            real *kept = kept_state(h, t0 + i * CHUNK + w->chunks[i].n);
-            if (kept)
-                store_slab(h, &slab, S, kept);
-        }
+        forward_slab(f, &h, t0, tokens, &slab, &rows, w, slab_state(f, w, index, p));
     }
-    for (size_t r = 0; r < h->R; r++)
-        copy_rows(tokens, r * V + j0, columns, gathered.o, head.o);
+    for (size_t query = 0; query < h.R; query++) {
+        Tokens to = head_from(&h, t0).o;
+        to.data += query * V;
+        copy_rows(tokens, j0, columns, (Tokens){w->o + query * SPAN * ld_V, ld_V}, to);
+    }
 }
 
 /* The states of the task's heads, from and to the caller's arrays. */
@@ -152,10 +159,10 @@ static void forward_task(void *context, size_t task, int thread)
         const ValueHead h = head_of(call, sequence, hv + i);
         load_states(f, &h, i, first, last, &w);
     }
-    for (size_t t0 = 0; t0 < sequence_length(call, sequence); t0 += CHUNKS_AT_ONCE * CHUNK)
+    for (size_t t0 = 0; t0 < sequence_length(call, sequence); t0 += SPAN)
         for (size_t i = 0; i < f->heads; i++) {
             const ValueHead h = head_of(call, sequence, hv + i);
-            run_chunks(f, &h, t0, i, first, last, &w);
+            forward_span(f, &h, t0, i, first, last, &w);
         }
     for (size_t i = 0; i < f->heads; i++) {
         const ValueHead h = head_of(call, sequence, hv + i);
@@ -164,11 +171,12 @@ static void forward_task(void *context, size_t task, int thread)
 }
 
 /* A task is the value heads of a key head, where that gives every thread work. Else it is one value head, divided into
- * as many groups of slabs as that takes, although every group prepares the chunks anew. */
+ * as many groups of slabs as that takes, although every group prepares the spans anew. */
 static FamilyForward forward_of(const FwmRuleCall *call, int threads, void *scratch)
 {
     FamilyForward f = {
-        .call = call, .shape = chunk_shape(call, true), .slabs = slabs_of(call->V), .groups = 1, .scratch = scratch};
+        .call = call, .shape = family_shape(call, true), .slabs = slabs_of(call->V), .groups = 1, .scratch = scratch};
+    f.ld_V = fwm_padded(call->V);
     const size_t sharing = call->HV / call->H;
     f.heads = call->n_sequences * call->H < (size_t)threads || sharing > MOST_HEADS ? 1 : sharing;
     while (f.heads == 1 && call->n_sequences * call->HV * f.groups < (size_t)threads && f.groups < f.slabs)

@@ -3,7 +3,7 @@
 
 #include <stddef.h>
 
-typedef enum { WRITING, READING, GRADIENT } RowUse;
+typedef enum { INPUT, GRADIENT } RowUse;
 
 typedef struct {
     size_t member; /* offset in ValueHead, of a Tokens */
@@ -12,14 +12,14 @@ typedef struct {
 } RowArray;
 
 static const RowArray arrays[] = {
-    {offsetof(ValueHead, k), WRITING, KEY},        {offsetof(ValueHead, v), WRITING, VALUE},
-    {offsetof(ValueHead, g), WRITING, GATE},       {offsetof(ValueHead, beta), WRITING, ONE},
-    {offsetof(ValueHead, erase), WRITING, ONE},    {offsetof(ValueHead, b), WRITING, KEY},
-    {offsetof(ValueHead, w), WRITING, VALUE},      {offsetof(ValueHead, q), READING, QUERIES},
-    {offsetof(ValueHead, dout), READING, OUTPUTS}, {offsetof(ValueHead, dk), GRADIENT, KEY},
-    {offsetof(ValueHead, dv), GRADIENT, VALUE},    {offsetof(ValueHead, dg), GRADIENT, GATE},
-    {offsetof(ValueHead, dbeta), GRADIENT, ONE},   {offsetof(ValueHead, db), GRADIENT, KEY},
-    {offsetof(ValueHead, dw), GRADIENT, VALUE},    {offsetof(ValueHead, derase), GRADIENT, ONE},
+    {offsetof(ValueHead, k), INPUT, KEY},         {offsetof(ValueHead, v), INPUT, VALUE},
+    {offsetof(ValueHead, g), INPUT, GATE},        {offsetof(ValueHead, beta), INPUT, ONE},
+    {offsetof(ValueHead, erase), INPUT, ONE},     {offsetof(ValueHead, b), INPUT, KEY},
+    {offsetof(ValueHead, w), INPUT, VALUE},       {offsetof(ValueHead, q), INPUT, QUERIES},
+    {offsetof(ValueHead, dout), INPUT, OUTPUTS},  {offsetof(ValueHead, dk), GRADIENT, KEY},
+    {offsetof(ValueHead, dv), GRADIENT, VALUE},   {offsetof(ValueHead, dg), GRADIENT, GATE},
+    {offsetof(ValueHead, dbeta), GRADIENT, ONE},  {offsetof(ValueHead, db), GRADIENT, KEY},
+    {offsetof(ValueHead, dw), GRADIENT, VALUE},   {offsetof(ValueHead, derase), GRADIENT, ONE},
     {offsetof(ValueHead, dq), GRADIENT, QUERIES},
 };
 enum { ARRAYS = sizeof arrays / sizeof arrays[0] };
@@ -49,13 +49,13 @@ size_t numbers_of_token(const FwmRuleCall *call)
     return all;
 }
 
-ValueHead gather_rows(const ValueHead *head, size_t tokens, bool backward, real *rows)
+ValueHead gather_rows(const ValueHead *head, size_t tokens, real *rows)
 {
     ValueHead gathered = *head;
     for (size_t i = 0; i < ARRAYS; i++) {
         const size_t numbers = numbers_of(gathered.call, &arrays[i]);
         Tokens *x = tokens_in(&gathered, &arrays[i]);
-        if (!x->data || (arrays[i].use != WRITING && !backward))
+        if (!x->data)
             continue;
         const Tokens scattered = *x;
         *x = (Tokens){rows, numbers};

@@ -13,9 +13,9 @@
 
 size_t numbers_of_token(const FwmRuleCall *call); /* of the rows of one token */
 
-/* Gathers the first tokens of a head into rows: what the state needs (k, v, g, ..) and, for a backward, the other
- * inputs and room for gradients. Returns the head with its tokens there. */
-ValueHead gather_rows(const ValueHead *head, size_t tokens, bool backward, real *rows);
+/* Gathers the first tokens of a head into rows, inputs and room for gradients. Returns the head with its tokens there.
+ */
+ValueHead gather_rows(const ValueHead *head, size_t tokens, real *rows);
 
 /* Scatters the gradients of a head that gather_rows returned. Value heads that share a key or a query add to its
  * gradient in order. */

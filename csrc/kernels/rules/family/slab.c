@@ -1,93 +1,232 @@
-/* A chunk on a slab of the state, forward: chunk.h has the equations.
+/* The state on a slab, forward. Rules that erase go quad by quad (span.h has the equations). The state is read once for
+ * erase keys and queries, 8 rows by 2 vectors of columns in registers, and once more, and written, when the four values
+ * are known: 6 K V operations a token in all, as in the recurrence, and 10 V more.
  *
- *     [E0; Q0] = X0 S0,   N_t = u_t - E0_t - sum_{s < t} A_ts N_s,   O_t = Q0_t + sum_{s <= t} P_ts N_s,
- *     S = diag(decay) S0 + K1^T N
- *
- * with A and P the blocks of scores for E and the queries. Two products of M x K x W and K x C x W, and triangular ones
- * of C x C x W. 6 K V operations a token in all, as in the recurrence, and (2 C + ..) V more.
+ * Rules that do not erase know what they write, and go chunk by chunk (chunk.h): two products with the state, and a
+ * triangular one. Nothing takes from the state again what rounding has put there, so it is rounded only once a chunk.
  *
  * Derived in docs/mathematics/rules.md. */
 #include "kernels/rules/family/slab.h"
 
-#include <string.h>
-
 #include "kernels/base/gemm.h"
-#include "kernels/rules/tokens.h"
 
-/* u (C x W), zeros after the last column and token */
-static void load_written(const ValueHead *h, size_t t0, const Chunk *c, const Slab *slab, real *u)
+enum { BLOCK = 2 }; /* vectors of columns, at most, that are worked on at once */
+
+/* x S, QUAD rows x on nv vectors of columns */
+ALWAYS_INLINE void read_rows(size_t nv, size_t K, const real *x, size_t ld, const real *S, vec read[QUAD][BLOCK])
 {
-    for (size_t t = 0; t < CHUNK; t++, u += SLAB) {
-        const size_t there = t < c->n ? slab->n : 0;
-        if (there)
-            load_value(h, t0 + t, slab->j0, there, u);
-        memset(u + there, 0, (SLAB - there) * sizeof(real));
+    vec sums[QUAD][BLOCK];
+#pragma GCC unroll 4
+    for (size_t t = 0; t < QUAD; t++)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++)
+            sums[t][v] = (vec){0};
+    for (size_t i = 0; i < K; i++, S += SLAB) {
+        vec s[BLOCK];
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++)
+            s[v] = vec_load(S + v * FWM_LANES);
+#pragma GCC unroll 4
+        for (size_t t = 0; t < QUAD; t++)
+#pragma GCC unroll 2
+            for (size_t v = 0; v < nv; v++)
+                sums[t][v] += x[t * ld + i] * s[v];
     }
+#pragma GCC unroll 4
+    for (size_t t = 0; t < QUAD; t++)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++)
+            read[t][v] = sums[t][v];
 }
 
-/* N (C x W), which holds u at first: N_t -= E0_t + sum_{s < t} A_ts N_s. A vector of columns at a time, whose N stay in
- * registers. */
-static void solve(size_t columns, const real *A, const real *E0, real *N)
+/* The same of x and y at once, where there are registers for both. */
+ALWAYS_INLINE void read_both(size_t nv, size_t K, const real *x, const real *y, size_t ld, const real *S,
+                             vec read_x[QUAD][BLOCK], vec read_y[QUAD][BLOCK])
 {
-    for (size_t j = 0; j < columns; j += FWM_LANES) {
-        vec n[CHUNK];
-#pragma GCC unroll 16
-        for (size_t t = 0; t < CHUNK; t++) {
-            n[t] = vec_load(N + t * SLAB + j) - vec_load(E0 + t * SLAB + j);
-#pragma GCC unroll 16
-            for (size_t s = 0; s < t; s++)
-                n[t] -= A[t * CHUNK + s] * n[s];
-            vec_store(N + t * SLAB + j, n[t]);
+#if FWM_VECTOR_BYTES < 64
+    read_rows(nv, K, x, ld, S, read_x);
+    read_rows(nv, K, y, ld, S, read_y);
+#else
+    vec sums[2 * QUAD][BLOCK];
+#pragma GCC unroll 8
+    for (size_t t = 0; t < 2 * QUAD; t++)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++)
+            sums[t][v] = (vec){0};
+    for (size_t i = 0; i < K; i++, S += SLAB) {
+        vec s[BLOCK];
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++)
+            s[v] = vec_load(S + v * FWM_LANES);
+#pragma GCC unroll 8
+        for (size_t t = 0; t < 2 * QUAD; t++) {
+            const real number = t < QUAD ? x[t * ld + i] : y[(t - QUAD) * ld + i];
+#pragma GCC unroll 2
+            for (size_t v = 0; v < nv; v++)
+                sums[t][v] += number * s[v];
         }
     }
+#pragma GCC unroll 4
+    for (size_t t = 0; t < QUAD; t++)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++) {
+            read_x[t][v] = sums[t][v];
+            read_y[t][v] = sums[QUAD + t][v];
+        }
+#endif
 }
 
-/* O_t += sum_{s <= t} P_ts N_s */
-static void read_chunk(size_t columns, const real *P, const real *N, real *O)
+/* n_t -= e_t S0 + sum_{s < t} A_ts n_s */
+ALWAYS_INLINE void solve(size_t nv, const real *pairs, vec read[QUAD][BLOCK], vec n[QUAD][BLOCK])
+{
+#pragma GCC unroll 4
+    for (size_t t = 0; t < QUAD; t++)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++) {
+            n[t][v] -= read[t][v];
+#pragma GCC unroll 4
+            for (size_t s = 0; s < t; s++)
+                n[t][v] -= pairs[ERASE_PAIR(t, s)] * n[s][v];
+        }
+}
+
+/* o_t = q_t S0 + sum_{s <= t} P_ts n_s, times the reciprocals (NULL: 1) */
+ALWAYS_INLINE void store_read(size_t nv, const real *pairs, vec read[QUAD][BLOCK], vec n[QUAD][BLOCK],
+                              const real *reciprocal, real *o, size_t ld)
+{
+#pragma GCC unroll 4
+    for (size_t t = 0; t < QUAD; t++)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++) {
+            vec y = read[t][v];
+#pragma GCC unroll 4
+            for (size_t s = 0; s <= t; s++)
+                y += pairs[QUERY_PAIR(t, s)] * n[s][v];
+            vec_store(o + t * ld + v * FWM_LANES, reciprocal ? reciprocal[t] * y : y);
+        }
+}
+
+/* S = c S0 + k^T n. A fold adds up the four products before it adds S0, of which c may be nearly all; without one c is
+ * 1. */
+ALWAYS_INLINE void write_rows(size_t nv, bool folds, size_t K, const real *k, size_t ld, Decay c, vec n[QUAD][BLOCK],
+                              const real *S0, real *S)
+{
+    vec written[QUAD][BLOCK]; /* a copy that no store can change: it stays in registers */
+#pragma GCC unroll 4
+    for (size_t t = 0; t < QUAD; t++)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++)
+            written[t][v] = n[t][v];
+    for (size_t i = 0; i < K; i++, S0 += SLAB, S += SLAB) {
+        vec s[BLOCK], sums[BLOCK];
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++) {
+            s[v] = vec_in_register(vec_load(S0 + v * FWM_LANES));
+            sums[v] = folds ? c.rest[i] * s[v] : s[v];
+        }
+#pragma GCC unroll 4
+        for (size_t t = 0; t < QUAD; t++)
+#pragma GCC unroll 2
+            for (size_t v = 0; v < nv; v++)
+                sums[v] += k[t * ld + i] * written[t][v];
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++)
+            vec_store(S + v * FWM_LANES, folds ? sums[v] + vec_masked(s[v], c.one_more[i]) : sums[v]);
+    }
+}
+
+/* Quad i on nv vectors of columns, from column j of the span's rows on. */
+ALWAYS_INLINE void block_forward(size_t nv, const Span *span, size_t i, const SpanRows *rows, size_t j, const real *S0,
+                                 real *S, real *N)
+{
+    const FamilyShape *shape = &span->shape;
+    const size_t K = shape->K, ld = shape->ld, R = shape->readers - 1, row = i * QUAD;
+    const real *pairs = span->pairs + i * (R ? R : 1) * PAIRS, *e = span->e0 + row * ld, *q = span->q0 + row * ld;
+    vec n[QUAD][BLOCK], read[QUAD][BLOCK], read_first[QUAD][BLOCK];
+#pragma GCC unroll 4
+    for (size_t t = 0; t < QUAD; t++)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++)
+            n[t][v] = vec_load(rows->u + (row + t) * rows->ld + j + v * FWM_LANES);
+    if (R)
+        read_both(nv, K, e, q, ld, S0, read, read_first);
+    else
+        read_rows(nv, K, e, ld, S0, read);
+    solve(nv, pairs, read, n);
+    for (size_t query = 0; query < R; query++) {
+        const size_t first = query * SPAN + row;
+        if (query)
+            read_rows(nv, K, span->q0 + first * ld, ld, S0, read_first);
+        store_read(nv, pairs + query * PAIRS, read_first, n, shape->normalize ? span->reciprocal + first : NULL,
+                   rows->o + first * rows->ld + j, rows->ld);
+    }
+#pragma GCC unroll 4
+    for (size_t t = 0; N && t < QUAD; t++)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++)
+            vec_store(N + t * SLAB + v * FWM_LANES, n[t][v]);
+    if (span->folds[i])
+        write_rows(nv, true, K, span->k1 + row * ld, ld, span->c_of_fold[i], n, S0, S);
+    else
+        write_rows(nv, false, K, span->k1 + row * ld, ld, (Decay){0}, n, S0, S);
+}
+
+void quad_forward(const Span *span, size_t i, const SpanRows *rows, const Slab *slab, const real *S0, real *S, real *N)
+{
+    size_t j = 0;
+    for (; j + BLOCK * FWM_LANES <= slab->padded; j += BLOCK * FWM_LANES)
+        block_forward(BLOCK, span, i, rows, slab->j0 + j, S0 + j, S + j, N ? N + j : NULL);
+    for (; j < slab->padded; j += FWM_LANES)
+        block_forward(1, span, i, rows, slab->j0 + j, S0 + j, S + j, N ? N + j : NULL);
+}
+
+const real *fold_slab(const Span *span, size_t i, const real *S, real *folded)
+{
+    const Decay c = span->c_of_fold[i];
+    if (span->folds[i] || span->shape.gate == FWM_NO_GATE)
+        return S;
+    for (size_t row = 0; row < span->shape.K; row++)
+        for (size_t j = row * SLAB; j < (row + 1) * SLAB; j += FWM_LANES) {
+            const vec s = vec_load(S + j);
+            vec_store(folded + j, c.rest[row] * s + vec_masked(s, c.one_more[row]));
+        }
+    return folded;
+}
+
+void update_slab(const Chunk *c, const Slab *slab, const real *S0, const real *N, size_t ld, real *S)
+{
+    const FamilyShape *s = &c->shape;
+    gemm_decayed(s->K, slab->padded, CHUNK, rows_of(c->k1_t, CHUNK), N, ld, c->in_two, S0, S, SLAB);
+}
+
+/* O_t += sum_{s <= t} P_ts N_s, a vector of columns at a time; rows of ld numbers */
+static void read_chunk(size_t columns, const real *P, const real *N, real *O, size_t ld)
 {
     for (size_t j = 0; j < columns; j += FWM_LANES) {
         vec n[CHUNK];
 #pragma GCC unroll 16
         for (size_t t = 0; t < CHUNK; t++) {
-            n[t] = vec_load(N + t * SLAB + j);
-            vec o = vec_load(O + t * SLAB + j);
+            n[t] = vec_load(N + t * ld + j);
+            vec o = vec_load(O + t * ld + j);
 #pragma GCC unroll 16
             for (size_t s = 0; s <= t; s++)
                 o += P[t * CHUNK + s] * n[s];
-            vec_store(O + t * SLAB + j, o);
+            vec_store(O + t * ld + j, o);
         }
     }
 }
 
-size_t slab_forward_scratch(const ChunkShape *s)
+void chunk_of_sums_forward(const Chunk *c, size_t i, const SpanRows *rows, const Slab *slab, real *S)
 {
-    return s->readers * CHUNK * SLAB * sizeof(real);
-}
-
-void update_slab(const Chunk *c, const Slab *slab, const real *S0, const real *N, real *S)
-{
-    const ChunkShape *s = &c->shape;
-    gemm_decayed(s->K, slab->padded, CHUNK, rows_of(c->k1_t, CHUNK), N, SLAB, c->in_two, S0, S, SLAB);
-}
-
-void slab_forward(const ValueHead *h, size_t t0, const Chunk *c, const Slab *slab, const real *S0, real *S, real *N,
-                  void *scratch)
-{
-    const ChunkShape *s = &c->shape;
-    real *read = scratch;
-    if (s->readers)
-        gemm(s->readers * CHUNK, slab->padded, s->K, rows_of(c->x0, s->ld), S0, SLAB, 0, NULL, read, SLAB);
-    load_written(h, t0, c, slab, N);
-    if (s->erases)
-        solve(slab->padded, c->scores, read, N);
-    for (size_t r = s->erases; r < s->readers; r++) {
-        real *o = read + r * CHUNK * SLAB;
-        read_chunk(slab->padded, c->scores + r * CHUNK * CHUNK, N, o);
+    const FamilyShape *s = &c->shape;
+    const size_t ld = rows->ld;
+    const real *N = rows->u + i * CHUNK * ld + slab->j0;
+    for (size_t query = 0; query < s->readers; query++) {
+        real *o = rows->o + (query * SPAN + i * CHUNK) * ld + slab->j0;
+        gemm(CHUNK, slab->padded, s->K, rows_of(c->x0 + query * CHUNK * s->ld, s->ld), S, SLAB, 0, NULL, o, ld);
+        read_chunk(slab->padded, c->scores + query * CHUNK * CHUNK, N, o, ld);
         for (size_t t = 0; s->normalize && t < c->n; t++)
-            for (size_t j = 0; j < SLAB; j += FWM_LANES)
-                vec_store(o + t * SLAB + j, c->reciprocal[r * CHUNK + t] * vec_load(o + t * SLAB + j));
-        for (size_t t = 0; t < c->n; t++)
-            copy(slab->n, o + t * SLAB, token(h->o, t0 + t) + (r - s->erases) * h->V + slab->j0);
+            scale(slab->padded, c->reciprocal[query * CHUNK + t], o + t * ld, o + t * ld);
     }
-    update_slab(c, slab, S0, N, S);
+    update_slab(c, slab, S, N, ld, S);
 }

@@ -1,10 +1,11 @@
 /* A slab: W columns of the state of a head, ld x W, rows beyond K unused. In the family no column of the state depends
- * on another, so that a slab stays in the first-level cache from chunk to chunk, and slabs may run on different
- * threads. */
+ * on another, so that a slab stays in the first-level cache from quad to quad and from chunk to chunk, and slabs may
+ * run on different threads. */
 #ifndef FWM_KERNELS_RULES_FAMILY_SLAB_H
 #define FWM_KERNELS_RULES_FAMILY_SLAB_H
 
 #include "kernels/rules/family/chunk.h"
+#include "kernels/rules/family/span.h"
 
 enum { SLAB = 32 }; /* columns: W in shapes and equations */
 
@@ -35,28 +36,39 @@ static inline void store_slab(const ValueHead *h, const Slab *slab, const real *
     store_columns(h, slab->j0, slab->n, SLAB, S, state);
 }
 
-#define slab_forward_scratch FWM_NAME(slab_forward_scratch)
+/* The rows of a span beside its keys: SPAN x ld each, all columns of V. */
+typedef struct {
+    const real *u; /* what is to be written */
+    real *o;       /* R of them: what the queries read; NULL without queries */
+    size_t ld;
+} SpanRows;
+
+#define quad_forward FWM_NAME(quad_forward)
+#define fold_slab FWM_NAME(fold_slab)
+#define chunk_of_sums_forward FWM_NAME(chunk_of_sums_forward)
 #define update_slab FWM_NAME(update_slab)
-#define slab_forward FWM_NAME(slab_forward)
 #define slab_backward_scratch FWM_NAME(slab_backward_scratch)
 #define slab_backward FWM_NAME(slab_backward)
 
-size_t slab_forward_scratch(const ChunkShape *); /* bytes */
+/* Quad i of a span on a slab: from the state S0 before it to S after it, which may be the same array. N (QUAD x W;
+ * NULL: not wanted) gets the values that are written. */
+void quad_forward(const Span *, size_t i, const SpanRows *, const Slab *, const real *S0, real *S, real *N);
 
-/* The chunk at tokens t0 .. on a slab: from the state S0 before it to S after it, which may be the same array. The
- * values that are written are left in N (C x W). What the queries read is stored in the head's output, if the chunk has
- * queries. */
-void slab_forward(const ValueHead *, size_t t0, const Chunk *, const Slab *, const real *S0, real *S, real *N,
-                  void *scratch);
+/* The state S after quad i, as it is when it is folded there: S itself, or folded (ld x W), made from it. */
+const real *fold_slab(const Span *, size_t i, const real *S, real *folded);
 
-/* The last step of slab_forward alone: S from S0 and N. */
-void update_slab(const Chunk *, const Slab *, const real *S0, const real *N, real *S);
+/* Chunk i of a span of a rule that does not erase, on a slab, in place: u is what is written. */
+void chunk_of_sums_forward(const Chunk *, size_t i, const SpanRows *, const Slab *, real *S);
 
-size_t slab_backward_scratch(const ChunkShape *); /* bytes */
+/* The state S after a chunk, from S0, that before it, and N (C rows of ld numbers), the values that are written in it.
+ */
+void update_slab(const Chunk *, const Slab *, const real *S0, const real *N, size_t ld, real *S);
 
-/* Backward of slab_forward. Given S0, the state before the chunk, N, and dS, the gradient of the state after it, which
- * becomes that of S0. The gradients of the written values are stored in the head's arrays, the slab's share of the
- * others in part, all of which is overwritten. */
+size_t slab_backward_scratch(const FamilyShape *); /* bytes */
+
+/* Backward of a chunk on a slab. Given S0, the state before the chunk, N, and dS, the gradient of the state after it,
+ * which becomes that of S0. The gradients of the written values are stored in the head's arrays, the slab's share of
+ * the others in part, all of which is overwritten. */
 void slab_backward(const ValueHead *, size_t t0, const Chunk *, const Slab *, const real *S0, const real *N, real *dS,
                    ChunkGradients *part, void *scratch);
 

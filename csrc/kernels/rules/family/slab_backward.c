@@ -28,14 +28,14 @@ typedef struct {
     real *N_t;     /* W x C */
 } SlabBackwardScratch;
 
-static SlabBackwardScratch divide_scratch(const ChunkShape *s, real *scratch)
+static SlabBackwardScratch divide_scratch(const FamilyShape *s, real *scratch)
 {
     const size_t stack = s->readers * CHUNK * SLAB;
     return (SlabBackwardScratch){scratch, scratch + CHUNK * SLAB, scratch + CHUNK * SLAB + stack,
                                  scratch + CHUNK * SLAB + 2 * stack};
 }
 
-size_t slab_backward_scratch(const ChunkShape *s)
+size_t slab_backward_scratch(const FamilyShape *s)
 {
     return 2 * (s->readers + 1) * CHUNK * SLAB * sizeof(real);
 }
@@ -94,7 +94,7 @@ static void load_dout(const ValueHead *h, size_t t0, const Chunk *c, const Slab 
 void slab_backward(const ValueHead *h, size_t t0, const Chunk *c, const Slab *slab, const real *S0, const real *N,
                    real *dS, ChunkGradients *part, void *scratch)
 {
-    const ChunkShape *s = &c->shape;
+    const FamilyShape *s = &c->shape;
     const size_t M = s->readers * CHUNK, K = s->K, columns = slab->padded;
     const SlabBackwardScratch w = divide_scratch(s, scratch);
     load_dout(h, t0, c, slab, w.Y);
