@@ -13,29 +13,25 @@ bool rule_erases(const FwmRuleCall *call)
     return rules[call->rule]->info.strength != FWM_NO_STRENGTH;
 }
 
-/* Row i of n tokens from t0 on, normalised. All rows are loaded before the first is normalised: the rows of a head lie
- * far apart in memory, and so their cache misses overlap. */
-static void load_normalised(const ValueHead *h, Tokens from, size_t t0, size_t n, size_t i, size_t ld, real *x,
+/* Row i of n tokens from t0 on, normalised, times a. All rows are loaded before the first is normalised: the rows of a
+ * head lie far apart in memory, and so their cache misses overlap. */
+static void load_normalised(const ValueHead *h, Tokens from, size_t t0, size_t n, size_t i, real a, size_t ld, real *x,
                             size_t per_token)
 {
     for (size_t t = 0; t < n; t++)
         load_row(h->K, ld, token(from, t0 + t) + i * h->K, x + t * per_token);
-    for (size_t t = 0; t < n; t++)
-        qk_norm_forward(h->call->qk_norm, h->K, ld, x + t * per_token);
+    qk_norm_forward(h->call->qk_norm, a, n, ld, x, per_token);
 }
 
 void load_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, real *k)
 {
-    load_normalised(h, h->k, t0, n, 0, ld, k, ld);
+    load_normalised(h, h->k, t0, n, 0, 1, ld, k, ld);
 }
 
 void load_queries(const ValueHead *h, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query)
 {
-    for (size_t r = 0; r < h->R; r++, q += per_query) {
-        load_normalised(h, h->q, t0, n, r, ld, q, per_token);
-        for (size_t t = 0; t < n; t++)
-            scale(ld, (real)h->call->scale, q + t * per_token, q + t * per_token);
-    }
+    for (size_t r = 0; r < h->R; r++)
+        load_normalised(h, h->q, t0, n, r, (real)h->call->scale, ld, q + r * per_query, per_token);
 }
 
 void load_erase_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, const real *restrict k, real *restrict e)

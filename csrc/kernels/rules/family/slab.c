@@ -76,6 +76,16 @@ ALWAYS_INLINE void read_both(size_t nv, size_t K, const real *x, const real *y, 
 #endif
 }
 
+/* x_t = factor_t x_t */
+ALWAYS_INLINE void scale_rows(size_t nv, const real *factors, vec x[QUAD][BLOCK])
+{
+#pragma GCC unroll 4
+    for (size_t t = 0; t < QUAD; t++)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++)
+            x[t][v] *= factors[t];
+}
+
 /* n_t -= e_t S0 + sum_{s < t} A_ts n_s */
 ALWAYS_INLINE void solve(size_t nv, const real *pairs, vec read[QUAD][BLOCK], vec n[QUAD][BLOCK])
 {
@@ -136,8 +146,8 @@ ALWAYS_INLINE void write_rows(size_t nv, bool folds, size_t K, const real *k, si
 }
 
 /* Quad i on nv vectors of columns, from column j of the span's rows on. */
-ALWAYS_INLINE void block_forward(size_t nv, const Span *span, size_t i, const SpanRows *rows, size_t j, const real *S0,
-                                 real *S, real *N)
+ALWAYS_INLINE void block_forward(size_t nv, bool scaled, const Span *span, size_t i, const SpanRows *rows, size_t j,
+                                 const real *S0, real *S, real *N)
 {
     const FamilyShape *shape = &span->shape;
     const size_t K = shape->K, ld = shape->ld, R = shape->readers - 1, row = i * QUAD;
@@ -152,11 +162,15 @@ ALWAYS_INLINE void block_forward(size_t nv, const Span *span, size_t i, const Sp
         read_both(nv, K, e, q, ld, S0, read, read_first);
     else
         read_rows(nv, K, e, ld, S0, read);
+    if (scaled)
+        scale_rows(nv, span->erases + row, read);
     solve(nv, pairs, read, n);
     for (size_t query = 0; query < R; query++) {
         const size_t first = query * SPAN + row;
         if (query)
             read_rows(nv, K, span->q0 + first * ld, ld, S0, read_first);
+        if (scaled)
+            scale_rows(nv, span->reads + row, read_first);
         store_read(nv, pairs + query * PAIRS, read_first, n, shape->normalize ? span->reciprocal + first : NULL,
                    rows->o + first * rows->ld + j, rows->ld);
     }
@@ -165,19 +179,30 @@ ALWAYS_INLINE void block_forward(size_t nv, const Span *span, size_t i, const Sp
 #pragma GCC unroll 2
         for (size_t v = 0; v < nv; v++)
             vec_store(N + t * SLAB + v * FWM_LANES, n[t][v]);
+    if (scaled)
+        scale_rows(nv, span->writes + row, n);
     if (span->folds[i])
         write_rows(nv, true, K, span->k1 + row * ld, ld, span->c_of_fold[i], n, S0, S);
     else
         write_rows(nv, false, K, span->k1 + row * ld, ld, (Decay){0}, n, S0, S);
 }
 
-void quad_forward(const Span *span, size_t i, const SpanRows *rows, const Slab *slab, const real *S0, real *S, real *N)
+ALWAYS_INLINE void blocks_forward(bool scaled, const Span *span, size_t i, const SpanRows *rows, const Slab *slab,
+                                  const real *S0, real *S, real *N)
 {
     size_t j = 0;
     for (; j + BLOCK * FWM_LANES <= slab->padded; j += BLOCK * FWM_LANES)
-        block_forward(BLOCK, span, i, rows, slab->j0 + j, S0 + j, S + j, N ? N + j : NULL);
+        block_forward(BLOCK, scaled, span, i, rows, slab->j0 + j, S0 + j, S + j, N ? N + j : NULL);
     for (; j < slab->padded; j += FWM_LANES)
-        block_forward(1, span, i, rows, slab->j0 + j, S0 + j, S + j, N ? N + j : NULL);
+        block_forward(1, scaled, span, i, rows, slab->j0 + j, S0 + j, S + j, N ? N + j : NULL);
+}
+
+void quad_forward(const Span *span, size_t i, const SpanRows *rows, const Slab *slab, const real *S0, real *S, real *N)
+{
+    if (span->shape.gate == FWM_CHANNEL_GATE)
+        blocks_forward(false, span, i, rows, slab, S0, S, N);
+    else
+        blocks_forward(true, span, i, rows, slab, S0, S, N);
 }
 
 const real *fold_slab(const Span *span, size_t i, const real *S, real *folded)

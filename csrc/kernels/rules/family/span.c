@@ -17,9 +17,12 @@ Span take_span(const FamilyShape *s, Arena *arena)
     const size_t ld = s->ld, R = s->readers - 1, queries = R * SPAN * ld, pairs = QUADS * (R ? R : 1) * PAIRS;
     const bool gated = s->gate != FWM_NO_GATE, channels = s->gate == FWM_CHANNEL_GATE;
     Span span = {.shape = *s, .k = take(arena, SPAN * ld), .q = take(arena, queries)};
-    span.e0 = take(arena, SPAN * ld);
-    span.q0 = gated ? take(arena, queries) : span.q;
-    span.k1 = gated ? take(arena, SPAN * ld) : span.k;
+    span.e0 = channels ? take(arena, SPAN * ld) : span.k;
+    span.q0 = channels ? take(arena, queries) : span.q;
+    span.k1 = channels ? take(arena, SPAN * ld) : span.k;
+    span.erases = take(arena, SPAN);
+    span.reads = take(arena, SPAN);
+    span.writes = take(arena, SPAN);
     span.dots = take(arena, channels ? 0 : pairs);
     span.pairs = take(arena, pairs);
     span.a = take(arena, gated ? SPAN * (channels ? ld : 1) : 0);
@@ -142,32 +145,44 @@ static bool folds_anyway(const Span *span, size_t i, size_t fold_every)
     return i + 1 == span->quads || (i + 1) * QUAD % fold_every == 0;
 }
 
-/* A and P from the products of keys and queries and the decays between them, [t][s] of a quad. */
-static void scale_pairs(const Span *span, size_t i, const real decays[QUAD][QUAD])
+/* Of the pairs of a quad in their order, all bits set where reader t has key s before token j, s < j <= t: j = 1, 2, 3;
+ * and where the reader is erase key t = 1, 2, 3. */
+static const lane_number crosses[QUAD - 1][PAIRS] = {{-1, -1, 0, -1, 0, 0, 0, -1, 0, -1, 0, 0, -1, 0, 0, 0},
+                                                     {0, -1, -1, -1, -1, 0, 0, 0, 0, -1, -1, 0, -1, -1, 0, 0},
+                                                     {0, 0, 0, -1, -1, -1, 0, 0, 0, 0, 0, 0, -1, -1, -1, 0}};
+static const lane_number erase_key[QUAD - 1][PAIRS] = {{-1}, {0, -1, -1}, {0, 0, 0, -1, -1, -1}};
+
+static inline vec times_where(vec x, const lane_number *mask, real factor)
+{
+    const vec one = (vec){0} + 1;
+    return x * vec_select((vec_mask)vec_load((const real *)mask), (vec){0} + factor, one);
+}
+
+/* A and P from the products of keys and queries, the strengths, and the quad's a (NULL: 1). */
+static void scale_pairs(const Span *span, size_t i, const double *a)
 {
     const size_t R = queries_of(span), at = i * (R ? R : 1) * PAIRS;
-    real factors[PAIRS];
-    for (size_t t = 0; t < QUAD; t++)
-        for (size_t s = 0; s <= t; s++) {
-            factors[QUERY_PAIR(t, s)] = decays[t][s];
-            if (s < t)
-                factors[ERASE_PAIR(t, s)] = span->strength[i * QUAD + t] * decays[t][s];
+    for (size_t j = 0; j < PAIRS; j += FWM_LANES) {
+        vec factors = (vec){0} + 1;
+        for (size_t t = 1; t < QUAD; t++) {
+            if (a)
+                factors = times_where(factors, crosses[t - 1] + j, (real)a[t]);
+            factors = times_where(factors, erase_key[t - 1] + j, span->strength[i * QUAD + t]);
         }
-    for (size_t query = 0; query < (R ? R : 1); query++)
-        for (size_t j = 0; j < PAIRS; j += FWM_LANES)
-            vec_store(span->pairs + at + query * PAIRS + j,
-                      vec_load(factors + j) * vec_load(span->dots + at + query * PAIRS + j));
+        for (size_t query = 0; query < (R ? R : 1); query++)
+            vec_store(span->pairs + at + query * PAIRS + j, factors * vec_load(span->dots + at + query * PAIRS + j));
+    }
 }
 
 static void prepare_ungated(Span *span)
 {
-    static const real none[QUAD][QUAD] = {{1, 1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1}};
-    const size_t ld = span->shape.ld;
     memset(span->folds, 0, sizeof span->folds);
     for (size_t i = 0; i < span->quads; i++)
-        scale_pairs(span, i, none);
-    for (size_t t = 0; t < span->quads * QUAD; t++)
-        scale(ld, span->strength[t], span->k + t * ld, span->e0 + t * ld);
+        scale_pairs(span, i, NULL);
+    for (size_t t = 0; t < span->quads * QUAD; t++) {
+        span->erases[t] = span->strength[t];
+        span->reads[t] = span->writes[t] = 1;
+    }
 }
 
 /* Where a fold's c is near 1, it is kept as 1 and the rest. */
@@ -182,40 +197,23 @@ static void set_fold(const Span *span, size_t i, double c)
     }
 }
 
-/* The rows of token t: its key times `write`, its erase key times `read` and its strength, its queries times `read`. */
-static void scale_token(const Span *span, size_t t, double write, double read)
-{
-    const size_t ld = span->shape.ld, R = queries_of(span);
-    const real *k = span->k + t * ld;
-    scale(ld, (real)write, k, span->k1 + t * ld);
-    scale(ld, (real)(read * span->strength[t]), k, span->e0 + t * ld);
-    for (size_t query = 0; query < R; query++)
-        scale(ld, (real)read, span->q + (query * SPAN + t) * ld, span->q0 + (query * SPAN + t) * ld);
-}
-
 static void prepare_scalar(Span *span, size_t fold_every)
 {
     double c = 1;
     for (size_t i = 0; i < span->quads; i++) {
         const double *a = span->scalars + i * QUAD;
-        double upto[QUAD], after[QUAD]; /* a_0 .. a_t, a_{t+1} .. a_3 */
-        real decays[QUAD][QUAD];
-        for (size_t s = 0; s < QUAD; s++) {
-            double product = 1;
-            decays[s][s] = 1;
-            for (size_t t = s + 1; t < QUAD; t++) {
-                product *= a[t];
-                decays[t][s] = (real)product;
-            }
-            after[s] = product;
-            upto[s] = s ? upto[s - 1] * a[s] : a[s];
-        }
+        /* a_0 .. a_t, a_{t+1} .. a_3 */
+        const double upto[QUAD] = {a[0], a[0] * a[1], a[0] * a[1] * a[2], a[0] * a[1] * a[2] * a[3]};
+        const double after[QUAD] = {a[1] * (a[2] * a[3]), a[2] * a[3], a[3], 1};
         const double next = c * upto[QUAD - 1];
         span->folds[i] = folds_anyway(span, i, fold_every) || !FWM_MAY_GO_ON(next, upto[QUAD - 1]);
         const double in_keys = span->folds[i] ? 1 : 1 / next;
-        scale_pairs(span, i, decays);
-        for (size_t t = 0; t < QUAD; t++)
-            scale_token(span, i * QUAD + t, after[t] * in_keys, c * upto[t]);
+        scale_pairs(span, i, a);
+        for (size_t t = 0; t < QUAD; t++) {
+            span->writes[i * QUAD + t] = (real)(after[t] * in_keys);
+            span->reads[i * QUAD + t] = (real)(c * upto[t]);
+            span->erases[i * QUAD + t] = (real)(c * upto[t] * span->strength[i * QUAD + t]);
+        }
         if (span->folds[i] || span->kept[i])
             set_fold(span, i, next);
         c = span->folds[i] ? 1 : next;

@@ -43,15 +43,16 @@ enum {
 
 typedef struct {
     FamilyShape shape;
-    size_t n, quads;        /* tokens; quads of them */
-    real *k, *q;            /* SPAN x ld, R x SPAN x ld: normalised, q scaled */
-    real *e0, *q0;          /* the same shapes, as they read S~; q0 is q without a gate */
-    real *k1;               /* SPAN x ld, as it is written to S~; k without a gate */
+    size_t n, quads;    /* tokens; quads of them */
+    real *k, *q;        /* SPAN x ld, R x SPAN x ld: normalised, q scaled */
+    real *e0, *q0, *k1; /* with a channel gate: the same shapes, as they read S~ and are written to it; else k, q, k */
+    real *erases, *reads,
+        *writes;            /* SPAN: what e0, q0 and k1 are to be multiplied by, unless the gate is of channels */
     real *dots;             /* QUADS x R x PAIRS: k_t . k_s and q_t . k_s, without decays; not with a channel gate */
     real *pairs;            /* QUADS x R x PAIRS: A and P; A with the first query */
     real *a;                /* SPAN x ld, channel gate */
     double *scalars;        /* SPAN: a, scalar gate */
-    real *strength;         /* SPAN: e_t = strength_t k_t, unless erase keys are given */
+    real *strength;         /* SPAN: e_t = strength_t k_t; not with a channel gate */
     real *c, *sums, *lost;  /* ld: c, the sum of the gates in it, and what products of a have lost in rounding */
     bool kept[QUADS];       /* whether the state after the quad is kept for the caller */
     bool folds[QUADS];      /* whether the state is folded after the quad */
