@@ -50,8 +50,11 @@ static inline real *token(Tokens x, size_t t)
 /* to = row if first, else to += row: value heads that share a gradient add to it in order. */
 static inline void accumulate(size_t n, const real *restrict row, bool first, real *restrict to)
 {
-    for (size_t i = 0; i < n; i++)
-        to[i] = first ? row[i] : to[i] + row[i];
+    if (first)
+        copy(n, row, to);
+    else
+        for (size_t i = 0; i < n; i++)
+            to[i] += row[i];
 }
 
 /* Loads columns j0 .. j0 + n - 1 of a state of the call (NULL: zeros) into K rows of ld numbers, padded with zeros.

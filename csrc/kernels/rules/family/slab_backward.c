@@ -91,6 +91,21 @@ static void load_dout(const ValueHead *h, size_t t0, const Chunk *c, const Slab 
     }
 }
 
+/* ddecay_i = <S0_i, dS_i>, and 0 for the rows beyond K. */
+static void decay_backward(size_t K, size_t columns, const real *S0, const real *dS, real *ddecay)
+{
+    for (size_t i = 0; i < K; i += FWM_LANES) {
+        vec sums[FWM_LANES];
+        for (size_t row = 0; row < FWM_LANES; row++) {
+            vec sum = {0};
+            for (size_t j = (i + row) * SLAB; i + row < K && j < (i + row) * SLAB + columns; j += FWM_LANES)
+                sum += vec_load(S0 + j) * vec_load(dS + j);
+            sums[row] = sum;
+        }
+        vec_store(ddecay + i, vec_sums(sums));
+    }
+}
+
 void slab_backward(const ValueHead *h, size_t t0, const Chunk *c, const Slab *slab, const real *S0, const real *N,
                    real *dS, ChunkGradients *part, void *scratch)
 {
@@ -110,7 +125,7 @@ void slab_backward(const ValueHead *h, size_t t0, const Chunk *c, const Slab *sl
     gemm(K, M, columns, rows_of(S0, SLAB), w.Y_t, M, 0, NULL, part->dx0, M);
     gemm(K, CHUNK, columns, rows_of(dS, SLAB), w.N_t, CHUNK, 0, NULL, part->dk1, CHUNK);
     gemm(M, CHUNK, columns, rows_of(w.Y, SLAB), w.N_t, CHUNK, 0, NULL, part->dscores, CHUNK);
-    for (size_t i = 0; s->gate != FWM_NO_GATE && i < K; i++)
-        part->ddecay[i] = dot(columns, S0 + i * SLAB, dS + i * SLAB);
+    if (s->gate != FWM_NO_GATE)
+        decay_backward(K, columns, S0, dS, part->ddecay);
     gemm_decayed(K, columns, M, rows_of(c->x0_t, M), w.Y, SLAB, c->in_two, dS, dS, SLAB);
 }
