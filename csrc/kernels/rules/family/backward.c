@@ -93,19 +93,19 @@ static FamilyBackwardScratch take_scratch(const FamilyBackward *f, Arena *arena)
     w.z0 = take_bytes(arena, f->shape.normalize ? (f->longest + 1) * ld * sizeof(real) : 0);
     w.chunks = take_bytes(arena, f->segment * sizeof(Chunk));
     w.spans = take_bytes(arena, spans_of(f) * sizeof(Span));
-    Arena of_spans = *arena; /* spans and chunks are not needed at the same time */
+    Arena of_spans = *arena; /* spans and what they write are not needed at the same time as chunks */
     for (size_t i = 0; i < spans_of(f); i++) {
-        const Span r = take_span(&f->writing, &of_spans);
+        const Span span = take_span(&f->writing, &of_spans);
         if (has_memory)
-            w.spans[i] = r;
+            w.spans[i] = span;
     }
+    w.u = take(f->shape.erases ? &of_spans : arena, f->segment * CHUNK * f->ld_V);
     for (size_t i = 0; i < f->segment; i++) {
         const Chunk c = take_chunk(&f->shape, arena);
         if (has_memory)
             w.chunks[i] = c;
     }
     arena->next = largest(arena->next, of_spans.next);
-    w.u = take(arena, f->segment * CHUNK * f->ld_V);
     w.S0 = take_bytes(arena, (f->segment + 1) * f->slabs * slab);
     w.N = take(arena, (f->keeps ? segments : 1) * f->segment * f->slabs * CHUNK * SLAB);
     w.dS = take_bytes(arena, f->slabs * slab);
