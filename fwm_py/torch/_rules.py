@@ -51,6 +51,10 @@ def places_of(row: Any) -> tuple[Any, ...]:
     return tuple(places)
 
 
+HALVES = (torch.bfloat16, torch.float16)
+TELL_THE_FIRST = {row["function"] for row in _core.RULES if row["clamps"]}  # a sequence's first token from others
+PIECE = 512  # tokens, a multiple of those that the kernels take at once: no bit depends on it
+
 Results = tuple[Tensor, Tensor | None, Tensor | None]  # o, S, z
 
 PLACES = {row["function"]: places_of(row) for row in _core.RULES}
@@ -93,8 +97,8 @@ def rule_results(
     return o, state, q.new_empty((n, H, K), dtype=dtypes[1]) if options[2] else None
 
 
-def rule_kernel(function: str, *args: Any) -> Results:
-    inputs, options, output_final_state = args[:N_INPUTS], args[N_INPUTS:-1], args[-1]
+def computed(function: str, inputs: tuple[Any, ...], options: tuple[Any, ...], output_final_state: bool) -> Results:
+    """o and the states, all of the dtype of the computation."""
     dtype, arrays = read(NAMES, inputs, options[-2], convert=to_tokens)
     o, state, total = rule_results((dtype, dtype), inputs, options, output_final_state)
     out: Any = to_memory(o)
@@ -102,6 +106,39 @@ def rule_kernel(function: str, *args: Any) -> Results:
         out = out, pair(to_memory(state), None if total is None else to_memory(total))
     arguments = core_arguments(function, arrays, options)
     run(lambda: _core.rule_forward(function, **arguments, output_final_state=output_final_state, out=out))
+    return o, state, total
+
+
+def goes_in_pieces(function: str, inputs: tuple[Any, ...], options: tuple[Any, ...]) -> bool:
+    """Whether many tokens have to be converted, and can be taken piece by piece; a mistake is found in the whole."""
+    q = inputs[0]
+    if q.dtype not in HALVES or q.dim() != 4 or q.shape[1] < 2 * PIECE or options[-2] is not None:
+        return False
+    if function in TELL_THE_FIRST:
+        return False
+    return all(x is None or (x.dim() in (3, 4) and x.shape[:2] == q.shape[:2]) for x in inputs[:-2])
+
+
+def computed_in_pieces(
+    function: str, inputs: tuple[Any, ...], options: tuple[Any, ...], output_final_state: bool
+) -> Results:
+    """The same, o of q's dtype. What is converted of a piece stays in the caches; of all tokens it would be more than
+    the tensors themselves, in new pages at every call."""
+    dtype = computed_in(NAMES, inputs)
+    o, _, _ = rule_results((inputs[0].dtype, dtype), inputs, options, False)
+    states = list(inputs[-2:])
+    for at in range(0, o.shape[1], PIECE):
+        tokens = [None if x is None else x[:, at : at + PIECE] for x in inputs[:-2]]
+        piece, *states = computed(function, (*tokens, *states), options, True)
+        o[:, at : at + PIECE].copy_(piece)
+    return (o, *states) if output_final_state else (o, None, None)
+
+
+def rule_kernel(function: str, *args: Any) -> Results:
+    inputs, options, output_final_state = args[:N_INPUTS], args[N_INPUTS:-1], args[-1]
+    if goes_in_pieces(function, inputs, options):
+        return computed_in_pieces(function, inputs, options, output_final_state)
+    o, state, total = computed(function, inputs, options, output_final_state)
     return cast(o, inputs[0].dtype), state, total
 
 
