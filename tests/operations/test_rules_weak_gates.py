@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.rule_cases import METHODS, RULE_CASES, Sizes
 
-from fwm_py import gated_linear_attention
+from fwm_py import gated_delta_rule, gated_linear_attention, kimi_delta_rule
 
 GATED = [case for case in RULE_CASES if case.gate and not case.options]
 SIZES = Sizes(1, 8192, 1, 1, 1, 64, 64)
@@ -44,3 +44,17 @@ def test_a_sum_that_fades_slowly(channels):
     gate = np.full((1, T, 1, 1) if channels else (1, T, 1), g)
     o, _ = gated_linear_attention(ones, ones, ones, gate)
     assert o[0, -1, 0, 0] == pytest.approx(np.expm1(T * float(g)) / np.expm1(float(g)), rel=1e-6)
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_gates_that_let_the_state_grow(channels):
+    """By e^88 before the one key that is written, which may not be divided by that; and by e^18 behind it."""
+    T, K, at, g = 48, 16, 39, np.float32(2.2)
+    q, k = np.ones((1, T, 1, K), np.float32), np.zeros((1, T, 1, K), np.float32)
+    k[:, at] = 1
+    v, beta = np.ones((1, T, 1, K), np.float32), np.full((1, T, 1), 0.5, np.float32)
+    gates = np.full((1, T, 1, K) if channels else (1, T, 1), g)
+    rule = kimi_delta_rule if channels else gated_delta_rule
+    o, state = rule(q, k, v, gates, beta, scale=1.0, output_final_state=True)
+    np.testing.assert_allclose(state, 0.5 * np.exp(float(g) * (T - 1 - at)), rtol=1e-5)
+    np.testing.assert_allclose(o[0, at:, 0, 0], 0.5 * K * np.exp(float(g) * np.arange(T - at)), rtol=1e-5)
