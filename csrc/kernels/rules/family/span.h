@@ -14,10 +14,10 @@
  *
  * The state is decayed only now and then: with c = the product of all a since it was last decayed, up to S0, it is
  * S~ = S0 / c that is kept, and c stands in the rows, c e0_t, c q0_t and k1_s / (c a_0 .. a_3). A fold, after the last
- * quad of a span and wherever c is about to leave [2^-20, 2^20], multiplies the state by its c. So strong gates lose no
- * precision: what is divided by is never small. Nor do weak ones: a factor near 1 that is rounded at every token,
- * always to the same side, would add up over thousands of tokens, but the c of a fold is exp(a sum) or a product in
- * double, and is kept in two numbers (exp_in_two).
+ * quad of a span, wherever c is about to leave [2^-20, 2^20], and after a quad whose gates are weak, multiplies the
+ * state by its c. So strong gates lose no precision: what is divided by is never small. Nor do weak ones: a factor near
+ * 1 that is rounded at every token, always to the same side, would add up over thousands of tokens, but the c of a fold
+ * is exp(a sum) or a product in double, and is kept in two numbers (exp_in_two).
  *
  * A span is filled up to whole quads with tokens of zeros and a gate of 1, which read and write nothing.
  *
