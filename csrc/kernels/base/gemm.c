@@ -17,18 +17,19 @@ typedef struct {
 
 static inline Factors factors_from(Factors f, size_t row)
 {
-    return (Factors){f.data + row * f.row, f.row};
+    return f.data ? (Factors){f.data + row * f.row, f.row} : f;
 }
 
 static const Decay no_decay = {NULL, NULL};
+static const Factors no_factors = {NULL, 0};
 
 static inline Decay decay_from(Decay d, size_t row)
 {
     return d.rest ? (Decay){d.rest + row, d.one_more + row} : no_decay;
 }
 
-/* rows_: a column of tiles, m rows (a multiple of MR) by NV vectors. C = diag(gamma) C0 + A B, or, if there is a decay,
- * diag(decay) C0 + A B. */
+/* rows_: a column of tiles, m rows (a multiple of MR) by NV vectors. C = diag(gamma) C0 + A B; without gamma C0, with
+ * the decay if there is one, is added last. */
 /* clang-format mistakes _Pragma for a call. */
 /* clang-format off */
 #define MICRO_KERNEL(MR, NV)                                                                                           \
@@ -38,8 +39,8 @@ static inline Decay decay_from(Decay d, size_t row)
         vec acc[MR][NV];                                                                                               \
         _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                       \
             _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                    \
-                acc[i][v] = c0 && !decay.rest ? gamma.data[i * gamma.row] * vec_load(c0 + i * ldc + v * FWM_LANES)     \
-                                              : (vec){0};                                                              \
+                acc[i][v] = c0 && gamma.data ? gamma.data[i * gamma.row] * vec_load(c0 + i * ldc + v * FWM_LANES)      \
+                                             : (vec){0};                                                               \
         for (size_t kk = 0; kk < k; kk++) {                                                                            \
             vec along[NV];                                                                                             \
             _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                    \
@@ -58,6 +59,10 @@ static inline Decay decay_from(Decay d, size_t row)
                     const vec x = vec_load(c0 + i * ldc + v * FWM_LANES);                                              \
                     acc[i][v] = (acc[i][v] + decay.rest[i] * x) + vec_masked(x, decay.one_more[i]);                    \
                 }                                                                                                      \
+        else if (c0 && !gamma.data)                                                                                    \
+            _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                   \
+                _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                \
+                    acc[i][v] += vec_load(c0 + i * ldc + v * FWM_LANES);                                               \
         _Pragma("GCC unroll 16") for (size_t i = 0; i < MR; i++)                                                       \
             _Pragma("GCC unroll 4") for (size_t v = 0; v < NV; v++)                                                    \
                 vec_store(c + i * ldc + v * FWM_LANES, acc[i][v]);                                                     \
@@ -180,5 +185,10 @@ void gemm(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, re
 void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Decay decay, const real *c0,
                   real *c, size_t ldc)
 {
-    multiply(m, n, k, a, b, ldb, (Factors){one, 0}, decay, c0, c, ldc);
+    multiply(m, n, k, a, b, ldb, decay.rest ? no_factors : (Factors){one, 0}, decay, c0, c, ldc);
+}
+
+void gemm_added(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real *c, size_t ldc)
+{
+    multiply(m, n, k, a, b, ldb, no_factors, no_decay, c, c, ldc);
 }

@@ -6,6 +6,7 @@
 
 #define gemm FWM_NAME(gemm)
 #define gemm_decayed FWM_NAME(gemm_decayed)
+#define gemm_added FWM_NAME(gemm_added)
 
 /* A matrix operand that is read number by number: element (i, j) is data[i * row + j * column]. */
 typedef struct {
@@ -41,5 +42,9 @@ typedef struct {
  * by the last addition: hundreds of such decays in a row lose little. */
 void gemm_decayed(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, Decay decay, const real *c0,
                   real *c, size_t ldc);
+
+/* C = C + (A B), with A B computed as by itself, and added last: the bits of a product that is stored and added. For k
+ * of one block, 96 or less. */
+void gemm_added(size_t m, size_t n, size_t k, Strided a, const real *b, size_t ldb, real *c, size_t ldc);
 
 #endif

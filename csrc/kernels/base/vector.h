@@ -218,14 +218,20 @@ static inline real sum(size_t n, const real *x)
     return vec_sum(s0 + s1);
 }
 
-/* y = x, rows of any length. For short rows a call of memcpy costs more than the copy. */
+/* y = x, rows of any length. For short rows a call of memcpy, which compilers make of such a loop unless a number is
+ * seen to pass a register, costs more than the copy. The last vector may overlap the one before. */
 static inline void copy(size_t n, const real *restrict x, real *restrict y)
 {
     size_t i = 0;
     for (; i + FWM_LANES <= n; i += FWM_LANES)
-        vec_store(y + i, vec_load(x + i));
-    for (; i < n; i++)
-        y[i] = x[i];
+        vec_store(y + i, vec_in_register(vec_load(x + i)));
+    if (i == n)
+        return;
+    if (n > FWM_LANES)
+        vec_store(y + n - FWM_LANES, vec_load(x + n - FWM_LANES));
+    else
+        for (; i < n; i++)
+            y[i] = x[i];
 }
 
 /* x (ld numbers) = from (n numbers), padded with zeros; all zeros if from is NULL */

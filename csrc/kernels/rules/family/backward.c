@@ -1,6 +1,7 @@
 /* The family, backward. Everything is recomputed from the inputs: a first pass leaves a checkpoint, the state, before
- * each segment of chunks; then, segment by segment from the last, come the state before each chunk and the values
- * written in it, and, chunk by chunk from the last, the gradients (slab_backward.c, chunk_backward.c).
+ * each chunk, or, with many tokens, before each segment of chunks; then, segment by segment from the last, come the
+ * state before each chunk and the values written in it, where they are not there, and, chunk by chunk from the last,
+ * the gradients (slab_backward.c, chunk_backward.c).
  *
  * The columns' shares of a chunk's gradients are added up slab by slab, and the value heads of a key head add to its dk
  * and dq in order, whichever thread computed them: the bits do not depend on the number of threads. With as many key
@@ -29,24 +30,25 @@ typedef struct {
     size_t slabs, slab_size;    /* numbers of a slab */
     size_t ld_V;                /* V, padded */
     size_t longest, segment;    /* chunks of the longest sequence, of a segment */
+    size_t every;               /* chunks from one checkpoint to the next: 1 or a segment */
     bool keeps;                 /* whether the values that the first pass writes are kept; else they are recomputed */
     int outer, inner;           /* threads over key heads, and threads within a head */
-    size_t parts;               /* chunks whose gradients are kept slab by slab: 1, or a segment if threads share it */
     char *scratch;
     size_t stride;
 } FamilyBackward;
 
 typedef struct {
-    real *checkpoints;      /* segments x slabs x slab_size */
+    real *checkpoints;      /* (longest / every + 1) x slabs x slab_size */
     real *z0;               /* (longest + 1) x ld: the sum of keys before each chunk, with normalize */
     Chunk *chunks;          /* a segment */
     Span *spans;            /* a segment, without its queries */
     real *u;                /* a segment's tokens x ld_V */
-    real *S0, *N;           /* (a segment + 1) x slabs x slab_size; a segment (all, if kept) x slabs x C x W */
+    real *S0;               /* (a segment + 1) x slabs x slab_size, unless there is a checkpoint before every chunk */
+    real *N;                /* a segment (all, if kept) x slabs x C x W */
     real *dS;               /* slabs x slab_size */
     real *rows;             /* the segment's tokens gathered, inputs and gradients: unless threads share it */
     real *dz;               /* ld */
-    ChunkGradients *shares; /* parts x slabs */
+    ChunkGradients *shares; /* of a chunk; or, if threads share the segment, of its chunks x slabs */
     char *thread_scratch;
     size_t thread_stride;
 } FamilyBackwardScratch;
@@ -84,12 +86,17 @@ static size_t spans_of(const FamilyBackward *f)
     return f->shape.erases ? f->segment * CHUNK / SPAN : 0;
 }
 
+static size_t shares_of(const FamilyBackward *f)
+{
+    return f->inner > 1 ? f->segment * f->slabs : 1;
+}
+
 static FamilyBackwardScratch take_scratch(const FamilyBackward *f, Arena *arena)
 {
     const bool has_memory = arena->next != 0;
     const size_t slab = f->slab_size * sizeof(real), segments = fwm_tiles(f->longest, f->segment), ld = f->shape.ld;
     FamilyBackwardScratch w;
-    w.checkpoints = take_bytes(arena, segments * f->slabs * slab);
+    w.checkpoints = take_bytes(arena, (fwm_tiles(f->longest, f->every) + 1) * f->slabs * slab);
     w.z0 = take_bytes(arena, f->shape.normalize ? (f->longest + 1) * ld * sizeof(real) : 0);
     w.chunks = take_bytes(arena, f->segment * sizeof(Chunk));
     w.spans = take_bytes(arena, spans_of(f) * sizeof(Span));
@@ -106,12 +113,12 @@ static FamilyBackwardScratch take_scratch(const FamilyBackward *f, Arena *arena)
             w.chunks[i] = c;
     }
     arena->next = largest(arena->next, of_spans.next);
-    w.S0 = take_bytes(arena, (f->segment + 1) * f->slabs * slab);
+    w.S0 = take_bytes(arena, (f->every > 1 ? f->segment + 1 : 0) * f->slabs * slab);
     w.N = take(arena, (f->keeps ? segments : 1) * f->segment * f->slabs * CHUNK * SLAB);
     w.dS = take_bytes(arena, f->slabs * slab);
     w.rows = take(arena, f->inner > 1 ? 0 : f->segment * CHUNK * numbers_of_token(f->call));
     w.dz = take(arena, ld);
-    w.shares = take_all_gradients(f, f->parts * f->slabs, has_memory, arena);
+    w.shares = take_all_gradients(f, shares_of(f), has_memory, arena);
     w.thread_stride = largest(chunk_backward_scratch(&f->shape), slab_backward_scratch(&f->shape));
     w.thread_stride = (w.thread_stride + 63) / 64 * 64;
     w.thread_scratch = take_bytes(arena, w.thread_stride * (size_t)f->inner);
@@ -195,16 +202,22 @@ static void chunk_forward(const HeadBackward *p, size_t i, size_t slab, const re
     memset(N + quads * QUAD * SLAB, 0, (CHUNK - quads * QUAD) * SLAB * sizeof(real));
 }
 
+/* The state before chunk i of the segment. */
+static real *state_before(const HeadBackward *p, size_t i, size_t slab)
+{
+    return p->f->every == 1 ? slab_in(p, p->w->checkpoints, p->chunk0 + i, slab) : slab_in(p, p->w->S0, i, slab);
+}
+
 /* A slab over a segment: from the checkpoint before it to the one after it. */
 static void checkpoint_task(void *context, size_t slab, int thread)
 {
     const HeadBackward *p = context;
-    const size_t segment = p->chunk0 / p->f->segment;
-    const real *before = slab_in(p, p->w->checkpoints, segment, slab);
-    real *S = slab_in(p, p->w->checkpoints, segment + 1, slab);
     (void)thread;
-    for (size_t i = 0; i < p->count; i++)
-        chunk_forward(p, i, slab, i ? S : before, S);
+    for (size_t i = 0; i < p->count; i++) {
+        const size_t chunk = p->chunk0 + i, every = p->f->every;
+        real *S = slab_in(p, p->w->checkpoints, chunk / every + 1, slab);
+        chunk_forward(p, i, slab, chunk % every ? S : slab_in(p, p->w->checkpoints, chunk / every, slab), S);
+    }
 }
 
 /* Whether the first pass has kept what the segment writes: it may have, of all but the last. */
@@ -213,17 +226,18 @@ static bool has_written(const HeadBackward *p)
     return p->f->keeps && p->chunk0 + p->f->segment < p->chunks;
 }
 
-/* The states before the segment's chunks, and the values written in them where they are not there. */
+/* The states before the segment's chunks, and the values written in them, where they are not there. */
 static void states_task(void *context, size_t slab, int thread)
 {
     const HeadBackward *p = context;
     const Slab columns = slab_of(p->h->V, slab);
     (void)thread;
-    memcpy(slab_in(p, p->w->S0, 0, slab), slab_in(p, p->w->checkpoints, p->chunk0 / p->f->segment, slab),
-           p->f->slab_size * sizeof(real));
+    if (p->f->every > 1)
+        memcpy(state_before(p, 0, slab), slab_in(p, p->w->checkpoints, p->chunk0 / p->f->every, slab),
+               p->f->slab_size * sizeof(real));
     for (size_t i = 0; i < p->count; i++) {
-        const real *S0 = slab_in(p, p->w->S0, i, slab);
-        real *S = slab_in(p, p->w->S0, i + 1, slab);
+        const real *S0 = state_before(p, i, slab);
+        real *S = state_before(p, i + 1, slab);
         if (!has_written(p))
             chunk_forward(p, i, slab, S0, S);
         else if (i + 1 < p->count)
@@ -231,13 +245,14 @@ static void states_task(void *context, size_t slab, int thread)
     }
 }
 
+/* Slab by slab the gradients of chunk i are added up at once, unless threads share the segment. */
 static void slab_chunk_backward(const HeadBackward *p, size_t i, size_t slab, int thread)
 {
-    const size_t slabs = p->f->slabs;
+    const bool apart = p->f->inner > 1;
     const Slab columns = slab_of(p->h->V, slab);
-    slab_backward(&p->local, i * CHUNK, &p->w->chunks[i], &columns, slab_in(p, p->w->S0, i, slab), written(p, i, slab),
-                  p->w->dS + slab * p->f->slab_size, &p->w->shares[i % p->f->parts * slabs + slab],
-                  scratch_of(p, thread));
+    slab_backward(&p->local, i * CHUNK, &p->w->chunks[i], &columns, state_before(p, i, slab), written(p, i, slab),
+                  p->w->dS + slab * p->f->slab_size, apart || slab == 0,
+                  &p->w->shares[apart ? i * p->f->slabs + slab : 0], scratch_of(p, thread));
 }
 
 /* A slab over the segment, from its last chunk. */
@@ -251,10 +266,10 @@ static void slab_task(void *context, size_t slab, int thread)
 static void chunk_task(void *context, size_t i, int thread)
 {
     const HeadBackward *p = context;
-    const size_t slabs = p->f->slabs;
-    ChunkGradients *shares = p->w->shares + i % p->f->parts * slabs, *total = &shares[0];
-    for (size_t slab = 1; slab < slabs; slab++)
-        add_chunk_gradients(&p->f->shape, &shares[slab], total);
+    const bool apart = p->f->inner > 1;
+    ChunkGradients *total = &p->w->shares[apart ? i * p->f->slabs : 0];
+    for (size_t slab = 1; apart && slab < p->f->slabs; slab++)
+        add_chunk_gradients(&p->f->shape, &total[slab], total);
     chunk_backward(&p->local, i * CHUNK, &p->w->chunks[i], total, p->w->dz, scratch_of(p, thread));
 }
 
@@ -287,7 +302,7 @@ static void segment_backward(HeadBackward *p)
         fwm_parallel_for(inner, p->f->slabs, states_task, p);
     }
     fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, prepare_task, p);
-    if (has_written(p))
+    if (has_written(p) && p->f->every > 1)
         fwm_parallel_for(inner, p->f->slabs, states_task, p);
     if (inner > 1) {
         fwm_parallel_for(inner, p->f->slabs, slab_task, p);
@@ -331,7 +346,7 @@ static void backward_head(const FamilyBackward *f, const ValueHead *h, const Fam
     p.count = f->segment;
     for (p.chunk0 = 0; p.chunk0 + f->segment < segments * f->segment; p.chunk0 += f->segment) {
         p.local = head_from(h, p.chunk0 * CHUNK);
-        prepare_spans(&p, SPAN);
+        prepare_spans(&p, f->every == 1 ? CHUNK : SPAN);
         fwm_parallel_for(f->inner, f->slabs, checkpoint_task, &p);
     }
     for (size_t segment = segments; segment-- > 0;) {
@@ -353,7 +368,7 @@ static void backward_head(const FamilyBackward *f, const ValueHead *h, const Fam
 static void clear_padding(const FamilyBackward *f, const FamilyBackwardScratch *w)
 {
     const size_t K = f->shape.K, rows = f->shape.ld - K, M = f->shape.readers * CHUNK;
-    for (size_t i = 0; i < f->parts * f->slabs; i++) {
+    for (size_t i = 0; i < shares_of(f); i++) {
         memset(w->shares[i].dx0 + K * M, 0, rows * M * sizeof(real));
         memset(w->shares[i].dk1 + K * CHUNK, 0, rows * CHUNK * sizeof(real));
         memset(w->shares[i].ddecay + K, 0, rows * sizeof(real));
@@ -387,19 +402,25 @@ static size_t bytes_of_thread(const FamilyBackward *f)
     return arena.next;
 }
 
-/* Longer segments need fewer checkpoints between them, and more states within: the sum grows with the square root
- * of T. */
+/* Where there is memory for a checkpoint before every chunk, no state is made twice. Else longer segments need fewer
+ * checkpoints between them, and more states within: the sum grows with the square root of T. The bits depend on the
+ * choice, so the number of threads does not enter. */
 static void choose_segment(FamilyBackward *f)
 {
     const size_t most = largest(2, CHECKPOINT_BYTES / (f->slabs * f->slab_size * sizeof(real)));
-    f->segment = SHORTEST_SEGMENT;
-    while (fwm_tiles(f->longest, f->segment) > most) {
-        FamilyBackward longer = *f;
-        longer.segment *= 2;
-        if (bytes_of_thread(&longer) >= bytes_of_thread(f))
+    FamilyBackward alone = *f;
+    alone.inner = 1;
+    alone.segment = SHORTEST_SEGMENT;
+    alone.every = f->longest <= most ? 1 : alone.segment;
+    while (alone.every > 1 && fwm_tiles(f->longest, alone.segment) > most) {
+        FamilyBackward longer = alone;
+        longer.every = longer.segment *= 2;
+        if (bytes_of_thread(&longer) >= bytes_of_thread(&alone))
             break;
-        f->segment = longer.segment;
+        alone = longer;
     }
+    f->every = alone.every;
+    f->segment = alone.segment;
 }
 
 static FamilyBackward backward_of(const FwmRuleCall *call, int threads, void *scratch)
@@ -414,9 +435,7 @@ static FamilyBackward backward_of(const FwmRuleCall *call, int threads, void *sc
     const bool share = call->n_sequences * call->H < (size_t)threads;
     f.outer = share ? 1 : threads;
     f.inner = share ? threads : 1;
-    f.parts = 1;
     choose_segment(&f);
-    f.parts = share ? f.segment : 1;
     f.stride = largest(bytes_of_thread(&f), one_token_scratch(call));
     return f;
 }

@@ -67,9 +67,9 @@ void update_slab(const Chunk *, const Slab *, const real *S0, const real *N, siz
 size_t slab_backward_scratch(const FamilyShape *); /* bytes */
 
 /* Backward of a chunk on a slab. Given S0, the state before the chunk, N, and dS, the gradient of the state after it,
- * which becomes that of S0. The gradients of the written values are stored in the head's arrays, the slab's share of
- * the others in part, all of which is overwritten. */
+ * which becomes that of S0. The gradients of the written values are stored in the head's arrays. The slab's share of
+ * the others is added to sums, or stored there if it is the first. */
 void slab_backward(const ValueHead *, size_t t0, const Chunk *, const Slab *, const real *S0, const real *N, real *dS,
-                   ChunkGradients *part, void *scratch);
+                   bool first, ChunkGradients *sums, void *scratch);
 
 #endif

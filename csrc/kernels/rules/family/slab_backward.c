@@ -91,8 +91,8 @@ static void load_dout(const ValueHead *h, size_t t0, const Chunk *c, const Slab 
     }
 }
 
-/* ddecay_i = <S0_i, dS_i>, and 0 for the rows beyond K. */
-static void decay_backward(size_t K, size_t columns, const real *S0, const real *dS, real *ddecay)
+/* ddecay_i = <S0_i, dS_i>, and 0 for the rows beyond K; added to what is there unless it is the first. */
+static void decay_backward(size_t K, size_t columns, const real *S0, const real *dS, bool first, real *ddecay)
 {
     for (size_t i = 0; i < K; i += FWM_LANES) {
         vec sums[FWM_LANES];
@@ -102,12 +102,22 @@ static void decay_backward(size_t K, size_t columns, const real *S0, const real 
                 sum += vec_load(S0 + j) * vec_load(dS + j);
             sums[row] = sum;
         }
-        vec_store(ddecay + i, vec_sums(sums));
+        const vec all = vec_sums(sums);
+        vec_store(ddecay + i, first ? all : all + vec_load(ddecay + i));
     }
 }
 
+/* C = A B, or, unless it is the first, C += A B: the bits are those of add_chunk_gradients. */
+static void product(bool first, size_t m, size_t n, size_t k, Strided a, const real *b, real *c)
+{
+    if (first)
+        gemm(m, n, k, a, b, n, 0, NULL, c, n);
+    else
+        gemm_added(m, n, k, a, b, n, c, n);
+}
+
 void slab_backward(const ValueHead *h, size_t t0, const Chunk *c, const Slab *slab, const real *S0, const real *N,
-                   real *dS, ChunkGradients *part, void *scratch)
+                   real *dS, bool first, ChunkGradients *sums, void *scratch)
 {
     const FamilyShape *s = &c->shape;
     const size_t M = s->readers * CHUNK, K = s->K, columns = slab->padded;
@@ -118,14 +128,16 @@ void slab_backward(const ValueHead *h, size_t t0, const Chunk *c, const Slab *sl
         read_backward(columns, c->scores + r * CHUNK * CHUNK, w.Y + r * CHUNK * SLAB, w.dN);
     if (s->erases)
         solve_backward(columns, c->scores, w.dN, w.Y);
-    for (size_t t = 0; t < CHUNK; t++)
-        part->dbeta[t] = t < c->n ? store_value(h, t0 + t, slab->j0, slab->n, w.dN + t * SLAB) : 0;
+    for (size_t t = 0; t < CHUNK; t++) {
+        const real dbeta = t < c->n ? store_value(h, t0 + t, slab->j0, slab->n, w.dN + t * SLAB) : 0;
+        sums->dbeta[t] = first ? dbeta : sums->dbeta[t] + dbeta;
+    }
     transpose(M, columns, w.Y, SLAB, w.Y_t, M);
     transpose(CHUNK, columns, N, SLAB, w.N_t, CHUNK);
-    gemm(K, M, columns, rows_of(S0, SLAB), w.Y_t, M, 0, NULL, part->dx0, M);
-    gemm(K, CHUNK, columns, rows_of(dS, SLAB), w.N_t, CHUNK, 0, NULL, part->dk1, CHUNK);
-    gemm(M, CHUNK, columns, rows_of(w.Y, SLAB), w.N_t, CHUNK, 0, NULL, part->dscores, CHUNK);
+    product(first, K, M, columns, rows_of(S0, SLAB), w.Y_t, sums->dx0);
+    product(first, K, CHUNK, columns, rows_of(dS, SLAB), w.N_t, sums->dk1);
+    product(first, M, CHUNK, columns, rows_of(w.Y, SLAB), w.N_t, sums->dscores);
     if (s->gate != FWM_NO_GATE)
-        decay_backward(K, columns, S0, dS, part->ddecay);
+        decay_backward(K, columns, S0, dS, first, sums->ddecay);
     gemm_decayed(K, columns, M, rows_of(c->x0_t, M), w.Y, SLAB, c->in_two, dS, dS, SLAB);
 }
