@@ -1,5 +1,6 @@
 """What must hold of the rules whatever the numbers: no reference is needed for it."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.rule_cases import METHODS, RULE_CASES, Sizes, assert_close
+
+import fwm_py
 
 every_case = pytest.mark.parametrize("case", RULE_CASES, ids=str)
 
@@ -168,6 +171,33 @@ def test_shared_heads_are_copies(case, sizes, seed, method):
         groups = of_copies[name].reshape(*array.shape[: axis + 1], -1, *array.shape[axis + 1 :])
         expected = groups.sum(axis + 1) if name.startswith("d") else groups.take(0, axis + 1)
         assert_close({name: array}, {name: expected}, 1e-9)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("HQ", [1, 11])
+@pytest.mark.parametrize("case", [case for case in RULE_CASES if not case.option("normalize")], ids=str)
+def test_value_heads_add_to_a_key_in_order(case, HQ, threads):
+    """Eleven value heads of a key, of which a task takes eight at a time, over three segments: each has the bits it has
+    alone, and the gradients that they share are their sums from the first to the last."""
+    sizes = Sizes(1, 300, 1, 11, HQ, 20, 33)
+    x = case.inputs(sizes, dtype=np.float32)
+    of_head = [
+        {
+            name: array.take([hv], heads_axis(name)) if array.shape[heads_axis(name)] == 11 else array
+            for name, array in x.items()
+        }
+        for hv in range(11)
+    ]
+    fwm_py.set_num_threads(threads)
+    together = case.backward(x, sizes, method="chunked")
+    alone = [case.backward(inputs, sizes._replace(HV=1, HQ=1), method="chunked") for inputs in of_head]
+    for name, array in together.items():
+        parts = [gradients[name] for gradients in alone]
+        if array.shape[heads_axis(name)] == 11:
+            expected = np.concatenate(parts, heads_axis(name))
+        else:
+            expected = functools.reduce(np.add, parts)
+        assert np.array_equal(array, expected), name
 
 
 # --- the rules -----------------------------------------------------------------------------------------------------

@@ -5,125 +5,35 @@
  *
  * The columns' shares of a chunk's gradients are added up slab by slab, and the value heads of a key head add to its dk
  * and dq in order, whichever thread computed them: the bits do not depend on the number of threads. With as many key
- * heads as threads, a task is a key head. With fewer, heads run one after the other, and the threads share the slabs
- * and the chunks of a segment.
+ * heads as threads, a task is a key head. With fewer, they run one after the other, and the threads share the slabs and
+ * the chunks of a segment. Value heads of a key head go over a segment one after the other, so that keys, queries and
+ * their gradients move once.
  *
  * See docs/mathematics/rules.md. */
 #include "kernels/rules/family/family.h"
 
 #include <string.h>
 
+#include "kernels/rules/family/backward_scratch.h"
 #include "kernels/rules/family/normalised_delta.h"
 #include "kernels/rules/family/recurrent.h"
 #include "kernels/rules/family/rows.h"
 #include "kernels/rules/family/slab.h"
 #include "runtime/threads.h"
 
-#define SHORTEST_SEGMENT 8 /* chunks: their states fit the second-level cache */
-/* Of a head; with more, segments get longer, as long as that saves memory. */
-#define CHECKPOINT_BYTES ((size_t)12 << 20)
-#define KEPT_BYTES ((size_t)17 << 20) /* of a head's written values; with more, they are recomputed */
-
-typedef struct {
-    const FwmRuleCall *call;
-    FamilyShape shape, writing; /* with the queries, and without */
-    size_t slabs, slab_size;    /* numbers of a slab */
-    size_t ld_V;                /* V, padded */
-    size_t longest, segment;    /* chunks of the longest sequence, of a segment */
-    size_t every;               /* chunks from one checkpoint to the next: 1 or a segment */
-    bool keeps;                 /* whether the values that the first pass writes are kept; else they are recomputed */
-    int outer, inner;           /* threads over key heads, and threads within a head */
-    char *scratch;
-    size_t stride;
-} FamilyBackward;
-
-typedef struct {
-    real *checkpoints;      /* (longest / every + 1) x slabs x slab_size */
-    real *z0;               /* (longest + 1) x ld: the sum of keys before each chunk, with normalize */
-    Chunk *chunks;          /* a segment */
-    Span *spans;            /* a segment, without its queries */
-    real *u;                /* a segment's tokens x ld_V */
-    real *S0;               /* (a segment + 1) x slabs x slab_size, unless there is a checkpoint before every chunk */
-    real *N;                /* a segment (all, if kept) x slabs x C x W */
-    real *dS;               /* slabs x slab_size */
-    real *rows;             /* the segment's tokens gathered, inputs and gradients: unless threads share it */
-    real *dz;               /* ld */
-    ChunkGradients *shares; /* of a chunk; or, if threads share the segment, of its chunks x slabs */
-    char *thread_scratch;
-    size_t thread_stride;
-} FamilyBackwardScratch;
-
 /* The backward of one head: what the tasks over its slabs and chunks share. */
 typedef struct {
     const FamilyBackward *f;
     const ValueHead *h;
     const FamilyBackwardScratch *w;
+    const HeadStates *states;
+    bool shared;          /* the head before has the same keys, and was on the same segment last */
     size_t chunks;        /* of the head */
     size_t chunk0, count; /* of the segment */
     size_t fold_every;    /* tokens, of the segment's spans */
+    bool shared_spans;    /* they hold what was prepared for the head before */
     ValueHead local; /* the head from the segment on, in the second pass its rows gathered unless threads share it */
 } HeadBackward;
-
-static size_t largest(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
-static ChunkGradients *take_all_gradients(const FamilyBackward *f, size_t n, bool has_memory, Arena *arena)
-{
-    ChunkGradients *all = take_bytes(arena, n * sizeof *all);
-    for (size_t i = 0; i < n; i++) {
-        const ChunkGradients one = take_chunk_gradients(&f->shape, arena);
-        if (has_memory)
-            all[i] = one;
-    }
-    return all;
-}
-
-/* Of a segment; only rules that erase go by spans. */
-static size_t spans_of(const FamilyBackward *f)
-{
-    return f->shape.erases ? f->segment * CHUNK / SPAN : 0;
-}
-
-static size_t shares_of(const FamilyBackward *f)
-{
-    return f->inner > 1 ? f->segment * f->slabs : 1;
-}
-
-static FamilyBackwardScratch take_scratch(const FamilyBackward *f, Arena *arena)
-{
-    const bool has_memory = arena->next != 0;
-    const size_t slab = f->slab_size * sizeof(real), segments = fwm_tiles(f->longest, f->segment), ld = f->shape.ld;
-    FamilyBackwardScratch w;
-    w.checkpoints = take_bytes(arena, (fwm_tiles(f->longest, f->every) + 1) * f->slabs * slab);
-    w.z0 = take_bytes(arena, f->shape.normalize ? (f->longest + 1) * ld * sizeof(real) : 0);
-    w.chunks = take_bytes(arena, f->segment * sizeof(Chunk));
-    w.spans = take_bytes(arena, spans_of(f) * sizeof(Span));
-    Arena of_spans = *arena; /* spans and what they write are not needed at the same time as chunks */
-    for (size_t i = 0; i < spans_of(f); i++) {
-        const Span span = take_span(&f->writing, &of_spans);
-        if (has_memory)
-            w.spans[i] = span;
-    }
-    w.u = take(f->shape.erases ? &of_spans : arena, f->segment * CHUNK * f->ld_V);
-    for (size_t i = 0; i < f->segment; i++) {
-        const Chunk c = take_chunk(&f->shape, arena);
-        if (has_memory)
-            w.chunks[i] = c;
-    }
-    arena->next = largest(arena->next, of_spans.next);
-    w.S0 = take_bytes(arena, (f->every > 1 ? f->segment + 1 : 0) * f->slabs * slab);
-    w.N = take(arena, (f->keeps ? segments : 1) * f->segment * f->slabs * CHUNK * SLAB);
-    w.dS = take_bytes(arena, f->slabs * slab);
-    w.rows = take(arena, f->inner > 1 ? 0 : f->segment * CHUNK * numbers_of_token(f->call));
-    w.dz = take(arena, ld);
-    w.shares = take_all_gradients(f, shares_of(f), has_memory, arena);
-    w.thread_stride = largest(chunk_backward_scratch(&f->shape), slab_backward_scratch(&f->shape));
-    w.thread_stride = (w.thread_stride + 63) / 64 * 64;
-    w.thread_scratch = take_bytes(arena, w.thread_stride * (size_t)f->inner);
-    return w;
-}
 
 static void *scratch_of(const HeadBackward *p, int thread)
 {
@@ -138,7 +48,13 @@ static real *slab_in(const HeadBackward *p, real *slabs, size_t index, size_t sl
 /* What chunk i of the segment writes in a slab. */
 static real *written(const HeadBackward *p, size_t i, size_t slab)
 {
-    return p->w->N + ((p->f->keeps ? p->chunk0 + i : i) * p->f->slabs + slab) * CHUNK * SLAB;
+    return p->states->N + ((p->f->keeps ? p->chunk0 + i : i) * p->f->slabs + slab) * CHUNK * SLAB;
+}
+
+/* Whether the first pass has kept what the segment writes: it may have, of all but the last. */
+static bool has_written(const HeadBackward *p)
+{
+    return p->f->keeps && p->chunk0 + p->f->segment < p->chunks;
 }
 
 static void prepare_task(void *context, size_t i, int thread)
@@ -147,7 +63,8 @@ static void prepare_task(void *context, size_t i, int thread)
     if (p->f->shape.normalize)
         p->w->chunks[i].z0 = p->w->z0 + (p->chunk0 + i) * p->f->shape.ld;
     (void)thread;
-    prepare_chunk(&p->local, i * CHUNK, false, &p->w->chunks[i]);
+    const bool shared = p->shared && p->h->call->HQ == p->h->call->H && has_written(p); /* else spans lie there */
+    prepare_chunk(&p->local, i * CHUNK, shared, &p->w->chunks[i]);
     prepare_chunk_backward(&p->w->chunks[i]);
 }
 
@@ -165,7 +82,7 @@ static void prepare_span_task(void *context, size_t i, int thread)
     const size_t t0 = i * SPAN, n = fwm_min(SPAN, p->local.T - t0), ld_V = p->f->ld_V;
     (void)thread;
     if (p->f->shape.erases)
-        prepare_span(&p->local, t0, p->fold_every, false, &p->w->spans[i], NULL);
+        prepare_span(&p->local, t0, p->fold_every, p->shared_spans, &p->w->spans[i], NULL);
     for (size_t t = t0; t < t0 + n && !p->f->shape.erases; t += CHUNK) {
         Chunk c = without_queries(p, t / CHUNK);
         prepare_chunk(&p->local, t, false, &c);
@@ -174,9 +91,10 @@ static void prepare_span_task(void *context, size_t i, int thread)
 }
 
 /* Prepares the spans of the segment. */
-static void prepare_spans(HeadBackward *p, size_t fold_every)
+static void prepare_spans(HeadBackward *p, size_t fold_every, bool shared)
 {
     p->fold_every = fold_every;
+    p->shared_spans = shared;
     fwm_parallel_for(p->f->inner, fwm_tiles(p->count * CHUNK, SPAN), prepare_span_task, p);
 }
 
@@ -205,7 +123,7 @@ static void chunk_forward(const HeadBackward *p, size_t i, size_t slab, const re
 /* The state before chunk i of the segment. */
 static real *state_before(const HeadBackward *p, size_t i, size_t slab)
 {
-    return p->f->every == 1 ? slab_in(p, p->w->checkpoints, p->chunk0 + i, slab) : slab_in(p, p->w->S0, i, slab);
+    return p->f->every == 1 ? slab_in(p, p->states->checkpoints, p->chunk0 + i, slab) : slab_in(p, p->w->S0, i, slab);
 }
 
 /* A slab over a segment: from the checkpoint before it to the one after it. */
@@ -215,15 +133,9 @@ static void checkpoint_task(void *context, size_t slab, int thread)
     (void)thread;
     for (size_t i = 0; i < p->count; i++) {
         const size_t chunk = p->chunk0 + i, every = p->f->every;
-        real *S = slab_in(p, p->w->checkpoints, chunk / every + 1, slab);
-        chunk_forward(p, i, slab, chunk % every ? S : slab_in(p, p->w->checkpoints, chunk / every, slab), S);
+        real *S = slab_in(p, p->states->checkpoints, chunk / every + 1, slab);
+        chunk_forward(p, i, slab, chunk % every ? S : slab_in(p, p->states->checkpoints, chunk / every, slab), S);
     }
-}
-
-/* Whether the first pass has kept what the segment writes: it may have, of all but the last. */
-static bool has_written(const HeadBackward *p)
-{
-    return p->f->keeps && p->chunk0 + p->f->segment < p->chunks;
 }
 
 /* The states before the segment's chunks, and the values written in them, where they are not there. */
@@ -233,7 +145,7 @@ static void states_task(void *context, size_t slab, int thread)
     const Slab columns = slab_of(p->h->V, slab);
     (void)thread;
     if (p->f->every > 1)
-        memcpy(state_before(p, 0, slab), slab_in(p, p->w->checkpoints, p->chunk0 / p->f->every, slab),
+        memcpy(state_before(p, 0, slab), slab_in(p, p->states->checkpoints, p->chunk0 / p->f->every, slab),
                p->f->slab_size * sizeof(real));
     for (size_t i = 0; i < p->count; i++) {
         const real *S0 = state_before(p, i, slab);
@@ -251,7 +163,7 @@ static void slab_chunk_backward(const HeadBackward *p, size_t i, size_t slab, in
     const bool apart = p->f->inner > 1;
     const Slab columns = slab_of(p->h->V, slab);
     slab_backward(&p->local, i * CHUNK, &p->w->chunks[i], &columns, state_before(p, i, slab), written(p, i, slab),
-                  p->w->dS + slab * p->f->slab_size, apart || slab == 0,
+                  p->states->dS + slab * p->f->slab_size, apart || slab == 0,
                   &p->w->shares[apart ? i * p->f->slabs + slab : 0], scratch_of(p, thread));
 }
 
@@ -270,7 +182,7 @@ static void chunk_task(void *context, size_t i, int thread)
     ChunkGradients *total = &p->w->shares[apart ? i * p->f->slabs : 0];
     for (size_t slab = 1; apart && slab < p->f->slabs; slab++)
         add_chunk_gradients(&p->f->shape, &total[slab], total);
-    chunk_backward(&p->local, i * CHUNK, &p->w->chunks[i], total, p->w->dz, scratch_of(p, thread));
+    chunk_backward(&p->local, i * CHUNK, &p->w->chunks[i], total, p->states->dz, scratch_of(p, thread));
 }
 
 static void chunk_from_last_task(void *context, size_t i, int thread)
@@ -283,14 +195,16 @@ static void chunk_from_last_task(void *context, size_t i, int thread)
 static void begin_segment(HeadBackward *p)
 {
     const ValueHead head = head_from(p->h, p->chunk0 * CHUNK);
-    p->local = p->f->inner > 1 ? head : gather_rows(&head, fwm_min(p->count * CHUNK, head.T), p->w->rows);
+    const size_t tokens = fwm_min(p->count * CHUNK, head.T);
+    p->local = p->f->inner > 1 ? head : gather_rows(&head, tokens, p->shared, p->w->rows);
 }
 
-static void end_segment(const HeadBackward *p)
+/* Scatters their gradients; those of keys that the next head has too only after the last head. */
+static void end_segment(const HeadBackward *p, bool last)
 {
     const ValueHead head = head_from(p->h, p->chunk0 * CHUNK);
     if (p->f->inner == 1)
-        scatter_rows(&p->local, fwm_min(p->count * CHUNK, head.T), &head);
+        scatter_rows(&p->local, fwm_min(p->count * CHUNK, head.T), last, &head);
 }
 
 /* The gradients of a segment: chunk by chunk, while its numbers are in the cache, or shared among threads. */
@@ -298,7 +212,7 @@ static void segment_backward(HeadBackward *p)
 {
     const int inner = p->f->inner;
     if (!has_written(p)) {
-        prepare_spans(p, CHUNK);
+        prepare_spans(p, CHUNK, false);
         fwm_parallel_for(inner, p->f->slabs, states_task, p);
     }
     fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, prepare_task, p);
@@ -331,51 +245,74 @@ static void sum_keys(const ValueHead *h, const FamilyBackward *f, const FamilyBa
     }
 }
 
-static void backward_head(const FamilyBackward *f, const ValueHead *h, const FamilyBackwardScratch *w)
+static void load_states(const HeadBackward *p)
 {
-    const size_t chunks = fwm_tiles(h->T, CHUNK), segments = fwm_tiles(chunks, f->segment), K = h->K;
-    HeadBackward p = {.f = f, .h = h, .w = w, .chunks = chunks};
-    for (size_t slab = 0; slab < f->slabs; slab++) {
+    const ValueHead *h = p->h;
+    for (size_t slab = 0; slab < p->f->slabs; slab++) {
         const Slab columns = slab_of(h->V, slab);
-        load_slab(h, &columns, h->initial_state, slab_in(&p, w->checkpoints, 0, slab));
-        load_slab(h, &columns, h->dfinal_state, slab_in(&p, w->dS, 0, slab));
+        load_slab(h, &columns, h->initial_state, slab_in(p, p->states->checkpoints, 0, slab));
+        load_slab(h, &columns, h->dfinal_state, slab_in(p, p->states->dS, 0, slab));
     }
-    load_row(K, f->shape.ld, h->dfinal_sum, w->dz);
-    if (f->shape.normalize)
-        sum_keys(h, f, w);
-    p.count = f->segment;
-    for (p.chunk0 = 0; p.chunk0 + f->segment < segments * f->segment; p.chunk0 += f->segment) {
-        p.local = head_from(h, p.chunk0 * CHUNK);
-        prepare_spans(&p, f->every == 1 ? CHUNK : SPAN);
-        fwm_parallel_for(f->inner, f->slabs, checkpoint_task, &p);
-    }
-    for (size_t segment = segments; segment-- > 0;) {
-        p.chunk0 = segment * f->segment;
-        p.count = fwm_min(f->segment, chunks - p.chunk0);
-        begin_segment(&p);
-        segment_backward(&p);
-        end_segment(&p);
-    }
-    for (size_t slab = 0; slab < f->slabs && h->dinitial_state; slab++) {
+    load_row(h->K, p->f->shape.ld, h->dfinal_sum, p->states->dz);
+}
+
+static void store_gradients(const HeadBackward *p)
+{
+    const ValueHead *h = p->h;
+    for (size_t slab = 0; slab < p->f->slabs && h->dinitial_state; slab++) {
         const Slab columns = slab_of(h->V, slab);
-        store_slab(h, &columns, slab_in(&p, w->dS, 0, slab), h->dinitial_state);
+        store_slab(h, &columns, slab_in(p, p->states->dS, 0, slab), h->dinitial_state);
     }
     if (h->dinitial_sum)
-        accumulate(K, w->dz, h->first_of_key, h->dinitial_sum);
+        accumulate(h->K, p->states->dz, h->first_of_key, h->dinitial_sum);
 }
 
-/* Rows beyond K are read as padding, and never written. */
-static void clear_padding(const FamilyBackward *f, const FamilyBackwardScratch *w)
+static void first_pass(HeadBackward *p)
 {
-    const size_t K = f->shape.K, rows = f->shape.ld - K, M = f->shape.readers * CHUNK;
-    for (size_t i = 0; i < shares_of(f); i++) {
-        memset(w->shares[i].dx0 + K * M, 0, rows * M * sizeof(real));
-        memset(w->shares[i].dk1 + K * CHUNK, 0, rows * CHUNK * sizeof(real));
-        memset(w->shares[i].ddecay + K, 0, rows * sizeof(real));
-    }
+    p->local = head_from(p->h, p->chunk0 * CHUNK);
+    prepare_spans(p, p->f->every == 1 ? CHUNK : SPAN, p->shared);
+    fwm_parallel_for(p->f->inner, p->f->slabs, checkpoint_task, p);
 }
 
-/* The value heads of a key head, one after the other. */
+static void second_pass(HeadBackward *p, bool last)
+{
+    begin_segment(p);
+    segment_backward(p);
+    end_segment(p, last);
+}
+
+/* Some value heads of a key head, from hv on: all of them over a segment before the first goes over the next. */
+static void backward_heads(const FamilyBackward *f, size_t sequence, size_t hv, size_t heads,
+                           const FamilyBackwardScratch *w)
+{
+    ValueHead h[MOST_HEADS];
+    HeadBackward p[MOST_HEADS];
+    const size_t chunks = fwm_tiles(sequence_length(f->call, sequence), CHUNK), segment = f->segment,
+                 segments = fwm_tiles(chunks, segment);
+    for (size_t i = 0; i < heads; i++) {
+        h[i] = head_of(f->call, sequence, hv + i);
+        p[i] = (HeadBackward){
+            .f = f, .h = &h[i], .w = w, .states = &w->heads[i], .shared = i > 0, .chunks = chunks, .count = segment};
+        load_states(&p[i]);
+    }
+    if (f->shape.normalize)
+        sum_keys(&h[0], f, w);
+    for (size_t at = 0; at + 1 < segments; at++)
+        for (size_t i = 0; i < heads; i++) {
+            p[i].chunk0 = at * segment;
+            first_pass(&p[i]);
+        }
+    for (size_t at = segments; at-- > 0;)
+        for (size_t i = 0; i < heads; i++) {
+            p[i].chunk0 = at * segment;
+            p[i].count = fwm_min(segment, chunks - p[i].chunk0);
+            second_pass(&p[i], i + 1 == heads);
+        }
+    for (size_t i = 0; i < heads; i++)
+        store_gradients(&p[i]);
+}
+
+/* The value heads of a key head. */
 static void key_head_task(void *context, size_t index, int thread)
 {
     const FamilyBackward *f = context;
@@ -387,57 +324,9 @@ static void key_head_task(void *context, size_t index, int thread)
         one_token_backward(call, index / call->H, index % call->H, f->scratch + (size_t)thread * f->stride);
         return;
     }
-    const FamilyBackwardScratch w = take_scratch(f, &arena);
-    clear_padding(f, &w);
-    for (size_t hv = first; hv < first + group; hv++) {
-        const ValueHead h = head_of(call, index / call->H, hv);
-        backward_head(f, &h, &w);
-    }
-}
-
-static size_t bytes_of_thread(const FamilyBackward *f)
-{
-    Arena arena = {0};
-    take_scratch(f, &arena);
-    return arena.next;
-}
-
-/* Where there is memory for a checkpoint before every chunk, no state is made twice. Else longer segments need fewer
- * checkpoints between them, and more states within: the sum grows with the square root of T. The bits depend on the
- * choice, so the number of threads does not enter. */
-static void choose_segment(FamilyBackward *f)
-{
-    const size_t most = largest(2, CHECKPOINT_BYTES / (f->slabs * f->slab_size * sizeof(real)));
-    FamilyBackward alone = *f;
-    alone.inner = 1;
-    alone.segment = SHORTEST_SEGMENT;
-    alone.every = f->longest <= most ? 1 : alone.segment;
-    while (alone.every > 1 && fwm_tiles(f->longest, alone.segment) > most) {
-        FamilyBackward longer = alone;
-        longer.every = longer.segment *= 2;
-        if (bytes_of_thread(&longer) >= bytes_of_thread(&alone))
-            break;
-        alone = longer;
-    }
-    f->every = alone.every;
-    f->segment = alone.segment;
-}
-
-static FamilyBackward backward_of(const FwmRuleCall *call, int threads, void *scratch)
-{
-    FamilyBackward f = {
-        .call = call, .shape = family_shape(call, true), .writing = family_shape(call, false), .scratch = scratch};
-    f.ld_V = fwm_padded(call->V);
-    f.slabs = slabs_of(call->V);
-    f.slab_size = f.shape.ld * SLAB;
-    f.longest = fwm_tiles(longest_sequence(call), CHUNK);
-    f.keeps = f.longest * f.slabs * CHUNK * SLAB * sizeof(real) <= KEPT_BYTES;
-    const bool share = call->n_sequences * call->H < (size_t)threads;
-    f.outer = share ? 1 : threads;
-    f.inner = share ? threads : 1;
-    choose_segment(&f);
-    f.stride = largest(bytes_of_thread(&f), one_token_scratch(call));
-    return f;
+    const FamilyBackwardScratch w = take_backward_scratch(f, &arena);
+    for (size_t hv = first; hv < first + group; hv += f->heads)
+        backward_heads(f, index / call->H, hv, fwm_min(f->heads, first + group - hv), &w);
 }
 
 size_t family_backward_scratch(const void *rule_call, int threads)

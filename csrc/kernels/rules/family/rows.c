@@ -9,18 +9,27 @@ typedef struct {
     size_t member; /* offset in ValueHead, of a Tokens */
     RowUse use;
     enum { ONE, KEY, VALUE, QUERIES, OUTPUTS, GATE } numbers; /* of a token */
+    enum { OF_VALUE_HEAD, OF_QUERY_HEAD, OF_KEY_HEAD } whose;
 } RowArray;
 
 static const RowArray arrays[] = {
-    {offsetof(ValueHead, k), INPUT, KEY},         {offsetof(ValueHead, v), INPUT, VALUE},
-    {offsetof(ValueHead, g), INPUT, GATE},        {offsetof(ValueHead, beta), INPUT, ONE},
-    {offsetof(ValueHead, erase), INPUT, ONE},     {offsetof(ValueHead, b), INPUT, KEY},
-    {offsetof(ValueHead, w), INPUT, VALUE},       {offsetof(ValueHead, q), INPUT, QUERIES},
-    {offsetof(ValueHead, dout), INPUT, OUTPUTS},  {offsetof(ValueHead, dk), GRADIENT, KEY},
-    {offsetof(ValueHead, dv), GRADIENT, VALUE},   {offsetof(ValueHead, dg), GRADIENT, GATE},
-    {offsetof(ValueHead, dbeta), GRADIENT, ONE},  {offsetof(ValueHead, db), GRADIENT, KEY},
-    {offsetof(ValueHead, dw), GRADIENT, VALUE},   {offsetof(ValueHead, derase), GRADIENT, ONE},
-    {offsetof(ValueHead, dq), GRADIENT, QUERIES},
+    {offsetof(ValueHead, k), INPUT, KEY, OF_KEY_HEAD},
+    {offsetof(ValueHead, v), INPUT, VALUE},
+    {offsetof(ValueHead, g), INPUT, GATE},
+    {offsetof(ValueHead, beta), INPUT, ONE},
+    {offsetof(ValueHead, erase), INPUT, ONE},
+    {offsetof(ValueHead, b), INPUT, KEY},
+    {offsetof(ValueHead, w), INPUT, VALUE},
+    {offsetof(ValueHead, q), INPUT, QUERIES, OF_QUERY_HEAD},
+    {offsetof(ValueHead, dout), INPUT, OUTPUTS},
+    {offsetof(ValueHead, dk), GRADIENT, KEY, OF_KEY_HEAD},
+    {offsetof(ValueHead, dv), GRADIENT, VALUE},
+    {offsetof(ValueHead, dg), GRADIENT, GATE},
+    {offsetof(ValueHead, dbeta), GRADIENT, ONE},
+    {offsetof(ValueHead, db), GRADIENT, KEY},
+    {offsetof(ValueHead, dw), GRADIENT, VALUE},
+    {offsetof(ValueHead, derase), GRADIENT, ONE},
+    {offsetof(ValueHead, dq), GRADIENT, QUERIES, OF_QUERY_HEAD},
 };
 enum { ARRAYS = sizeof arrays / sizeof arrays[0] };
 
@@ -49,7 +58,20 @@ size_t numbers_of_token(const FwmRuleCall *call)
     return all;
 }
 
-ValueHead gather_rows(const ValueHead *head, size_t tokens, real *rows)
+/* Whether all value heads of a key head have it. */
+static bool is_shared(const FwmRuleCall *call, const RowArray *array)
+{
+    return array->whose == OF_KEY_HEAD || (array->whose == OF_QUERY_HEAD && call->HQ == call->H);
+}
+
+/* Whether what is there already counts: it is a sum over value heads, and this is not the first. */
+static bool goes_on(const ValueHead *head, const RowArray *array)
+{
+    return (array->whose == OF_KEY_HEAD && !head->first_of_key) ||
+           (array->whose == OF_QUERY_HEAD && !head->first_of_query);
+}
+
+ValueHead gather_rows(const ValueHead *head, size_t tokens, bool shared, real *rows)
 {
     ValueHead gathered = *head;
     for (size_t i = 0; i < ARRAYS; i++) {
@@ -60,22 +82,19 @@ ValueHead gather_rows(const ValueHead *head, size_t tokens, real *rows)
         const Tokens scattered = *x;
         *x = (Tokens){rows, numbers};
         rows += tokens * numbers;
-        if (arrays[i].use != GRADIENT)
+        const bool is_there = shared && is_shared(gathered.call, &arrays[i]);
+        if (!is_there && (arrays[i].use == INPUT || goes_on(head, &arrays[i])))
             copy_rows(tokens, 0, numbers, scattered, *x);
     }
-    gathered.first_of_key = gathered.first_of_query = true;
     return gathered;
 }
 
-void scatter_rows(const ValueHead *gathered, size_t tokens, const ValueHead *head)
+void scatter_rows(const ValueHead *gathered, size_t tokens, bool last, const ValueHead *head)
 {
     ValueHead from = *gathered, to = *head;
     for (size_t i = 0; i < ARRAYS; i++) {
         const Tokens *x = tokens_in(&from, &arrays[i]), *scattered = tokens_in(&to, &arrays[i]);
-        if (arrays[i].use != GRADIENT || !scattered->data)
-            continue;
-        const bool first = scattered == &to.dk ? to.first_of_key : scattered == &to.dq ? to.first_of_query : true;
-        for (size_t t = 0; t < tokens; t++)
-            accumulate(numbers_of(to.call, &arrays[i]), token(*x, t), first, token(*scattered, t));
+        if (arrays[i].use == GRADIENT && scattered->data && (last || !is_shared(to.call, &arrays[i])))
+            copy_rows(tokens, 0, numbers_of(to.call, &arrays[i]), *x, *scattered);
     }
 }

@@ -13,12 +13,13 @@
 
 size_t numbers_of_token(const FwmRuleCall *call); /* of the rows of one token */
 
-/* Gathers the first tokens of a head into rows, inputs and room for gradients. Returns the head with its tokens there.
- */
-ValueHead gather_rows(const ValueHead *head, size_t tokens, real *rows);
+/* Gathers the first tokens of a head into rows, inputs and gradients to which other value heads have added. Returns the
+ * head with its tokens there. With `shared`, the rows hold what they held for another value head of the same key head,
+ * and keys, queries of the key head, and their gradients, stay as they are. */
+ValueHead gather_rows(const ValueHead *head, size_t tokens, bool shared, real *rows);
 
-/* Scatters the gradients of a head that gather_rows returned. Value heads that share a key or a query add to its
- * gradient in order. */
-void scatter_rows(const ValueHead *gathered, size_t tokens, const ValueHead *head);
+/* Scatters the gradients of a head that gather_rows returned; what it shares with the next, which will add to it, only
+ * if it is the last. */
+void scatter_rows(const ValueHead *gathered, size_t tokens, bool last, const ValueHead *head);
 
 #endif
