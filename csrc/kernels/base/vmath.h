@@ -24,6 +24,7 @@ typedef int64_t real_bits;
 #define FWM_LN2_LOW 1.90821492927058770002e-10
 #define FWM_EXP_LARGEST 709.9   /* beyond, exp is inf: 2^n is applied in two factors, for n up to 1025 */
 #define FWM_EXP_SMALLEST -746.0 /* below, exp is 0 */
+#define FWM_EXP_FLUSHED -708.5  /* below, exp is subnormal or 0 */
 #define FWM_TANH_SATURATED 20.0 /* beyond, tanh is 1 */
 #define FWM_SMALLEST_NORMAL 2.2250738585072014e-308
 #define FWM_SQRT sqrt
@@ -37,6 +38,7 @@ typedef int32_t real_bits;
 #define FWM_LN2_LOW -2.12194440e-4f
 #define FWM_EXP_LARGEST 89.0f
 #define FWM_EXP_SMALLEST -105.0f
+#define FWM_EXP_FLUSHED -87.5f
 #define FWM_TANH_SATURATED 10.0f
 #define FWM_SMALLEST_NORMAL 1.17549435e-38f
 #define FWM_SQRT sqrtf

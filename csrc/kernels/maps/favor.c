@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "kernels/base/vector.h"
 #include "kernels/base/vmath.h"
 #include "kernels/maps/map.h"
 
@@ -31,17 +32,30 @@ static size_t extension(size_t m)
     return m;
 }
 
-/* Whether the exponent of every feature is so small that its exp is 0. With a large N all features are, early in
- * training. */
-static bool all_underflow(size_t m, const real *restrict u, real o)
+/* The largest |u|; NaN if any is, or is infinite. */
+static real largest(const MapShape *s, const real *pre)
 {
-    real largest = 0, nan = 0;
-#pragma omp simd reduction(max : largest) reduction(+ : nan)
-    for (size_t i = 0; i < m; i++) {
-        largest = FWM_FABS(u[i]) > largest ? FWM_FABS(u[i]) : largest;
+    const real *restrict u = pre + s->u;
+    real most = 0, nan = 0;
+#pragma omp simd reduction(max : most) reduction(+ : nan)
+    for (size_t i = 0; i < s->argument; i++) {
+        most = FWM_FABS(u[i]) > most ? FWM_FABS(u[i]) : most;
         nan += u[i] * 0;
     }
-    return nan == 0 && largest - o < FWM_EXP_SMALLEST;
+    return most + nan;
+}
+
+/* Whether every exponent, at most so large, is so small that its exp is 0. With a large N all features are. */
+static bool underflows(const MapShape *s, real exponent)
+{
+    return exponent < (s->flushes ? FWM_EXP_FLUSHED : FWM_EXP_SMALLEST);
+}
+
+/* o is at least |x|^2 / 2, here less a bound of the relative rounding error. */
+static bool vanishes(const MapShape *s, const real *x, real largest_u)
+{
+    const real square = dot(s->u, x, x) * (1 - (real)1e-5);
+    return underflows(s, largest_u - square / 2);
 }
 
 static void forward(const MapShape *s, size_t n, const real *restrict pre, real *restrict phi, void *scratch)
@@ -57,7 +71,7 @@ static void forward(const MapShape *s, size_t n, const real *restrict pre, real 
         for (size_t i = 0; i < s->d; i++)
             square += (double)pre[i] * (double)pre[i];
         const real o = (real)(square / 2 + constant);
-        if (all_underflow(m, u, o)) {
+        if (underflows(s, largest(s, pre) - o)) {
             memset(phi, 0, s->ld_features * sizeof(real));
             continue;
         }
@@ -103,4 +117,6 @@ const FeatureMap FWM_NAME(map_favor) = {
     .extension = extension,
     .forward = forward,
     .backward = backward,
+    .vanishes = vanishes,
+    .largest = largest,
 };

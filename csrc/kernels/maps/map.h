@@ -21,6 +21,7 @@ typedef struct {
     size_t extension;   /* m for FAVOR+: the size of u; else 0 */
     size_t u;           /* where u starts in a pre-activation row */
     size_t ld;          /* numbers in a pre-activation row */
+    bool flushes;       /* the loop that maps flushes subnormal features to 0 (runtime/subnormals.h) */
 } MapShape;
 
 typedef struct {
@@ -33,6 +34,11 @@ typedef struct {
     /* dpre (n x ld): the gradients of x and u, the padding set to 0; pre and phi as forward left them */
     void (*backward)(const MapShape *, size_t n, const real *dphi, const real *pre, const real *phi, real *dpre,
                      void *scratch);
+    /* For a map of which all features of a token may be 0, else NULL. vanishes: whether they are, for this x and every
+     * u of which no number is larger than `largest`; false if that is not certain. largest: of the u of a row, NaN if
+     * any is; that of a sum of two rows is at most the sum of theirs. */
+    bool (*vanishes)(const MapShape *, const real *x, real largest);
+    real (*largest)(const MapShape *, const real *pre);
 } FeatureMap;
 
 #define feature_maps FWM_NAME(feature_maps)

@@ -47,6 +47,10 @@ static void project_keys_task(void *context, size_t index, int thread)
     for (size_t n = 0; n < count; n++)
         memcpy(values + n * ld, s->key_weight + (n0 + n) * z->ld, z->ld * sizeof(real));
     omega_forward(&s->map_shape, s->omega, count, values);
+    for (size_t n = 0; n < count && s->leaves_out; n++) {
+        s->largest_u[n0 + n] = s->map->largest(&s->map_shape, rows + n * ld);
+        s->largest_u[z->n_keys + n0 + n] = s->map->largest(&s->map_shape, values + n * ld);
+    }
 }
 
 static void project_queries_task(void *context, size_t index, int thread)
@@ -100,6 +104,25 @@ static TiledProduct product_from_row(const TiledProduct *product, size_t row)
     return part;
 }
 
+/* out (rows x columns) = left right; the tiles of right that are zeros are left out. */
+static void product_along_live(const TiledProduct *p, size_t rows, size_t columns, real *out, size_t ld_out)
+{
+    const size_t tiles = fwm_tiles(p->k, TILE_KEYS);
+    const real *before = NULL;
+    for (size_t first = 0, end; first < tiles; first = end + 1) {
+        for (end = first; end < tiles && (!p->live || p->live[end]); end++)
+            ;
+        if (end == first)
+            continue;
+        const size_t k0 = first * TILE_KEYS, k = fwm_min(end * TILE_KEYS, p->k) - k0;
+        const Strided left = {p->left.data + k0 * p->left.column, p->left.row, p->left.column};
+        gemm(rows, columns, k, left, p->right + k0 * p->ld_right, p->ld_right, 1, before, out, ld_out);
+        before = out;
+    }
+    for (size_t i = 0; i < rows && !before; i++)
+        memset(out + i * ld_out, 0, columns * sizeof(real));
+}
+
 static void weight_gradients_task(void *context, size_t index, int thread)
 {
     (void)thread;
@@ -108,8 +131,7 @@ static void weight_gradients_task(void *context, size_t index, int thread)
     const size_t e0 = index * TILE_ENTRIES, count = fwm_min(TILE_ENTRIES, z->embedding - e0);
     const size_t width = fwm_min(TILE_ENTRIES, z->ld_e - e0), B = s->batch->n;
     const TiledProduct keys = product_from_row(&s->weight_gradient, e0);
-    gemm(count, z->ld, keys.k, keys.left, keys.right, keys.ld_right, 0, NULL, s->dkey_weight + (z->n_keys + e0) * z->ld,
-         z->ld);
+    product_along_live(&keys, count, z->ld, s->dkey_weight + (z->n_keys + e0) * z->ld, z->ld);
     gemm(count, z->ld, B, transposed(s->query_rows + e0, z->ld_e), s->dqueries, s->table_ld, 0, NULL,
          s->dquery_weight + e0 * z->ld, z->ld);
     gemm(B, width, z->d, rows_of(s->dqueries, s->table_ld), s->query_weight_t + e0, z->ld_e, 0, NULL,
@@ -146,7 +168,10 @@ static void embedding_gradients_task(void *context, size_t index, int thread)
     Arena arena = thread_scratch(s, thread);
     real *out = s->purpose == UPDATE ? take(&arena, TILE_KEYS * z->ld_e) : s->dembedding + at;
     const TiledProduct keys = product_from_row(&s->embedding_gradient, n0);
-    gemm(count, z->ld_e, keys.k, keys.left, keys.right, keys.ld_right, 0, NULL, out, z->ld_e);
+    if (keys.live && !keys.live[index])
+        memset(out, 0, count * z->ld_e * sizeof(real));
+    else
+        gemm(count, z->ld_e, keys.k, keys.left, keys.right, keys.ld_right, 0, NULL, out, z->ld_e);
     for (size_t n = 0; n < count && z->with_beta; n++)
         add_scaled(z->ld_e, s->block_logits[n0 + n], s->beta_weight_before, out + n * z->ld_e);
     for (size_t b = 0; b < s->batch->n; b++) {

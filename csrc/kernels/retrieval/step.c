@@ -22,6 +22,9 @@ static void take_activations(Step *s, size_t B, Arena *arena)
         s->omega_t = take(arena, s->map_shape.extension * fwm_padded(z->d));
         s->key_weight_t = take(arena, z->ld * z->ld_e);
         s->block_tables = take(arena, fwm_min(B, SEQUENCE_BLOCKS) * 2 * table);
+        s->touched = take_bytes(arena, s->leaves_out ? fwm_min(B, SEQUENCE_BLOCKS) * 2 * N * sizeof(bool) : 0);
+        s->live = take_bytes(arena, fwm_tiles(N, TILE_KEYS) * sizeof(bool));
+        s->largest_u = take(arena, s->leaves_out ? 2 * N : 0);
         s->logit_by_key = take(arena, ld_n);
         s->block_logits = take(arena, fwm_min(B, SEQUENCE_BLOCKS) * 2 * ld_n);
         s->beta_weight_before = take(arena, z->ld_e);
@@ -56,6 +59,8 @@ Step step_of_model(FwmModel *model)
     if (z->with_map) {
         s.map = feature_maps[z->map];
         s.map_shape = map_shape(s.map, z->d, z->argument);
+        s.map_shape.flushes = s.readout->flushes_subnormals;
+        s.leaves_out = s.map->vanishes && s.readout->ignores_zeros;
         s.table_ld = s.map_shape.ld;
     }
     find_parameters(&s);

@@ -24,6 +24,9 @@ typedef struct {
     Strided left;
     const real *right;
     size_t ld_right, k;
+    /* Whether a tile of TILE_KEYS keys is not all zeros: rows of right in the weights' gradient, of left in the
+     * embedding's; NULL if none is. */
+    const bool *live;
 } TiledProduct;
 
 typedef struct {
@@ -39,6 +42,7 @@ typedef struct {
     MapShape map_shape;
     const FeatureMap *map;
     const Readout *readout;
+    bool leaves_out; /* tokens of which all features are 0 */
     /* parameters and their gradients */
     real *key_bias, *query_bias, *beta_bias, *beta_weight, *query_weight, *key_weight, *embedding;
     real *dkey_bias, *dquery_bias, *dbeta_bias, *dbeta_weight, *dquery_weight, *dkey_weight, *dembedding;
@@ -55,6 +59,9 @@ typedef struct {
     real *key_weight_t;   /* ld x ld_e: the embedding part of W_k (key_weight is W_k^T), before the update */
     real *query_weight_t; /* ld x ld_e: W_q, before the update */
     real *block_tables;   /* blocks x 2 x N x table_ld: gradients of by_key, by_value; at last block 0 has the sum */
+    bool *touched;        /* blocks x 2 x N, if leaves_out: whether the row has a gradient, else it is not stored */
+    bool *live;           /* tiles of TILE_KEYS keys: whether a row of the sum by key has a gradient */
+    real *largest_u;      /* 2 x N: bounds of by_key's and by_value's rows (FeatureMap.largest), if leaves_out */
     real *logit_by_key;   /* N: w_b . embedding + b_b; that of a value is an entry of beta_weight itself */
     real *block_logits;   /* blocks x 2 x padded(N): gradients of the logits by key, by value; likewise */
     real *beta_weight_before; /* ld_e: beta_weight's embedding part before the update */

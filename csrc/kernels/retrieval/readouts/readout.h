@@ -36,6 +36,8 @@ typedef struct {
     /* Subnormal features do not change the result, so the model may flush them to 0. FAVOR+'s are all subnormal where
      * |x| is large. */
     bool flushes_subnormals;
+    /* A key of zeros changes neither an answer that is finite nor a gradient, so the model may leave its token out. */
+    bool ignores_zeros;
     /* bytes of scratch for sequences of these sizes: for answer with ld_queries, or, if it is 0, for the others */
     size_t (*scratch)(size_t length, size_t n_values, size_t ld, size_t ld_queries);
     /* y (N) */

@@ -133,6 +133,7 @@ const Readout FWM_NAME(readout_sum) = {
              .summary = "linear attention: every write is added, the read-out is normalised"},
     /* a subnormal score vanishes beside eps, and a subnormal gradient beside Adam's eps */
     .flushes_subnormals = true,
+    .ignores_zeros = true,
     .scratch = scratch_bytes,
     .forward = forward,
     .backward_begin = backward_begin,
