@@ -93,6 +93,23 @@ static inline vec vec_negative(vec x)
 #endif
 }
 
+/* up where x > 0, down where x < 0, 0 elsewhere; as intrinsics, because GCC makes logic of four operations of it. */
+static inline vec vec_by_sign(vec x, vec up, vec down)
+{
+#if defined(FWM_X86) && FWM_REAL_IS_DOUBLE
+    const __m512d zero = _mm512_setzero_pd();
+    const __mmask8 above = _mm512_cmp_pd_mask(x, zero, _CMP_GT_OQ), below = _mm512_cmp_pd_mask(x, zero, _CMP_LT_OQ);
+    return (vec)_mm512_mask_mov_pd(_mm512_maskz_mov_pd(above, up), below, down);
+#elif defined(FWM_X86)
+    const __m512 zero = _mm512_setzero_ps();
+    const __mmask16 above = _mm512_cmp_ps_mask(x, zero, _CMP_GT_OQ), below = _mm512_cmp_ps_mask(x, zero, _CMP_LT_OQ);
+    return (vec)_mm512_mask_mov_ps(_mm512_maskz_mov_ps(above, up), below, down);
+#else
+    const vec zero = {0};
+    return vec_select(x > 0, up, vec_select(x < 0, down, zero));
+#endif
+}
+
 /* 0, 1, 2, .. */
 static inline vec_mask vec_lane_numbers(void)
 {

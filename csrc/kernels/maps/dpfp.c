@@ -22,6 +22,7 @@
 #include "kernels/maps/map.h"
 
 #define GROUP_TOKENS 8
+#define USUAL_D 64 /* the paper's, for which rows stay in registers */
 
 /* Sizes of the rows in scratch, where `lead` numbers lie on either side of a row's 2d: of r, its end in front and its
  * start behind; of the products dphi_j r, their start behind. */
@@ -131,93 +132,102 @@ static void forward_group(const MapShape *s, const DpfpRows *rows, size_t n, con
 }
 
 /* If rows consist of whole vectors and shifts are shorter than a vector, r need not be stored: with x[i - d] = -x[i], r
- * and its shifted copies are rectified from x in place. The first vector of a row shifted back, and the last one
- * shifted forward, combine two loads that also read, and discard, numbers of the neighbouring rows. Another thread may
- * be storing next to the first and the last row of a call (`at_edge`): there the two vectors are concatenated on the
- * stack, which takes longer. */
+ * and its shifted copies are rectified from x in registers. Shifted loads would cross a cache line each. */
 static bool fits_vectors(const MapShape *s)
 {
     return s->d % FWM_LANES == 0 && s->argument < FWM_LANES;
 }
 
-/* Numbers from .. from + FWM_LANES - 1 of the two vectors side by side. */
-static inline vec concatenated(vec first, vec second, size_t from)
+/* Lanes j .. j + FWM_LANES - 1 of two vectors side by side; a constant j < FWM_LANES makes it one instruction. */
+ALWAYS_INLINE vec onward(vec first, vec second, size_t j)
 {
+#if FWM_HAVE_SHUFFLE
+#if defined(FWM_X86) && FWM_REAL_IS_DOUBLE
+#define FWM_CASE(by)                                                                                                   \
+    case by: return (vec)_mm512_alignr_epi64((__m512i)second, (__m512i)first, by);
+#elif defined(FWM_X86)
+#define FWM_CASE(by)                                                                                                   \
+    case by: return (vec)_mm512_alignr_epi32((__m512i)second, (__m512i)first, by);
+#else
+#define FWM_ONWARD(lane, by) ((lane) + (by) % FWM_LANES)
+#define FWM_CASE(by)                                                                                                   \
+    case by: return FWM_SHUFFLE(FWM_ONWARD, first, second, by);
+#endif
+    switch (j) {
+        FWM_CASE(1)
+        FWM_CASE(2)
+        FWM_CASE(3)
+#if FWM_LANES > 4
+        FWM_CASE(4)
+        FWM_CASE(5)
+        FWM_CASE(6)
+        FWM_CASE(7)
+#endif
+#if FWM_LANES > 8
+        FWM_CASE(8)
+        FWM_CASE(9)
+        FWM_CASE(10)
+        FWM_CASE(11)
+        FWM_CASE(12)
+        FWM_CASE(13)
+        FWM_CASE(14)
+        FWM_CASE(15)
+#endif
+    default: return first;
+    }
+#undef FWM_CASE
+#undef FWM_ONWARD
+#else
     real both[2 * FWM_LANES];
     vec_store(both, first);
     vec_store(both + FWM_LANES, second);
-    return vec_load(both + from);
-}
-
-/* x[i - j ..] */
-static inline vec before(const real *x, size_t d, size_t i, size_t j, bool at_edge)
-{
-    if (i > 0)
-        return vec_load(x + i - j);
-    if (at_edge)
-        return concatenated(-vec_load(x + d - FWM_LANES), vec_load(x), FWM_LANES - j);
-    return vec_select(vec_lane_numbers() < (lane_number)j, -vec_load(x + d - j), vec_load(x - j));
-}
-
-/* x[i + j ..] */
-static inline vec behind(const real *x, size_t d, size_t i, size_t j, bool at_edge)
-{
-    if (i + FWM_LANES < d)
-        return vec_load(x + i + j);
-    if (at_edge)
-        return concatenated(vec_load(x + i), -vec_load(x), j);
-    return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, vec_load(x + i + j),
-                      -vec_load(x + j - FWM_LANES));
-}
-
-/* Block j of dphi from d + i + j on; its start follows its end. */
-static inline vec block_behind(const real *block, size_t d, size_t i, size_t j, bool at_edge)
-{
-    if (i + FWM_LANES < d)
-        return vec_load(block + d + i + j);
-    if (at_edge)
-        return concatenated(vec_load(block + d + i), vec_load(block), j);
-    return vec_select(vec_lane_numbers() < FWM_LANES - (lane_number)j, vec_load(block + d + i + j),
-                      vec_load(block + j - FWM_LANES));
+    return vec_load(both + j);
+#endif
 }
 
 /* Inlined for the nu of the paper: a loop of one or two iterations for each vector costs as much as the work in it. */
-ALWAYS_INLINE void forward_vectors(const MapShape *s, size_t nu, size_t n, const real *pre, real *phi)
+ALWAYS_INLINE void forward_vectors(const MapShape *s, size_t d, size_t nu, size_t n, const real *pre, real *phi)
 {
-    const size_t d = s->d;
     for (size_t t = 0; t < n; t++, pre += s->ld, phi += s->ld_features) {
+        vec before = -vec_load(pre + d - FWM_LANES);
+#pragma GCC unroll 4
         for (size_t i = 0; i < d; i += FWM_LANES) {
             const vec x = vec_load(pre + i), positive = vec_positive(x), negative = vec_negative(x);
             for (size_t j = 1; j <= nu; j++) {
-                const vec x_j = before(pre, d, i, j, t == 0);
+                const vec x_j = onward(before, x, FWM_LANES - j);
                 real *block = phi + (j - 1) * 2 * d;
                 vec_store(block + i, positive * vec_positive(x_j));
                 vec_store(block + d + i, negative * vec_negative(x_j));
             }
+            before = x;
         }
         if (s->ld_features > s->features)
             memset(phi + s->features, 0, (s->ld_features - s->features) * sizeof(real));
     }
 }
 
-ALWAYS_INLINE void backward_vectors(const MapShape *s, size_t nu, size_t n, const real *dphi, const real *pre,
+ALWAYS_INLINE void backward_vectors(const MapShape *s, size_t d, size_t nu, size_t n, const real *dphi, const real *pre,
                                     real *dpre)
 {
-    const size_t d = s->d;
-    const vec zero = {0};
     for (size_t t = 0; t < n; t++, pre += s->ld, dpre += s->ld, dphi += s->ld_features) {
-        const bool at_edge = t == 0 || t + 1 == n;
-        for (size_t i = 0; i < d; i += FWM_LANES) {
-            vec up = zero, down = zero; /* dx where x > 0, and where x < 0 */
+        vec before = -vec_load(pre + d - FWM_LANES), x = vec_load(pre), behind;
+#pragma GCC unroll 4
+        for (size_t i = 0; i < d; i += FWM_LANES, before = x, x = behind) {
+            const bool last = i + FWM_LANES == d;
+            behind = last ? -vec_load(pre) : vec_load(pre + i + FWM_LANES);
+            vec up = {0}, down = {0}; /* dx where x > 0, and where x < 0 */
             for (size_t j = 1; j <= nu; j++) {
-                const real *block = dphi + (j - 1) * 2 * d;
-                const vec left = before(pre, d, i, j, at_edge), right = behind(pre, d, i, j, at_edge);
-                up += vec_load(block + i) * vec_positive(left) + vec_load(block + i + j) * vec_positive(right);
-                down += vec_load(block + d + i) * vec_negative(left) +
-                        block_behind(block, d, i, j, at_edge) * vec_negative(right);
+                const real *block = dphi + (j - 1) * 2 * d + i, *wrapped = last ? block - i : block + d + FWM_LANES;
+                const vec left = onward(before, x, FWM_LANES - j), right = onward(x, behind, j);
+                const vec dup = vec_load(block), ddown = vec_load(block + d);
+                const vec dup_j = onward(dup, vec_load(block + FWM_LANES), j),
+                          ddown_j = onward(ddown, vec_load(wrapped), j);
+                const vec more_up = dup * vec_positive(left) + vec_in_register(dup_j * vec_positive(right));
+                const vec more_down = vec_in_register(ddown * vec_negative(left)) + ddown_j * vec_negative(right);
+                up = j > 1 ? up + more_up : more_up;
+                down = j > 1 ? down + more_down : more_down;
             }
-            const vec x = vec_load(pre + i);
-            vec_store(dpre + i, vec_select(x > 0, up, vec_select(x < 0, down, zero)));
+            vec_store(dpre + i, vec_by_sign(x, up, down));
         }
         if (s->ld > d)
             memset(dpre + d, 0, (s->ld - d) * sizeof(real));
@@ -229,10 +239,15 @@ static void forward(const MapShape *s, size_t n, const real *pre, real *phi, voi
     const DpfpRows rows = rows_of_shape(s);
     if (fits_vectors(s)) {
         switch (s->argument) {
-        case 1: forward_vectors(s, 1, n, pre, phi); return;
-        case 2: forward_vectors(s, 2, n, pre, phi); return;
-        case 3: forward_vectors(s, 3, n, pre, phi); return;
-        default: forward_vectors(s, s->argument, n, pre, phi); return;
+        case 1:
+            if (s->d == USUAL_D)
+                forward_vectors(s, USUAL_D, 1, n, pre, phi);
+            else
+                forward_vectors(s, s->d, 1, n, pre, phi);
+            return;
+        case 2: forward_vectors(s, s->d, 2, n, pre, phi); return;
+        case 3: forward_vectors(s, s->d, 3, n, pre, phi); return;
+        default: forward_vectors(s, s->d, s->argument, n, pre, phi); return;
         }
     }
     Arena arena = arena_at(scratch);
@@ -293,10 +308,15 @@ static void backward(const MapShape *s, size_t n, const real *dphi, const real *
     (void)phi;
     if (fits_vectors(s)) {
         switch (s->argument) {
-        case 1: backward_vectors(s, 1, n, dphi, pre, dpre); return;
-        case 2: backward_vectors(s, 2, n, dphi, pre, dpre); return;
-        case 3: backward_vectors(s, 3, n, dphi, pre, dpre); return;
-        default: backward_vectors(s, s->argument, n, dphi, pre, dpre); return;
+        case 1:
+            if (s->d == USUAL_D)
+                backward_vectors(s, USUAL_D, 1, n, dphi, pre, dpre);
+            else
+                backward_vectors(s, s->d, 1, n, dphi, pre, dpre);
+            return;
+        case 2: backward_vectors(s, s->d, 2, n, dphi, pre, dpre); return;
+        case 3: backward_vectors(s, s->d, 3, n, dphi, pre, dpre); return;
+        default: backward_vectors(s, s->d, s->argument, n, dphi, pre, dpre); return;
         }
     }
     Arena arena = arena_at(scratch);
