@@ -183,43 +183,126 @@ static inline void three_dots(size_t ld, const real *restrict k0, const real *re
     out[2] = vec_total(c[0] + c[1]);
 }
 
-static void forward_tile(const ReadoutSequence *s, const DeltaScratch *d, TokenRange range, real *y)
+/* For rows of so many vectors or fewer, u and a pair's keys stay in AVX-512's 32 registers. */
+#define MOST_VECTORS (FWM_VECTOR_BYTES == 64 ? 8 : 0)
+
+ALWAYS_INLINE void load_vectors(size_t n, const real *from, vec *x)
+{
+#pragma GCC unroll 8
+    for (size_t i = 0; i < n; i++)
+        x[i] = vec_load(from + i * FWM_LANES);
+}
+
+/* three_dots of rows of n vectors, an even number. */
+ALWAYS_INLINE void three_dots_of(size_t n, const vec *k0, const vec *k1, const vec *x, vec out[3])
+{
+    vec a[2] = {{0}, {0}}, b[2] = {{0}, {0}}, c[2] = {{0}, {0}};
+#pragma GCC unroll 8
+    for (size_t i = 0; i < n; i++) {
+        a[i % 2] += k0[i] * x[i];
+        b[i % 2] += k1[i] * x[i];
+        c[i % 2] += k0[i] * k1[i];
+    }
+    out[0] = vec_total(a[0] + a[1]);
+    out[1] = vec_total(b[0] + b[1]);
+    out[2] = vec_total(c[0] + c[1]);
+}
+
+/* The steps of a pair, u_{t-2} = u_t - step1 k1 - step0 k0, from the sums of its rows; t: its first token in the tile.
+ *
+ * The next pair waits for these two steps, so they are only two operations away from the sums:
+ * step1 = write1 dots1,  step0 = write0 (dots0 - step1 dots2) */
+ALWAYS_INLINE void forward_steps(const ReadoutSequence *s, const DeltaScratch *d, size_t token, const real *scale,
+                                 const vec dots[3], real *y, vec step[2])
+{
+    const real *beta = s->beta + token;
+    const int32_t *values = s->values + token;
+    real *a = d->a + token;
+    const real write0 = scale[0] * beta[0] * scale[0], write1 = scale[1] * beta[1] * scale[1];
+    step[1] = write1 * dots[1];
+    step[0] = write0 * dots[0] - (write0 * dots[2] * write1) * dots[1];
+    a[1] = scale[1] * dots[1][0];
+    a[0] = scale[0] * (dots[0][0] - step[1][0] * dots[2][0]);
+    d->product[token] = dots[2][0];
+    y[values[1]] += beta[1] * a[1];
+    y[values[0]] += beta[0] * a[0];
+}
+
+/* sum(phi_t) and its inverse for tokens start .. end - 1. */
+ALWAYS_INLINE void find_totals(const ReadoutSequence *s, const DeltaScratch *d, size_t ld, size_t start, size_t end)
+{
+    for (size_t t = start; t < end; t++)
+        d->inverse[t] = inverse_of(d->total[t] = sum(ld, s->keys + t * ld));
+}
+
+/* The first `tokens` tokens of a tile, an even number, from last to first in pairs. The totals of the tile before are
+ * found meanwhile: each pair waits for the sums of the pair behind it, and they fill that time. */
+static void forward_pairs(const ReadoutSequence *s, const DeltaScratch *d, size_t start, size_t tokens,
+                          const TileKeys *keys, real *y)
 {
     const size_t ld = s->ld;
+    for (size_t t = tokens; t > 0;) {
+        t -= 2;
+        const real *restrict k0 = keys->rows + t * ld, *restrict k1 = k0 + ld, *restrict u = u_of_pair(s, d, start + t);
+        real *restrict next = d->u + (start + t) / 2 * ld;
+        vec dots[3], step[2];
+        three_dots(ld, k0, k1, u, dots);
+        if (start > 0)
+            find_totals(s, d, ld, start + t - FWM_TILE, start + t - FWM_TILE + 2);
+        forward_steps(s, d, start + t, keys->scale + t, dots, y, step);
+        for (size_t i = 0; i < ld; i += FWM_LANES)
+            vec_store(next + i, vec_load(u + i) - step[1] * vec_load(k1 + i) - step[0] * vec_load(k0 + i));
+    }
+}
+
+/* The same for rows of n vectors, with u in registers. */
+ALWAYS_INLINE void forward_pairs_of(size_t n, const ReadoutSequence *s, const DeltaScratch *d, size_t start,
+                                    size_t tokens, const TileKeys *keys, real *y)
+{
+    const size_t ld = n * FWM_LANES;
+    vec u[8], k0[8], k1[8];
+    load_vectors(n, d->u + (start + tokens) / 2 * ld, u);
+    for (size_t t = tokens; t > 0;) {
+        t -= 2;
+        real *next = d->u + (start + t) / 2 * ld;
+        vec dots[3], step[2];
+        load_vectors(n, keys->rows + t * ld, k0);
+        load_vectors(n, keys->rows + (t + 1) * ld, k1);
+        three_dots_of(n, k0, k1, u, dots);
+        if (start > 0)
+            find_totals(s, d, ld, start + t - FWM_TILE, start + t - FWM_TILE + 2);
+        forward_steps(s, d, start + t, keys->scale + t, dots, y, step);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < n; i++) {
+            u[i] = u[i] - step[1] * k1[i] - step[0] * k0[i];
+            vec_store(next + i * FWM_LANES, u[i]);
+        }
+    }
+}
+
+static void forward_tile(const ReadoutSequence *s, const DeltaScratch *d, TokenRange range, real *y)
+{
+    const size_t ld = s->ld, last = range.count - 1;
     const TileKeys keys = tile_keys(s, d, range);
-    const real *beta = s->beta + range.start, *scale = keys.scale;
-    const int32_t *values = s->values + range.start;
-    real *a = d->a + range.start, *product = d->product + range.start;
-    size_t t = range.count;
-    if (t % 2) {
-        t--;
-        const real *restrict k = keys.rows + t * ld, *restrict u = u_of_pair(s, d, range.start + t);
-        real *restrict next = d->u + (range.start + t) / 2 * ld;
-        a[t] = scale[t] * dot(ld, k, u);
-        y[values[t]] += beta[t] * a[t];
-        const real step = beta[t] * a[t] * scale[t];
+    if (range.count % 2) {
+        const size_t token = range.start + last;
+        const real *restrict k = keys.rows + last * ld, *restrict u = u_of_pair(s, d, token);
+        real *restrict next = d->u + token / 2 * ld;
+        const real a = d->a[token] = keys.scale[last] * dot(ld, k, u), beta = s->beta[token];
+        y[s->values[token]] += beta * a;
+        const real step = beta * a * keys.scale[last];
         for (size_t i = 0; i < ld; i += FWM_LANES)
             vec_store(next + i, vec_load(u + i) - step * vec_load(k + i));
     }
-    while (t > 0) {
-        t -= 2;
-        const real *restrict k0 = keys.rows + t * ld, *restrict k1 = k0 + ld,
-                             *restrict u = u_of_pair(s, d, range.start + t);
-        real *restrict next = d->u + (range.start + t) / 2 * ld;
-        vec dots[3];
-        three_dots(ld, k0, k1, u, dots);
-        /* The next pair waits for these two steps, so they are only two operations away from the sums:
-         * step1 = write1 dots1,  step0 = write0 (dots0 - step1 dots2) */
-        const real write0 = scale[t] * beta[t] * scale[t], write1 = scale[t + 1] * beta[t + 1] * scale[t + 1];
-        const vec step1 = write1 * dots[1], step0 = write0 * dots[0] - (write0 * dots[2] * write1) * dots[1];
-        a[t + 1] = scale[t + 1] * dots[1][0];
-        a[t] = scale[t] * (dots[0][0] - step1[0] * dots[2][0]);
-        product[t] = dots[2][0];
-        y[values[t + 1]] += beta[t + 1] * a[t + 1];
-        y[values[t]] += beta[t] * a[t];
-        for (size_t i = 0; i < ld; i += FWM_LANES)
-            vec_store(next + i, vec_load(u + i) - step1 * vec_load(k1 + i) - step0 * vec_load(k0 + i));
-    }
+    const size_t tokens = range.count / 2 * 2;
+    if (MOST_VECTORS >= 8 && ld == 8 * FWM_LANES)
+        forward_pairs_of(8, s, d, range.start, tokens, &keys, y);
+    else if (MOST_VECTORS >= 4 && ld == 4 * FWM_LANES)
+        forward_pairs_of(4, s, d, range.start, tokens, &keys, y);
+    else
+        forward_pairs(s, d, range.start, tokens, &keys, y);
+    if (range.start > 0)
+        find_totals(s, d, ld, range.start - FWM_TILE + tokens, range.start);
 }
 
 static TokenRange tile_range(const ReadoutSequence *s, size_t tile)
@@ -244,10 +327,11 @@ static void forward(const ReadoutSequence *s, void *scratch, real *y)
     const real query_total = sum(ld, s->query) + EPS;
     normalise(s, s->query, query_total, inverse_of(query_total), d.u + pairs_of(s->length) * ld);
     memset(y, 0, s->n_values * sizeof(real));
-    for (size_t tile = fwm_tiles(s->length, FWM_TILE); tile-- > 0;) {
+    const size_t tiles = fwm_tiles(s->length, FWM_TILE);
+    if (tiles > 0)
+        find_totals(s, &d, ld, (tiles - 1) * FWM_TILE, s->length);
+    for (size_t tile = tiles; tile-- > 0;) {
         const TokenRange range = tile_range(s, tile);
-        for (size_t t = range.start; t < range.start + range.count; t++)
-            d.inverse[t] = inverse_of(d.total[t] = sum(ld, s->keys + t * ld));
         forward_tile(s, &d, range, y);
     }
     spread_nan(s->ld, d.u, s->n_values, y);
