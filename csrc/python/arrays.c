@@ -115,15 +115,19 @@ int fwm_check_shape(PyArrayObject *array, const char *name, const char *text, in
     return -1;
 }
 
-/* out = in - low; -1 if a number is outside low..high. One loop without an exit, for the compiler to vectorise. */
+/* out = in - low; -1 if a number is outside low..high. One loop without an exit and, because SSE2 cannot compare 64
+ * bits, without comparisons, for the compiler to vectorise: a distance beyond high - low has its uppermost bit set, or
+ * what is left of high - low has. Unsigned, because of a number outside the signed difference may overflow. */
 static int narrow(const int64_t *restrict in, npy_intp n, int64_t low, int64_t high, int32_t *restrict out)
 {
-    int outside = 0;
+    const uint64_t most = (uint64_t)high - (uint64_t)low;
+    uint64_t outside = 0;
     for (npy_intp i = 0; i < n; i++) {
-        outside |= (in[i] < low) | (in[i] > high);
-        out[i] = (int32_t)((uint64_t)in[i] - (uint64_t)low); /* of one outside, the signed difference may overflow */
+        const uint64_t distance = (uint64_t)in[i] - (uint64_t)low;
+        outside |= distance | (most - distance);
+        out[i] = (int32_t)distance;
     }
-    return outside ? -1 : 0;
+    return outside >> 63 ? -1 : 0;
 }
 
 static void report_outside(PyArrayObject *array, const char *name, int is_unsigned, long long low, long long high)
