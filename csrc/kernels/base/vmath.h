@@ -54,6 +54,33 @@ static inline real power_of_two(real_bits n)
     return power;
 }
 
+/* expm1(r) = r + r^2 q: q by Horner's rule, for a number or a vector r. */
+#if FWM_REAL_IS_DOUBLE
+#define FWM_EXPM1_SERIES(q, r)                                                                                         \
+    do {                                                                                                               \
+        q = (real)(1.0 / 6227020800.0) * r + (real)(1.0 / 479001600.0);                                                \
+        q = q * r + (real)(1.0 / 39916800.0);                                                                          \
+        q = q * r + (real)(1.0 / 3628800.0);                                                                           \
+        q = q * r + (real)(1.0 / 362880.0);                                                                            \
+        q = q * r + (real)(1.0 / 40320.0);                                                                             \
+        q = q * r + (real)(1.0 / 5040.0);                                                                              \
+        q = q * r + (real)(1.0 / 720.0);                                                                               \
+        q = q * r + (real)(1.0 / 120.0);                                                                               \
+        q = q * r + (real)(1.0 / 24.0);                                                                                \
+        q = q * r + (real)(1.0 / 6.0);                                                                                 \
+        q = q * r + (real)0.5;                                                                                         \
+    } while (0)
+#else
+#define FWM_EXPM1_SERIES(q, r)                                                                                         \
+    do {                                                                                                               \
+        q = (1.0f / 5040.0f) * r + (real)(1.0 / 720.0);                                                                \
+        q = q * r + (real)(1.0 / 120.0);                                                                               \
+        q = q * r + (real)(1.0 / 24.0);                                                                                \
+        q = q * r + (real)(1.0 / 6.0);                                                                                 \
+        q = q * r + (real)0.5;                                                                                         \
+    } while (0)
+#endif
+
 /* n = round(x / ln 2); returns expm1(x - n ln 2). */
 static inline real expm1_reduced(real x, real_bits *n)
 {
@@ -67,22 +94,8 @@ static inline real expm1_reduced(real x, real_bits *n)
     const real high = x - whole * FWM_LN2_HIGH;
     const real r = high - whole * FWM_LN2_LOW;
     const real lost = (high - r) - whole * FWM_LN2_LOW; /* in the rounding of r */
-#if FWM_REAL_IS_DOUBLE
-    real q = 1.0 / 6227020800.0;
-    q = q * r + 1.0 / 479001600.0;
-    q = q * r + 1.0 / 39916800.0;
-    q = q * r + 1.0 / 3628800.0;
-    q = q * r + 1.0 / 362880.0;
-    q = q * r + 1.0 / 40320.0;
-    q = q * r + 1.0 / 5040.0;
-#else
-    real q = 1.0f / 5040.0f;
-#endif
-    q = q * r + (real)(1.0 / 720.0);
-    q = q * r + (real)(1.0 / 120.0);
-    q = q * r + (real)(1.0 / 24.0);
-    q = q * r + (real)(1.0 / 6.0);
-    q = q * r + (real)0.5;
+    real q;
+    FWM_EXPM1_SERIES(q, r);
     return r + (r * r * q + lost);
 }
 
