@@ -448,3 +448,12 @@ def test_features_that_are_flushed_decide_nothing(n_keys):
     assert single[0] == pytest.approx(double[0], rel=1e-6)
     for name, expected in double[1].items():
         np.testing.assert_allclose(single[1][name], expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=name)
+
+
+def test_a_nan_reaches_tokens_that_have_no_features():
+    """FAVOR+ at N = 600: nearly all tokens are left out, but not where 0 times their gradient is NaN."""
+    settings = Settings(n_keys=600, attn_name="favor", attn_arg=16, batch_size=2)
+    model, batch, omega = Model(settings), Stream(settings).batch(), draw_omega(64, 16, Philox(1))
+    model.parameters["W_k.weight"][:, 3] = np.nan  # of one value, which is in both sequences once, as all are
+    loss, gradients = model.loss_and_gradients(batch, omega)
+    assert np.isnan(loss) and np.isnan(gradients["W_k.weight"][:, :600]).all()
