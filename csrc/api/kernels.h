@@ -70,15 +70,19 @@ typedef struct {
     void *dx;
 } FwmMapCall;
 
+/* How the numbers of tokens are stored: in the copy's number type, or, for the copies in float32, in 16 bits. */
+typedef enum { FWM_REAL, FWM_BFLOAT16, FWM_FLOAT16 } FwmNumbers;
+
 /* Tokens of an array: the heads' numbers of a token lie side by side, and the next token's at a distance. */
 typedef struct {
-    const void *data; /* NULL where a call has no such array */
-    size_t stride;    /* numbers from a token to the next */
+    const void *data;   /* NULL where a call has no such array */
+    size_t stride;      /* numbers from a token to the next */
+    FwmNumbers numbers; /* FWM_REAL but in a call of a rule */
 } FwmTokens;
 
-/* One call of a rule: n_sequences, whose tokens stand one behind the other. Arrays are of the copy's number
- * type and, but for FwmTokens, packed; offsets count tokens. HQ is H, or a multiple of HV; HV is a multiple of H. NULL
- * where a call has no such array. */
+/* One call of a rule: n_sequences, whose tokens stand one behind the other. Arrays are packed, but for FwmTokens, and
+ * of the copy's number type, but that o has the numbers of q, and a gradient those of its tokens; offsets count tokens.
+ * HQ is H, or a multiple of HV; HV is a multiple of H. NULL where a call has no such array. */
 typedef struct {
     size_t rule; /* row of the table */
     FwmGate gate;

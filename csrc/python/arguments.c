@@ -208,9 +208,36 @@ static int fit_shape(FwmArguments *a, size_t i, PyArrayObject *array, const char
 /* The first array says in which type the call computes. */
 static void choose_type(FwmArguments *a, PyArrayObject *array, const char *name)
 {
-    a->type = PyArray_TYPE(array);
+    a->half = fwm_numbers_of(array);
+    a->type = a->half == FWM_REAL ? PyArray_TYPE(array) : NPY_FLOAT;
     a->like = name;
     a->kernels = a->type == NPY_FLOAT ? fwm_kernels_f32() : fwm_kernels_f64();
+}
+
+/* Tokens in 16 bits, as the first array has them; and tokens in 32 bits beside such. */
+static bool is_half(const FwmArguments *a, const FwmArgument *row, PyArrayObject *came)
+{
+    const FwmNumbers half = row->halves ? fwm_numbers_of(came) : FWM_REAL;
+    return half != FWM_REAL && (!a->type || a->half == half);
+}
+
+static PyArrayObject *half_array(PyArrayObject *came)
+{
+    PyArray_Descr *dtype = (PyArray_Descr *)Py_NewRef(PyArray_DESCR(came));
+    return (PyArrayObject *)PyArray_FromArray(came, dtype, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
+}
+
+/* In a call that may be, or is, of tokens in 16 bits. */
+static PyArrayObject *refuse_type(const FwmArguments *a, bool halves, PyArrayObject *came, const char *name)
+{
+    const char *half = fwm_type_name(a->type, a->half);
+    PyObject *got = (PyObject *)PyArray_DESCR(came);
+    if (!a->type)
+        PyErr_Format(PyExc_TypeError, "%s: got %S, expected float32, float64, bfloat16 or float16", name, got);
+    else
+        PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s%sfloat32, as %s has %s", name, got, halves ? half : "",
+                     halves ? " or " : "", a->like, half);
+    return NULL;
 }
 
 /* The array as the kernel reads it, where it is not the one that came. */
@@ -218,8 +245,14 @@ static PyArrayObject *convert(const FwmArguments *a, const FwmArgument *row, PyA
 {
     if (row->stored == FWM_FLOAT32_OR_FLOAT64)
         return fwm_converted_array((PyObject *)came, name, a->type);
-    if (row->kind == FWM_TOKENS && a->direction == FWM_FORWARD && fwm_can_stay(came, a->type))
+    const int got = PyArray_TYPE(came);
+    const bool fits = a->type ? got == a->type : got == NPY_FLOAT || got == NPY_DOUBLE, half = is_half(a, row, came);
+    if ((fits || half) && row->kind == FWM_TOKENS && a->direction == FWM_FORWARD && fwm_can_stay(came))
         return (PyArrayObject *)Py_NewRef(came);
+    if (half)
+        return half_array(came);
+    if (!fits && (a->type ? a->half != FWM_REAL : row->halves))
+        return refuse_type(a, row->halves, came, name);
     return fwm_real_array((PyObject *)came, name, a->type, a->like);
 }
 
@@ -230,7 +263,7 @@ static PyArrayObject *take_array(FwmArguments *a, size_t i, PyObject *given, con
     if (row->in_place) {
         npy_intp axes[NPY_MAXDIMS];
         const int rank = fwm_axes(a, &a->signature->shapes[i][0], axes);
-        array = fwm_output_array(given, name, a->type, a->like, row->shape, rank, axes);
+        array = fwm_output_array(given, name, a->type, FWM_REAL, a->like, row->shape, rank, axes);
     } else if (row->stored == FWM_AS_COMPUTED && fwm_is_real_array(given, a->type)) {
         array = (PyArrayObject *)Py_NewRef(given);
     } else {

@@ -63,6 +63,7 @@ typedef struct {
     size_t at, gradient; /* of the value, and of the array that the backward writes */
     FwmDirection only;   /* 0: both */
     FwmStored stored;
+    bool halves;                  /* of tokens: may be in 16 bits, if the first array is */
     const char *const *words;     /* NULL behind the last */
     long long low, high;          /* of an integer; low also of indices */
     const char *from, *below;     /* of indices: letters */
@@ -131,6 +132,7 @@ struct FwmArguments {
     bool paired;      /* states are pairs; set by hooks */
     bool swapped;     /* states have their other shape; set by hooks */
     int type;         /* NPY_FLOAT or NPY_DOUBLE, in which the call computes: that of the first array */
+    FwmNumbers half;  /* that of the first array, which is then computed in float32; FWM_REAL where it is not 16 bits */
     const char *like; /* its name */
     const FwmKernels *kernels;
     npy_intp sizes[FWM_MOST_LETTERS]; /* -1: not bound yet */

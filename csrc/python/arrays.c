@@ -2,11 +2,46 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
-static const char *type_name(int type)
+const char *fwm_type_name(int type, FwmNumbers half)
 {
-    return type == NPY_FLOAT ? "float32" : "float64";
+    return half == FWM_BFLOAT16  ? "bfloat16"
+           : half == FWM_FLOAT16 ? "float16"
+           : type == NPY_FLOAT   ? "float32"
+                                 : "float64";
 }
+
+/* ---- numbers of 16 bits ---- */
+
+/* Whether a structure of two bytes is one field "bfloat16" of uint16. */
+static bool is_field_bfloat16(PyArray_Descr *dtype)
+{
+    PyObject *fields = PyDataType_FIELDS(dtype), *field = fields ? PyDict_GetItemString(fields, "bfloat16") : NULL;
+    PyArray_Descr *numbers = field ? (PyArray_Descr *)PyTuple_GET_ITEM(field, 0) : NULL;
+    return numbers && numbers->type_num == NPY_UINT16 && PyArray_ISNBO(numbers->byteorder);
+}
+
+/* A type that a package has added is known by its name only. */
+static bool is_named_bfloat16(PyArray_Descr *dtype)
+{
+    const char *name = dtype->typeobj->tp_name, *dot = strrchr(name, '.');
+    return strcmp(dot ? dot + 1 : name, "bfloat16") == 0;
+}
+
+FwmNumbers fwm_numbers_of(PyArrayObject *array)
+{
+    PyArray_Descr *dtype = PyArray_DESCR(array);
+    const int type = dtype->type_num;
+    if (type == NPY_HALF)
+        return FWM_FLOAT16;
+    const bool is_bfloat16 = type == NPY_VOID            ? is_field_bfloat16(dtype)
+                             : PyTypeNum_ISUSERDEF(type) ? is_named_bfloat16(dtype)
+                                                         : false;
+    return is_bfloat16 && PyDataType_ELSIZE(dtype) == 2 ? FWM_BFLOAT16 : FWM_REAL;
+}
+
+/* ---- arrays of numbers ---- */
 
 /* The masked entries of a numpy.ma.MaskedArray, or of the first in a list, which NumPy's conversion forgets; -1 with an
  * exception. Lists are looked into as deep as NumPy does. */
@@ -64,7 +99,7 @@ PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const
     if ((got != NPY_FLOAT && got != NPY_DOUBLE) || (type && got != type)) {
         if (type)
             PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s, as %s has", name, (PyObject *)PyArray_DESCR(any),
-                         type_name(type), like);
+                         fwm_type_name(type, FWM_REAL), like);
         else
             PyErr_Format(PyExc_TypeError, "%s: got %S, expected float32 or float64", name,
                          (PyObject *)PyArray_DESCR(any));
@@ -206,11 +241,9 @@ static npy_intp bytes_between_tokens(PyArrayObject *x)
     return one ? bytes_of_token(x) : PyArray_STRIDE(x, PyArray_DIM(x, 1) > 1);
 }
 
-bool fwm_can_stay(PyArrayObject *x, int type)
+bool fwm_can_stay(PyArrayObject *x)
 {
-    const int got = PyArray_TYPE(x);
-    const bool fits = type ? got == type : got == NPY_FLOAT || got == NPY_DOUBLE;
-    if (!fits || !PyArray_CheckExact(x) || PyArray_NDIM(x) < 3 || !PyArray_ISALIGNED(x) || !PyArray_ISNOTSWAPPED(x) ||
+    if (!PyArray_CheckExact(x) || PyArray_NDIM(x) < 3 || !PyArray_ISALIGNED(x) || !PyArray_ISNOTSWAPPED(x) ||
         PyArray_SIZE(x) == 0)
         return false;
     const npy_intp bytes = bytes_of_token(x), between = bytes_between_tokens(x), B = PyArray_DIM(x, 0),
@@ -221,22 +254,23 @@ bool fwm_can_stay(PyArrayObject *x, int type)
 
 FwmTokens fwm_tokens_of(PyArrayObject *x)
 {
-    return (FwmTokens){PyArray_DATA(x), (size_t)(bytes_between_tokens(x) / PyArray_ITEMSIZE(x))};
+    return (FwmTokens){PyArray_DATA(x), (size_t)(bytes_between_tokens(x) / PyArray_ITEMSIZE(x)), fwm_numbers_of(x)};
 }
 
 /* ---- to write into ---- */
 
-PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *like, const char *text,
-                                int rank, const npy_intp *shape)
+PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, FwmNumbers half, const char *like,
+                                const char *text, int rank, const npy_intp *shape)
 {
-    const char *expected = type == NPY_FLOAT ? "float32" : "float64";
+    const char *expected = fwm_type_name(type, half);
     if (!PyArray_Check(given))
         return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %.100s, expected an array", name,
                                              Py_TYPE(given)->tp_name);
     PyArrayObject *array = (PyArrayObject *)given;
     if (check_unmasked(given, name) < 0)
         return NULL;
-    if (PyArray_TYPE(array) != type || !PyArray_ISNOTSWAPPED(array))
+    const bool fits = half == FWM_REAL ? PyArray_TYPE(array) == type : fwm_numbers_of(array) == half;
+    if (!fits || !PyArray_ISNOTSWAPPED(array))
         return (PyArrayObject *)PyErr_Format(PyExc_TypeError, "%s: got %S, expected %s in native byte order, as %s has",
                                              name, (PyObject *)PyArray_DESCR(array), expected, like);
     if (fwm_check_shape(array, name, text, rank, shape) < 0)

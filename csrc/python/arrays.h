@@ -15,6 +15,13 @@ PyArrayObject *fwm_any_array(PyObject *given, const char *name);
  */
 PyArrayObject *fwm_real_array(PyObject *given, const char *name, int type, const char *like);
 
+/* How an array's numbers are stored if that is in 16 bits: NumPy's float16, the bfloat16 of the package ml_dtypes, or a
+ * field "bfloat16" of the same bits as uint16, which needs no package. FWM_REAL for anything else. */
+FwmNumbers fwm_numbers_of(PyArrayObject *array);
+
+/* "float32", "float64", "bfloat16", "float16" */
+const char *fwm_type_name(int type, FwmNumbers half);
+
 /* The same, but of either precision, converted to `type`, which must hold its numbers. */
 PyArrayObject *fwm_converted_array(PyObject *given, const char *name, int type);
 
@@ -36,18 +43,17 @@ PyArrayObject *fwm_index_array(PyObject *given, const char *name, const char *te
 int fwm_check_distinct(const int32_t *numbers, npy_intp n, int32_t low, npy_intp below, const char *name);
 
 /* Whether a kernel can read this array of tokens (B, T, ..) where it stands: contiguous, or a part of each token of a
- * larger array, as queries, keys and values are that come from one projection; of this type, or of float32 or float64
- * where the type is 0. */
-bool fwm_can_stay(PyArrayObject *array, int type);
+ * larger array, as queries, keys and values are that come from one projection. Its type is another matter. */
+bool fwm_can_stay(PyArrayObject *array);
 FwmTokens fwm_tokens_of(PyArrayObject *array);
 
 /* 0, or -1 with the exception for a shape that does not fit. */
 int fwm_check_shape(PyArrayObject *array, const char *name, const char *text, int rank, const npy_intp *shape);
 
-/* The given array if it can be written as it stands: of this type, which `like` has, and shape, in native byte order,
- * C-contiguous, aligned. */
-PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, const char *like, const char *text,
-                                int rank, const npy_intp *shape);
+/* The given array if it can be written as it stands: of this type (or, unless FWM_REAL, in 16 bits), which `like` has,
+ * and shape, in native byte order, C-contiguous, aligned. */
+PyArrayObject *fwm_output_array(PyObject *given, const char *name, int type, FwmNumbers half, const char *like,
+                                const char *text, int rank, const npy_intp *shape);
 
 /* Where the bytes of an array lie: from low to before high; nowhere without numbers. */
 typedef struct {

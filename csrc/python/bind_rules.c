@@ -6,7 +6,7 @@
 #include "python/bindings.h"
 
 #define AT(member) FWM_AT(FwmRuleCall, member)
-#define TOKENS(name) FWM_TOKENS, .at = AT(name), .gradient = AT(d##name)
+#define TOKENS(name) FWM_TOKENS, .at = AT(name), .gradient = AT(d##name), .halves = true
 #define STATE(n) "(" n ", HV, K, V)", .swapped = "(" n ", HV, V, K)"
 #define PAIR "a tuple (S, z) where normalize is True"
 
@@ -108,7 +108,7 @@ static const FwmArgument arguments[] = {
     [EPS] = {"eps", FWM_NUMBER, .at = AT(eps), .required = true},
     [CLAMP_FIRST] = {"clamp_first", FWM_FLAG, .at = AT(clamp_first), .required = true},
     [METHOD] = {"method", FWM_WORD, .words = methods, .at = AT(method)},
-    [DO] = {"do", FWM_TOKENS, "(B, T, HO, V)", .at = AT(dout), .only = FWM_BACKWARD},
+    [DO] = {"do", FWM_TOKENS, "(B, T, HO, V)", .at = AT(dout), .only = FWM_BACKWARD, .halves = true},
     [DFINAL_STATE] = {"dfinal_state", FWM_ARRAY, STATE("n"), .optional = true, .at = AT(dfinal_state),
                       .only = FWM_BACKWARD, .first = "dfinal_state[0]", .expected = PAIR},
     [DFINAL_SUM] = {"dfinal_state[1]", FWM_ARRAY, "(n, H, K)", .at = AT(dfinal_sum), .only = FWM_BACKWARD},
@@ -201,7 +201,7 @@ FwmBinding fwm_rule = {
     .signature = {"rule", arguments, FWM_LENGTH(arguments), 1, sizes, FWM_LENGTH(sizes)},
     .operation = offsetof(FwmKernels, rule),
     .call_size = sizeof(FwmRuleCall),
-    .outputs = {{"(B, T, HO, V)", AT(o)},
+    .outputs = {{"(B, T, HO, V)", AT(o), .half = true},
                 {"(P, HV, K, V)", AT(final_state), .asked_by = "output_final_state", .may_be = "initial_state",
                  .swapped = "(P, HV, V, K)"},
                 {"(P, H, K)", AT(final_sum), .asked_by = "output_final_state", .may_be = "initial_state[1]",

@@ -82,10 +82,10 @@ static int check_in_place(const FwmCall *c)
     return 0;
 }
 
-/* A new array of the type in which the call computes. */
-static PyArrayObject *new_array(const FwmCall *c, int rank, const npy_intp *axes)
+/* A new array, of the dtype of `like` (NULL: of the type in which the call computes). */
+static PyArrayObject *new_array(const FwmCall *c, PyArrayObject *like, int rank, const npy_intp *axes)
 {
-    PyArray_Descr *type = PyArray_DescrFromType(c->a.type);
+    PyArray_Descr *type = like ? (PyArray_Descr *)Py_NewRef(PyArray_DESCR(like)) : PyArray_DescrFromType(c->a.type);
     return (PyArrayObject *)PyArray_NewFromDescr(&PyArray_Type, type, rank, axes, NULL, NULL, 0, NULL);
 }
 
@@ -101,7 +101,8 @@ static int give_output(FwmCall *c, size_t i, PyObject *given, const char *name)
     npy_intp axes[NPY_MAXDIMS];
     const int rank = axes_of(c, i, axes);
     const char *shape = output->swapped && c->a.swapped ? output->swapped : output->shape;
-    PyArrayObject *array = c->outputs[i] = fwm_output_array(given, name, c->a.type, c->a.like, shape, rank, axes);
+    const FwmNumbers half = output->half ? c->a.half : FWM_REAL;
+    PyArrayObject *array = c->outputs[i] = fwm_output_array(given, name, c->a.type, half, c->a.like, shape, rank, axes);
     return array ? check_apart(c, array, name, c->binding->may_be[i], c->outputs, i) : -1;
 }
 
@@ -129,6 +130,13 @@ static bool is_wanted(const FwmCall *c, size_t i)
     return (by < 0 || (is_flag ? c->a.values[by].flag : fwm_has(&c->a, by))) && (!output->second || c->a.paired);
 }
 
+/* The first array of a call in 16 bits, whose dtype output i has too; NULL for other outputs and calls. */
+static PyArrayObject *first_half(const FwmCall *c, size_t i)
+{
+    const bool half = c->binding->outputs[i].half && c->a.half != FWM_REAL;
+    return half ? c->a.arrays[__builtin_ctz(c->a.held)] : NULL;
+}
+
 static int make_outputs(FwmCall *c, PyObject *out)
 {
     if (out && give_outputs(c, out) < 0)
@@ -137,7 +145,7 @@ static int make_outputs(FwmCall *c, PyObject *out)
         npy_intp axes[NPY_MAXDIMS];
         if (!c->outputs[i] && is_wanted(c, i)) {
             const int rank = axes_of(c, i, axes);
-            c->outputs[i] = new_array(c, rank, axes);
+            c->outputs[i] = new_array(c, first_half(c, i), rank, axes);
             if (!c->outputs[i])
                 return -1;
         }
@@ -181,10 +189,12 @@ static int check_gradients(PyObject *out, Py_ssize_t n)
 static int make_gradient(FwmCall *c, size_t i, PyObject *given, const char *name)
 {
     PyArrayObject *input = c->a.arrays[i], *array;
+    const FwmNumbers half = fwm_numbers_of(input);
+    const char *like = half == FWM_REAL ? c->a.like : c->a.signature->arguments[i].name;
     if (!given)
-        array = new_array(c, PyArray_NDIM(input), PyArray_DIMS(input));
+        array = new_array(c, half == FWM_REAL ? NULL : input, PyArray_NDIM(input), PyArray_DIMS(input));
     else
-        array = fwm_output_array(given, name, c->a.type, c->a.like, "as its input", PyArray_NDIM(input),
+        array = fwm_output_array(given, name, c->a.type, half, like, "as its input", PyArray_NDIM(input),
                                  PyArray_DIMS(input));
     c->gradients[i] = array;
     if (!array || (given && check_apart(c, array, name, -1, c->gradients, i) < 0))

@@ -18,6 +18,7 @@ typedef struct {
     bool second;          /* of a pair with the output before, where states are pairs */
     bool never_given;     /* out cannot have it, and without it the result has no place for it */
     const char *swapped;  /* as of an argument */
+    bool half;            /* in 16 bits where the first argument is */
 } FwmOutput;
 
 enum { FWM_MOST_OUTPUTS = 5 };

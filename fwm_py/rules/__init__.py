@@ -8,7 +8,7 @@ its key and query head.
 
 Common to all of them, for B sequences of T tokens, keys of size K and values of size V:
 
-q : array (B, T, HQ, K), float32 or float64
+q : array (B, T, HQ, K), float32, float64, float16 or bfloat16
     Queries. HQ is H, or a multiple of HV: then several query heads read one state.
 k : array (B, T, H, K), of q's dtype
     Keys. Key head h serves the value heads h HV/H .. (h + 1) HV/H - 1.
@@ -58,6 +58,10 @@ it was asked for. With return_states_every=C it returns (o, final_state, states)
 packed sequences (1, N, HV, K, V), those of one behind those of the other. Every backward function returns a named tuple
 of gradients with the shapes of the inputs; dinitial_state is None where no initial_state was given. It computes again
 what it needs of the forward.
+
+Tokens of 16 bits, in NumPy's float16 or ml_dtypes' bfloat16: where q has such a dtype, each array of tokens has it or
+float32, o has q's, and a gradient that of its input. Numbers are widened as they are read and rounded once as they are
+written; sums, and all states, are float32.
 
 Results have q's dtype and do not depend on the number of threads, to the bit. Empty B or T give an empty o, and states
 as they were. Values that are not finite propagate. Inside a call, numbers below the smallest normal one may count as 0:

@@ -6,7 +6,8 @@ Every function has the name, the arguments and the shapes of the one on NumPy ar
 - Tensors are float64, float32, bfloat16 or float16, in any mixture. Numbers are computed in float64 where an input has
   it, else in float32. Outputs have the dtype of q (or x), states that of the computation, gradients those of their
   inputs. Contiguous tensors of the dtype of the computation are read where they are, and by a rule's forward also
-  parts of each token of a larger tensor, as queries, keys and values of one projection are.
+  parts of each token of a larger tensor, as queries, keys and values of one projection are, and tokens of q's dtype
+  where that is bfloat16 or float16; the output is then written as such.
 - Gradients flow to every input of numbers, initial states included, but omega (`favor`). They cannot be differentiated
   again.
 - There is no `out`: results are new tensors. Without gradients, `inplace_final_state=True` writes the final state of a

@@ -13,11 +13,10 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 from fwm_py import _core
 
-# What NumPy calls the numbers of a tensor; it has no bfloat16.
-TYPES = {
-    getattr(torch, name): np.dtype(name)
-    for name in ("float64", "float32", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
-}
+# What NumPy calls the numbers of a tensor. It has no bfloat16; this is what the kernels know as such.
+NAMED = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
+TYPES = {getattr(torch, name): np.dtype(name) for name in NAMED}
+TYPES[torch.bfloat16] = np.dtype([("bfloat16", np.uint16)])
 
 # Tensors whose numbers are where they seem to be, and those that PyTorch traces with.
 PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor})

@@ -6,6 +6,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -52,8 +53,6 @@ def places_of(row: Any) -> tuple[Any, ...]:
 
 
 HALVES = (torch.bfloat16, torch.float16)
-TELL_THE_FIRST = {row["function"] for row in _core.RULES if row["clamps"]}  # a sequence's first token from others
-PIECE = 512  # tokens, a multiple of those that the kernels take at once: no bit depends on it
 
 Results = tuple[Tensor, Tensor | None, Tensor | None]  # o, S, z
 
@@ -97,48 +96,30 @@ def rule_results(
     return o, state, q.new_empty((n, H, K), dtype=dtypes[1]) if options[2] else None
 
 
-def computed(function: str, inputs: tuple[Any, ...], options: tuple[Any, ...], output_final_state: bool) -> Results:
-    """o and the states, all of the dtype of the computation."""
-    dtype, arrays = read(NAMES, inputs, options[-2], convert=to_tokens)
-    o, state, total = rule_results((dtype, dtype), inputs, options, output_final_state)
+def read_rule(
+    inputs: tuple[Any, ...], cu_seqlens: Tensor | None
+) -> tuple[torch.dtype, torch.dtype, tuple[np.ndarray | None, ...]]:
+    """The dtypes of o and of the computation, and the arrays of a forward, which reads tokens of 16 bits as they are
+    where q's are such and numbers are computed in float32."""
+    half = inputs[0].dtype
+    if half not in HALVES:
+        dtype, arrays = read(NAMES, inputs, cu_seqlens, convert=to_tokens)
+        return dtype, dtype, arrays
+    dtype = computed_in(NAMES, inputs, cu_seqlens)
+    stays = half if dtype is torch.float32 else dtype
+    tokens = [to_tokens(x, stays if x is not None and x.dtype is stays else dtype) for x in inputs[:-2]]
+    return stays, dtype, (*tokens, *(to_array(x, dtype) for x in inputs[-2:]))
+
+
+def rule_kernel(function: str, *args: Any) -> Results:
+    inputs, options, output_final_state = args[:N_INPUTS], args[N_INPUTS:-1], args[-1]
+    of_o, dtype, arrays = read_rule(inputs, options[-2])
+    o, state, total = rule_results((of_o, dtype), inputs, options, output_final_state)
     out: Any = to_memory(o)
     if state is not None:
         out = out, pair(to_memory(state), None if total is None else to_memory(total))
     arguments = core_arguments(function, arrays, options)
     run(lambda: _core.rule_forward(function, **arguments, output_final_state=output_final_state, out=out))
-    return o, state, total
-
-
-def goes_in_pieces(function: str, inputs: tuple[Any, ...], options: tuple[Any, ...]) -> bool:
-    """Whether many tokens have to be converted, and can be taken piece by piece; a mistake is found in the whole."""
-    q = inputs[0]
-    if q.dtype not in HALVES or q.dim() != 4 or q.shape[1] < 2 * PIECE or options[-2] is not None:
-        return False
-    if function in TELL_THE_FIRST:
-        return False
-    return all(x is None or (x.dim() in (3, 4) and x.shape[:2] == q.shape[:2]) for x in inputs[:-2])
-
-
-def computed_in_pieces(
-    function: str, inputs: tuple[Any, ...], options: tuple[Any, ...], output_final_state: bool
-) -> Results:
-    """The same, o of q's dtype. What is converted of a piece stays in the caches; of all tokens it would be more than
-    the tensors themselves, in new pages at every call."""
-    dtype = computed_in(NAMES, inputs)
-    o, _, _ = rule_results((inputs[0].dtype, dtype), inputs, options, False)
-    states = list(inputs[-2:])
-    for at in range(0, o.shape[1], PIECE):
-        tokens = [None if x is None else x[:, at : at + PIECE] for x in inputs[:-2]]
-        piece, *states = computed(function, (*tokens, *states), options, True)
-        o[:, at : at + PIECE].copy_(piece)
-    return (o, *states) if output_final_state else (o, None, None)
-
-
-def rule_kernel(function: str, *args: Any) -> Results:
-    inputs, options, output_final_state = args[:N_INPUTS], args[N_INPUTS:-1], args[-1]
-    if goes_in_pieces(function, inputs, options):
-        return computed_in_pieces(function, inputs, options, output_final_state)
-    o, state, total = computed(function, inputs, options, output_final_state)
     return cast(o, inputs[0].dtype), state, total
 
 
@@ -215,8 +196,8 @@ def writable(name: str, x: Tensor | None, dtype: torch.dtype) -> Any:
 
 def rule_in_place_kernel(function: str, *args: Any) -> Tensor:
     inputs, options, indices = args[:N_INPUTS], args[N_INPUTS:-1], to_integers(args[-1])
-    dtype, arrays = read(NAMES, inputs, options[-2], convert=to_tokens)
-    o, _, _ = rule_results((dtype, dtype), inputs, options, False)
+    of_o, dtype, arrays = read_rule(inputs, options[-2])
+    o, _, _ = rule_results((of_o, dtype), inputs, options, False)
     state, total = writable("initial_state", inputs[-2], dtype), writable("initial_state", inputs[-1], dtype)
     arguments = core_arguments(function, (*arrays[:-2], state, total), options)
     out = to_memory(o), pair(state, total)
@@ -248,9 +229,10 @@ def rule_with_states(function: str, *args: Any) -> tuple[Tensor | None, ...]:
     """o, S, z, and the states and sums on the way: no operator, as their number is not that of an axis."""
     inputs, options, (output_final_state, every) = args[:N_INPUTS], args[N_INPUTS:-2], args[-2:]
     try:
-        _, arrays = read(NAMES, inputs, options[-2], convert=to_tokens)
-        arguments = core_arguments(function, arrays, options)
-        o, state, kept = run(
+        of_o, dtype, arrays = read_rule(inputs, options[-2])
+        o, _, _ = rule_results((of_o, dtype), inputs, options, False)
+        arguments = core_arguments(function, arrays, options) | {"out": to_memory(o)}
+        _, state, kept = run(
             lambda: _core.rule_forward(
                 function, **arguments, output_final_state=output_final_state, return_states_every=every
             )
@@ -258,10 +240,10 @@ def rule_with_states(function: str, *args: Any) -> tuple[Tensor | None, ...]:
     except Exception:
         check_types(torch.ops.fwm_py.rule.default._schema.arguments, (function, *args[:-1]))
         raise
-    parts = [o, *(state if isinstance(state, tuple) else (state, None))]
+    parts = [*(state if isinstance(state, tuple) else (state, None))]
     parts += kept if isinstance(kept, tuple) else (kept, None)
-    states = [None if x is None else torch.from_numpy(x).clone() for x in parts[1:]]
-    return cast(torch.from_numpy(o).clone(), inputs[0].dtype), *states
+    states = [None if x is None else torch.from_numpy(x).clone() for x in parts]
+    return cast(o, inputs[0].dtype), *states
 
 
 # ---- linear attention without a causal mask --------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from support.torch_cases import (  # noqa: E402, F401
 import fwm_py  # noqa: E402
 import fwm_py.torch as fwm  # noqa: E402
 from fwm_py import _core, attention, convolution, feature_maps, norm  # noqa: E402
-from fwm_py.torch import _arrays, _library, _operators, _rules  # noqa: E402
+from fwm_py.torch import _arrays, _library, _operators  # noqa: E402
 
 OPERATORS = torch.ops.fwm_py
 every_case = pytest.mark.parametrize("case", RULE_CASES, ids=str)
@@ -135,24 +135,22 @@ def test_half_outside_and_float32_inside(case, dtype):
 
 @pytest.mark.parametrize("method", rule_cases.METHODS)
 @every_case
-def test_many_half_tokens_go_in_pieces(case, method, monkeypatch):
-    """The bits of float32 tensors, wherever the pieces end; packed ones and those of other lengths go whole."""
-    monkeypatch.setattr(_rules, "PIECE", 64)
-    calls, rule_forward = [], _core.rule_forward
+def test_half_tokens_are_read_where_they_lie(case, method, monkeypatch):
+    """Nothing is converted before or after a forward."""
+    read, rule_forward = [], _core.rule_forward
     monkeypatch.setattr(
-        _core, "rule_forward", lambda *args, **options: calls.append(1) or rule_forward(*args, **options)
+        _core, "rule_forward", lambda *args, **named: read.append(named) or rule_forward(*args, **named)
     )
-    sizes = Sizes(2, 200, 2, 4, 2, 9, 17)
+    sizes = Sizes(2, 70, 2, 4, 2, 9, 17)
     half = tensors(case.inputs(sizes), torch.bfloat16)
-    single = {name: x.float() for name, x in half.items()}
     for wanted in (True, False):
-        ours, exact = (forward(case, x, sizes, method=method, output_final_state=wanted) for x in (half, single))
-        assert torch.equal(ours["o"], exact["o"].bfloat16())
-        states = [name for name in exact if name != "o" and exact[name] is not None]
-        assert bool(states) == wanted and all(torch.equal(ours[name], exact[name]) for name in states)
-    assert len(calls) == (4 if case.function == "fast_weight_memory" else 2 * (4 + 1))
+        o = forward(case, half, sizes, method=method, output_final_state=wanted)["o"]
+        arguments = read.pop()
+        out = arguments["out"][0] if wanted else arguments["out"]
+        assert not read and out.ctypes.data == o.data_ptr()
+        assert all(arguments[name].ctypes.data == half[name].data_ptr() for name in case.arguments)
     with pytest.raises(ValueError, match=r"k: got shape"):
-        forward(case, half | {"k": half["k"][:, :199]}, sizes, method=method)
+        forward(case, half | {"k": half["k"][:, :69]}, sizes, method=method)
 
 
 def test_a_mixture():

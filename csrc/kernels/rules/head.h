@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "kernels/base/half.h"
 #include "kernels/base/transpose.h"
 #include "kernels/base/vector.h"
 #include "kernels/rules/rule.h"
@@ -11,8 +12,9 @@
 enum { CHUNK = FWM_TILE }; /* tokens of a chunk: C in shapes and equations */
 
 typedef struct {
-    real *data;    /* the first token; NULL if the call has no such array */
-    size_t stride; /* numbers from one token to the next */
+    real *data;         /* the first token; NULL if the call has no such array; of 16 bits where `numbers` says so */
+    size_t stride;      /* numbers from one token to the next */
+    FwmNumbers numbers; /* FWM_REAL in a backward */
 } Tokens;
 
 typedef struct {
@@ -33,18 +35,47 @@ typedef struct {
 static inline Tokens strided_tokens(FwmTokens array, size_t first_token, size_t head, size_t numbers)
 {
     if (!array.data)
-        return (Tokens){NULL, 0};
-    return (Tokens){(real *)array.data + first_token * array.stride + head * numbers, array.stride};
+        return (Tokens){0};
+    const size_t before = first_token * array.stride + head * numbers;
+    return (Tokens){(real *)((char *)array.data + before * bytes_of_number(array.numbers)), array.stride,
+                    array.numbers};
 }
 
 static inline Tokens packed_tokens(void *array, size_t first_token, size_t heads, size_t head, size_t numbers)
 {
-    return strided_tokens((FwmTokens){array, heads * numbers}, first_token, head, numbers);
+    return strided_tokens((FwmTokens){array, heads * numbers, FWM_REAL}, first_token, head, numbers);
 }
 
+/* The tokens from token t on, without the first i numbers of each. */
+static inline Tokens tokens_from(Tokens x, size_t t, size_t i)
+{
+    const size_t before = t * x.stride + i;
+    return (Tokens){(real *)((char *)x.data + before * bytes_of_number(x.numbers)), x.stride, x.numbers};
+}
+
+/* Of numbers that are FWM_REAL. */
 static inline real *token(Tokens x, size_t t)
 {
     return x.data + t * x.stride;
+}
+
+/* Number i of token t. */
+static inline real number_of(Tokens x, size_t t, size_t i)
+{
+    return read_number(x.numbers, x.data, t * x.stride + i);
+}
+
+/* Numbers i .. i + n - 1 of token t, padded with zeros to ld; and stored there. */
+static inline void load_numbers(Tokens x, size_t t, size_t i, size_t n, size_t ld, real *to)
+{
+    read_numbers(x.numbers, n, tokens_from(x, t, i).data, to);
+    for (size_t j = n; j < ld; j++)
+        to[j] = 0;
+}
+
+static inline void store_numbers(const real *from, size_t n, Tokens x, size_t t, size_t i)
+{
+    write_numbers(x.numbers, n, from, tokens_from(x, t, i).data);
 }
 
 /* to = row if first, else to += row: value heads that share a gradient add to it in order. */
@@ -144,7 +175,7 @@ static inline ValueHead head_of(const FwmRuleCall *call, size_t sequence, size_t
         .dw = packed_tokens(call->dw, t0, call->HV, hv, V),
         .erase = strided_tokens(call->erase, t0, hv, 1),
         .derase = packed_tokens(call->derase, t0, call->HV, hv, 1),
-        .o = packed_tokens(call->o, t0, HO, hv * R, V),
+        .o = strided_tokens((FwmTokens){call->o, HO * V, call->q.numbers}, t0, hv * R, V),
         .dout = strided_tokens(call->dout, t0, hv * R, V),
         .initial_state = matrix_of(call->initial_state, state, K * V),
         .dfinal_state = matrix_of(call->dfinal_state, state, K * V),
@@ -170,16 +201,16 @@ static inline ValueHead head_from(const ValueHead *h, size_t t)
                            &rest.dv, &rest.dg,    &rest.dbeta, &rest.db,   &rest.dw,   &rest.derase};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         if (all[i]->data)
-            all[i]->data += t * all[i]->stride;
+            *all[i] = tokens_from(*all[i], t, 0);
     rest.T -= t;
     return rest;
 }
 
-/* Copies columns j0 .. j0 + columns - 1 of n tokens. */
+/* Copies columns j0 .. j0 + columns - 1 of n tokens, `from` in numbers that are FWM_REAL. */
 static inline void copy_rows(size_t n, size_t j0, size_t columns, Tokens from, Tokens to)
 {
     for (size_t t = 0; t < n; t++)
-        copy(columns, token(from, t) + j0, token(to, t) + j0);
+        store_numbers(token(from, t) + j0, columns, to, t, j0);
 }
 
 #endif

@@ -1,6 +1,8 @@
 /* The operation of all rules: a call names its row of the table. */
 #include "kernels/rules/rule.h"
 
+#include "kernels/rules/halves.h"
+
 static const Rule *rule_of(const void *rule_call)
 {
     return rules[((const FwmRuleCall *)rule_call)->rule];
@@ -13,7 +15,9 @@ size_t rule_forward_scratch(const void *rule_call, int threads)
 
 size_t rule_backward_scratch(const void *rule_call, int threads)
 {
-    return rule_of(rule_call)->backward.scratch(rule_call, threads);
+    Arena arena = {0};
+    const FwmRuleCall widened = take_widened(rule_call, &arena);
+    return arena.next + rule_of(rule_call)->backward.scratch(&widened, threads);
 }
 
 void rule_forward(const void *rule_call, int threads, void *scratch)
@@ -23,5 +27,9 @@ void rule_forward(const void *rule_call, int threads, void *scratch)
 
 void rule_backward(const void *rule_call, int threads, void *scratch)
 {
-    rule_of(rule_call)->backward.run(rule_call, threads, scratch);
+    Arena arena = arena_at(scratch);
+    const FwmRuleCall widened = take_widened(rule_call, &arena);
+    widen_tokens(rule_call, &widened, threads);
+    rule_of(rule_call)->backward.run(&widened, threads, (void *)arena.next);
+    narrow_gradients(&widened, rule_call, threads);
 }

@@ -19,7 +19,7 @@ static void load_normalised(const ValueHead *h, Tokens from, size_t t0, size_t n
                             size_t per_token)
 {
     for (size_t t = 0; t < n; t++)
-        load_row(h->K, ld, token(from, t0 + t) + i * h->K, x + t * per_token);
+        load_numbers(from, t0 + t, i * h->K, h->K, ld, x + t * per_token);
     qk_norm_forward(h->call->qk_norm, a, n, ld, x, per_token);
 }
 
@@ -37,29 +37,29 @@ void load_queries(const ValueHead *h, size_t t0, size_t n, size_t ld, real *q, s
 void load_erase_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, const real *restrict k, real *restrict e)
 {
     for (size_t t = 0; t < n && h->b.data; t++)
-        load_row(h->K, ld, token(h->b, t0 + t), e + t * ld);
+        load_numbers(h->b, t0 + t, 0, h->K, ld, e + t * ld);
     for (size_t t = 0; t < n; t++, k += ld, e += ld) {
         if (h->b.data)
             for (size_t i = 0; i < ld; i++)
                 e[i] *= k[i];
         else if (h->beta.data)
-            scale(ld, *token(h->erase.data ? h->erase : h->beta, t0 + t), k, e);
+            scale(ld, number_of(h->erase.data ? h->erase : h->beta, t0 + t, 0), k, e);
     }
 }
 
 void load_strengths(const ValueHead *h, size_t t0, size_t n, real *strength)
 {
     for (size_t t = 0; t < n; t++)
-        strength[t] = *token(h->erase.data ? h->erase : h->beta, t0 + t);
+        strength[t] = number_of(h->erase.data ? h->erase : h->beta, t0 + t, 0);
 }
 
 void load_gates(const ValueHead *h, size_t t0, size_t n, size_t ld, real *restrict g)
 {
     for (size_t t = 0; t < n; t++)
         if (h->call->gate == FWM_SCALAR_GATE)
-            g[t] = *token(h->g, t0 + t);
+            g[t] = number_of(h->g, t0 + t, 0);
         else
-            load_row(h->K, ld, token(h->g, t0 + t), g + t * ld);
+            load_numbers(h->g, t0 + t, 0, h->K, ld, g + t * ld);
 }
 
 void load_decays(const ValueHead *h, size_t t, size_t ld, real *restrict a, real *restrict rest,
@@ -81,16 +81,14 @@ void load_decays(const ValueHead *h, size_t t, size_t ld, real *restrict a, real
 
 ALWAYS_INLINE void load_columns_of_value(const ValueHead *h, size_t t, size_t j0, size_t n, real *restrict u)
 {
-    const real *restrict v = token(h->v, t) + j0;
+    const Tokens v = tokens_from(h->v, t, j0);
     if (h->w.data) {
-        const real *restrict w = token(h->w, t) + j0;
-        for (size_t j = 0; j < n; j++)
-            u[j] = w[j] * v[j];
+        const Tokens w = tokens_from(h->w, t, j0);
+        read_numbers(v.numbers, n, v.data, u);
+        multiply_numbers(w.numbers, n, w.data, u);
         return;
     }
-    const real beta = h->beta.data ? *token(h->beta, t) : 1;
-    for (size_t j = 0; j < n; j++)
-        u[j] = beta * v[j];
+    scale_numbers(v.numbers, n, h->beta.data ? number_of(h->beta, t, 0) : 1, v.data, u);
 }
 
 void load_value(const ValueHead *h, size_t t, size_t j0, size_t n, real *u)

@@ -113,9 +113,8 @@ static void forward_span(const FamilyForward *f, const ValueHead *head, size_t t
         forward_slab(f, &h, t0, tokens, &slab, &rows, w, slab_state(f, w, index, p));
     }
     for (size_t query = 0; query < h.R; query++) {
-        Tokens to = head_from(&h, t0).o;
-        to.data += query * V;
-        copy_rows(tokens, j0, columns, (Tokens){w->o + query * SPAN * ld_V, ld_V}, to);
+        const Tokens o = {w->o + query * SPAN * ld_V, ld_V, FWM_REAL};
+        copy_rows(tokens, j0, columns, o, tokens_from(h.o, t0, query * V));
     }
 }
 
@@ -206,9 +205,8 @@ static void sum_task(void *context, size_t index, int thread)
     for (size_t i = 0; i < h.K; i++)
         z[i] = h.initial_sum ? h.initial_sum[i] : 0;
     for (size_t t = 0; t < h.T; t++) {
-        const real *restrict k = token(h.k, t);
         for (size_t i = 0; i < h.K; i++)
-            z[i] += k[i];
+            z[i] += number_of(h.k, t, i);
     }
 }
 

@@ -86,15 +86,15 @@ static void strengths_task(void *context, size_t index, int thread)
     const size_t K = call->K, H = call->H, group = call->HV / H, key = index % H;
     const ValueHead h = head_of(call, index / H, key * group);
     Arena arena = arena_of_thread(f->sums, thread, f->stride);
-    real *restrict z = take_sums(f, &arena).before_tokens;
+    real *restrict z = take_sums(f, &arena).before_tokens, *restrict k = z + K;
     load_row(K, K, h.initial_sum, z);
     for (size_t t = 0; t < h.T; t++) {
         const size_t row = (size_t)call->offsets[index / H] + t;
-        const real *restrict k = token(h.k, t);
+        load_numbers(h.k, t, 0, K, K, k);
         const real d = dot_of(K, z, k) + (real)call->eps;
         f->d[row * H + key] = d;
         for (size_t i = 0; i < group; i++)
-            f->erase[row * call->HV + key * group + i] = token(h.beta, t)[i] / d;
+            f->erase[row * call->HV + key * group + i] = number_of(h.beta, t, i) / d;
         for (size_t i = 0; i < K; i++)
             z[i] += k[i];
     }
@@ -108,7 +108,7 @@ FwmRuleCall erase_strengths(const FwmRuleCall *call, int threads, void *scratch)
         return with;
     EraseStrengths f = take_strengths(call, threads, &arena);
     fwm_parallel_for(threads, call->n_sequences * call->H, strengths_task, &f);
-    with.erase = (FwmTokens){f.erase, call->HV};
+    with.erase = (FwmTokens){f.erase, call->HV, FWM_REAL};
     with.derase = f.derase;
     return with;
 }

@@ -40,6 +40,7 @@ typedef struct {
     real *own;        /* R: k . q */
     real *reciprocal; /* R: of the denominators; 1 without normalize */
     real *u, *o;      /* W */
+    real *read;       /* R x V: what the queries read, where o is stored in 16 bits */
     real *slab;       /* K x W: a copy of a slab, of the tail of V or of a state of zeros */
     real *rows;       /* ROWS x ld: copies of rows of a state V x K, where these need padding */
     real *state;      /* K x V, if the caller wants no final state */
@@ -66,6 +67,7 @@ static RecurrentForwardScratch take_scratch(const RecurrentForward *f, Arena *ar
         .reciprocal = take_bytes(arena, queries_per_state(call) * sizeof(real)),
         .u = take_bytes(arena, SLAB * sizeof(real)),
         .o = take_bytes(arena, SLAB * sizeof(real)),
+        .read = take(arena, call->q.numbers == FWM_REAL ? 0 : queries_per_state(call) * call->V),
         .slab = take_bytes(arena, call->K * SLAB * sizeof(real)),
         .rows = take_bytes(arena, ROWS * row),
         .state = take_bytes(arena, call->final_state ? 0 : call->K * call->V * sizeof(real)),
@@ -276,13 +278,18 @@ static void keep_state(const ValueHead *h, size_t tokens, const real *state, con
 
 static void forward_head(const RecurrentForward *f, size_t sequence, size_t hv, void *scratch)
 {
-    const ValueHead h = head_of(f->call, sequence, hv);
+    ValueHead h = head_of(f->call, sequence, hv);
+    const Tokens o = h.o;
     Arena arena = arena_at(scratch);
     const RecurrentForwardScratch w = take_scratch(f, &arena);
+    if (o.numbers != FWM_REAL)
+        h.o = (Tokens){w.read, 0, FWM_REAL};
     real *out = h.final_state ? h.final_state : w.state;
     begin_head(&h, f, &w);
     for (size_t t = 0; t < h.T; t++) {
         step_token(&h, f, t, &w, t > 0 ? out : h.initial_state, out);
+        if (o.numbers != FWM_REAL)
+            store_numbers(w.read, h.R * h.V, o, t, 0);
         keep_state(&h, t + 1, out, w.z);
     }
     if (h.T == 0 && h.final_state && h.initial_state)

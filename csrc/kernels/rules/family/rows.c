@@ -80,7 +80,7 @@ ValueHead gather_rows(const ValueHead *head, size_t tokens, bool shared, real *r
         if (!x->data)
             continue;
         const Tokens scattered = *x;
-        *x = (Tokens){rows, numbers};
+        *x = (Tokens){rows, numbers, FWM_REAL};
         rows += tokens * numbers;
         const bool is_there = shared && is_shared(gathered.call, &arrays[i]);
         if (!is_there && (arrays[i].use == INPUT || goes_on(head, &arrays[i])))

@@ -73,7 +73,7 @@ void load_normed_chunk(const ValueHead *h, NormedChunk *c, size_t start, bool wi
     c->start = start;
     c->n = fwm_min(c->length, h->T - start);
     for (size_t t = 0; t < c->n; t++)
-        load_row(h->V, c->ld_v, token(h->v, start + t), c->d + t * c->ld_v);
+        load_numbers(h->v, start + t, 0, h->V, c->ld_v, c->d + t * c->ld_v);
     load_keys(h, start, c->n, c->ld_k, c->k);
     if (with_queries)
         load_queries(h, start, c->n, c->ld_k, c->q, h->R * c->ld_k, c->ld_k);
@@ -92,7 +92,7 @@ static real clamp(const ValueHead *h, size_t t, double written, double largest)
 static void write_token(const ValueHead *h, const NormedChunk *c, const real *S0, real *S1, real *r, real *s)
 {
     const size_t ld = c->ld_v;
-    const real beta = *token(h->beta, c->start);
+    const real beta = number_of(h->beta, c->start, 0);
     double norm2 = 0;
     memset(r, 0, ld * sizeof(real));
     for (size_t i = 0; i < h->K; i++)
@@ -120,7 +120,7 @@ static void read_token(const ValueHead *h, const NormedChunk *c, const real *S, 
         memset(o, 0, c->ld_v * sizeof(real));
         for (size_t i = 0; i < h->K; i++)
             add_scaled(c->ld_v, c->q[q * c->ld_k + i], S + i * c->ld_v, o);
-        copy(h->V, o, token(h->o, c->start) + q * h->V);
+        store_numbers(o, h->V, h->o, c->start, q * h->V);
     }
 }
 
@@ -174,7 +174,7 @@ static void write_chunk(const ValueHead *h, const NormedChunk *c, const real *S0
     begin_fading(c);
     gemm(c->n, ld, h->K, rows_of(c->k, c->ld_k), S0, ld, 0, NULL, r, ld);
     for (size_t t = 0; t < c->n; t++, r += ld) {
-        const real beta = *token(h->beta, c->start + t);
+        const real beta = number_of(h->beta, c->start + t, 0);
         real *d = c->d + t * ld;
         for (size_t j = 0; j < t; j++)
             weights[j] = faded(c, j + 1, t) * c->gram[t * CHUNK + j];
@@ -205,7 +205,7 @@ static void read_chunk(const ValueHead *h, const NormedChunk *c, const real *S0,
         for (size_t j = 0; j <= t; j++)
             weights[j] = faded(c, j + 1, t + 1) * c->qk[i * CHUNK + j];
         combine(ld, faded(c, 0, t + 1), t + 1, weights, c->w, o + i * ld);
-        copy(h->V, o + i * ld, token(h->o, c->start + t) + i % R * h->V);
+        store_numbers(o + i * ld, h->V, h->o, c->start + t, i % R * h->V);
     }
 }
 
