@@ -75,14 +75,12 @@ class Variant(NamedTuple):
     flags: list[str]
 
 
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"]
 VARIANTS = {
     "baseline": Variant("any", 16, []),
     "avx2": Variant("x86_64", 32, ["-mavx2", "-mfma"]),
-    "avx512": Variant(
-        "x86_64",
-        64,
-        ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"],
-    ),
+    "avx512": Variant("x86_64", 64, AVX512),
+    "avx512_bf16": Variant("x86_64", 64, [*AVX512, "-mavx512bf16"]),
 }
 
 

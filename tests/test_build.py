@@ -103,7 +103,7 @@ def test_variants_of_another_architecture_are_left_out(tree, tmp_path):
     kernel.touch()
     x86_64 = executable(tmp_path / "x86_64", STUB_COMPILER)
     other = executable(tmp_path / "other", STUB_COMPILER + '! grep -qs "not __x86_64__" -- "$@"\n')
-    for compiler, expected in (x86_64, {"baseline", "avx2", "avx512"}), (other, {"baseline"}):
+    for compiler, expected in (x86_64, {"baseline", "avx2", "avx512", "avx512_bf16"}), (other, {"baseline"}):
         done = build(tree, CC=compiler)
         assert compiled(done).count("kernels/empty.c") == 2 * len(expected)
         assert set(re.findall(r"-DFWM_VARIANT=(\w+)", done.stdout)) == expected

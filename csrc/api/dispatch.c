@@ -16,6 +16,9 @@ DECLARE(avx2)
 #if FWM_HAVE_AVX512
 DECLARE(avx512)
 #endif
+#if FWM_HAVE_AVX512_BF16
+DECLARE(avx512_bf16)
+#endif
 
 typedef struct {
     const char *name;
@@ -37,12 +40,19 @@ static int has_avx2(void)
 }
 #endif
 
-#if FWM_HAVE_AVX512
+#if FWM_HAVE_AVX512 || FWM_HAVE_AVX512_BF16
 static int has_avx512(void)
 {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+#if FWM_HAVE_AVX512_BF16
+static int has_avx512_bf16(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
 #endif
 
@@ -58,6 +68,9 @@ static const Variant variants[] = {
 #endif
 #if FWM_HAVE_AVX512
             VARIANT(avx512, has_avx512)
+#endif
+#if FWM_HAVE_AVX512_BF16
+                VARIANT(avx512_bf16, has_avx512_bf16)
 #endif
 };
 #define N_VARIANTS (sizeof variants / sizeof variants[0])

@@ -206,7 +206,7 @@ typedef struct FwmRecall FwmRecall;
 /* ---- the copy ---- */
 
 typedef struct {
-    const char *variant;   /* "baseline", "avx2", "avx512" */
+    const char *variant;   /* "baseline", "avx2", "avx512", "avx512_bf16" */
     const char *precision; /* "float32", "float64" */
     size_t real_size;
 

@@ -104,7 +104,8 @@ static PyMethodDef functions[] = {
     {"build_info", build_info, METH_NOARGS,
      "build_info()\n--\n\nHow the extension was built and what it uses here.\n\n"
      "Returns\n-------\ndict\n"
-     "    variant: the instruction set in use (baseline, avx2 or avx512); FWM_PY_ISA in the environment chooses\n"
+     "    variant: the instruction set in use (baseline, avx2, avx512 or avx512_bf16); FWM_PY_ISA in the environment "
+     "chooses\n"
      "    another at import. variants: those that this build has and this processor runs. compiler: its version.\n"
      "    openmp: whether threads are built in. threads: how many are used.\n"},
     {"set_num_threads", set_num_threads, METH_O,

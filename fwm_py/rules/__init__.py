@@ -61,7 +61,10 @@ what it needs of the forward.
 
 Tokens of 16 bits, in NumPy's float16 or ml_dtypes' bfloat16: where q has such a dtype, each array of tokens has it or
 float32, o has q's, and a gradient that of its input. Numbers are widened as they are read and rounded once as they are
-written; sums, and all states, are float32.
+written; sums, and all states, are float32. With q and k in bfloat16, delta_rule and gated_delta_rule read the state
+rounded to bfloat16 where the processor multiplies such numbers (the variant "avx512_bf16" of build_info, and
+method="chunked"): the error of o is then up to twice that of rounding the exact result, and else hardly more than that.
+FWM_PY_ISA=avx512 in the environment switches this off.
 
 Results have q's dtype and do not depend on the number of threads, to the bit. Empty B or T give an empty o, and states
 as they were. Values that are not finite propagate. Inside a call, numbers below the smallest normal one may count as 0:

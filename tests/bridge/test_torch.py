@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 
 from support import rule_cases  # noqa: E402
 from support.contract import without  # noqa: E402
+from support.halves import reads_a_rounded_state  # noqa: E402
 from support.noncausal_cases import NoncausalCase  # noqa: E402
 from support.rule_cases import RULE_CASES, SIZES, SMALL, Sizes  # noqa: E402
 from support.torch_cases import (  # noqa: E402, F401
@@ -123,8 +124,12 @@ def test_half_outside_and_float32_inside(case, dtype):
     half = tensors(case.inputs(sizes), dtype, requires_grad=True)
     single = {name: x.detach().float().requires_grad_() for name, x in half.items()}
     ours, exact = forward(case, half, sizes), forward(case, single, sizes)
-    assert torch.equal(ours["o"], exact["o"].to(dtype))
-    assert ours["final_state"].dtype == torch.float32 and torch.equal(ours["final_state"], exact["final_state"])
+    if dtype == torch.bfloat16 and reads_a_rounded_state(case.function):
+        torch.testing.assert_close(ours["o"].float(), exact["o"], rtol=0, atol=0.02 * exact["o"].abs().max().item())
+    else:
+        assert torch.equal(ours["o"], exact["o"].to(dtype))
+        assert torch.equal(ours["final_state"], exact["final_state"])
+    assert ours["final_state"].dtype == torch.float32
     (ours["o"].float() * single["do"].detach()).sum().backward()
     (exact["o"] * single["do"].detach()).sum().backward()
     for name in case.arguments:

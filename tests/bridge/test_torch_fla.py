@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from support import fla_oracle  # noqa: E402
 from support.fla_core import naive, naive_gate, path_of  # noqa: E402
+from support.halves import reads_a_rounded_state  # noqa: E402
 from support.refusals import assert_refused  # noqa: E402
 from support.torch_cases import torch_threads  # noqa: E402, F401
 
@@ -474,7 +475,7 @@ def test_half_precision():
     wide = {n: y.detach().double() for n, y in x.items()} | {"initial_state": torch.zeros(B, HV, K, V).double()}
     expected, states = plain("gated_delta_rule", wide, {**GATE, **SIGMOID}, False)
     assert o.dtype == torch.bfloat16 and state.dtype == torch.float32
-    assert_same(state, states.float(), 1e-5)
+    assert_same(state, states.float(), 4e-3 if reads_a_rounded_state("gated_delta_rule") else 1e-5)
     assert_same(o.float(), expected.float(), 4e-3)
     o.float().sum().backward()
     assert x["A_log"].grad.dtype == torch.bfloat16

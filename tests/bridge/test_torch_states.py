@@ -5,6 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from support.halves import reads_a_rounded_state  # noqa: E402
 from support.refusals import assert_refused  # noqa: E402
 from support.rule_cases import RULE_CASES, Sizes  # noqa: E402
 from support.torch_cases import options_of, tensors, torch_threads  # noqa: E402, F401
@@ -65,9 +66,11 @@ def test_states_on_the_way(case, dtype):
     initial = initial if case.option("normalize") else initial[0]
     expected = of_arrays(case, arrays, initial_state=initial, **options)
     assert o.dtype is dtype and flat(kept)[0].shape[:2] == (2, 2)
-    assert torch.equal(o, torch.from_numpy(expected[0]).to(dtype))
-    for ours, theirs in zip((*flat(state), *flat(kept)), (*flat(expected[1]), *flat(expected[2])), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    rounds = dtype is torch.bfloat16 and reads_a_rounded_state(case.function)
+    for ours, theirs in zip((o, *flat(state), *flat(kept)), (*expected[:1], *flat(expected[1]), *flat(expected[2]))):
+        theirs = torch.from_numpy(theirs).to(ours.dtype).float()
+        off = (ours.float() - theirs).abs().max()
+        assert off <= 0.02 * theirs.abs().max() if rounds else off == 0
 
 
 def test_refusals():

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fwm_py import build_info
+
 FIELD = np.dtype([("bfloat16", np.uint16)])
 
 
@@ -40,6 +42,24 @@ class Half(NamedTuple):
 
     def rounded(self, x):
         return self.widen(self.narrow(x))
+
+
+def reads_a_rounded_state(function, method="chunked"):
+    """Whether a forward on keys and queries in bfloat16 has other bits than one in float32: the state that it reads is
+    rounded, where the instruction set multiplies bfloat16."""
+    rounds = build_info()["variant"] == "avx512_bf16" and method == "chunked"
+    return rounds and function in ("delta_rule", "gated_delta_rule")
+
+
+def rms(x):
+    return np.sqrt(np.mean(np.square(x)))
+
+
+def assert_no_worse_than_rounding(half, got, exact, times=2):
+    """The errors of `got` are at most `times` those of `exact`, in float64, rounded: the largest, and on average."""
+    rounding, error = half.rounded(exact) - exact, half.widen(got) - exact if got.dtype == half.dtype else got - exact
+    assert np.abs(error).max() <= times * np.abs(rounding).max()
+    assert rms(error) <= times * rms(rounding)
 
 
 HALVES = [Half("float16", np.dtype(np.float16)), Half("field", FIELD)]

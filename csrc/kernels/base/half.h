@@ -11,6 +11,13 @@
 #include "api/kernels.h"
 #include "kernels/base/vector.h"
 
+/* Whether the instruction set multiplies numbers in bfloat16, and sums the products in float32. */
+#if defined(__AVX512BF16__) && FWM_VECTOR_BYTES == 64 && !FWM_REAL_IS_DOUBLE
+#define FWM_BFLOAT16_PRODUCTS 1
+#else
+#define FWM_BFLOAT16_PRODUCTS 0
+#endif
+
 static inline float float_of(uint32_t bits)
 {
     float x;
@@ -114,5 +121,21 @@ static inline void write_numbers(FwmNumbers numbers, size_t n, const real *restr
         for (size_t i = 0; i < n; i++)
             halves[i] = to_float16((float)from[i]);
 }
+
+#if FWM_BFLOAT16_PRODUCTS
+/* In lane j the sum, and x[2j] y[2j] + x[2j + 1] y[2j + 1], of vectors that are pairs of bfloat16; y is one pair. */
+static inline vec vec_add_pairs(vec sum, __m512i x, uint32_t y)
+{
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32((int)y));
+}
+
+/* The pairs x[j], y[j], rounded to bfloat16. */
+static inline __m512i vec_round_pairs(vec x, vec y)
+{
+    const __m512i interleaved = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
+                                                 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(interleaved, (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x));
+}
+#endif
 
 #endif

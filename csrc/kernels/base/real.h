@@ -1,7 +1,7 @@
 /* The number type of the kernels, and the names of their symbols.
  *
  * Every file below csrc/kernels is compiled once for each precision and each variant of the instruction set; the build
- * defines FWM_REAL_IS_DOUBLE, FWM_VARIANT (baseline, avx2, avx512) and FWM_VECTOR_BYTES. A function that is called from
+ * defines FWM_REAL_IS_DOUBLE, FWM_VARIANT (baseline, avx2, ..) and FWM_VECTOR_BYTES. A function that is called from
  * another file gets its name from FWM_NAME, so that all copies can be linked into one library:
  *
  *     #define gemm FWM_NAME(gemm)          ->  fwm_gemm_avx512_f32, fwm_gemm_avx512_f64, ...

@@ -55,9 +55,12 @@ static inline void qk_norm_factors(FwmNorm norm, size_t n, size_t ld, const real
         factors[t] = qk_norm_of_sum(factors[t], ld, x + t * stride);
 }
 
-/* x = a y of n rows of ld numbers, `stride` apart. */
-static inline void qk_norm_forward(FwmNorm norm, real a, size_t n, size_t ld, real *x, size_t stride)
+/* x = a y of n rows of ld numbers, `stride` apart. applied: the numbers that each row is multiplied by; NULL if not
+ * wanted. */
+static inline void qk_norm_forward(FwmNorm norm, real a, size_t n, size_t ld, real *x, size_t stride, real *applied)
 {
+    for (size_t t = 0; t < n && applied && norm == FWM_NO_NORM; t++)
+        applied[t] = a;
     if (norm == FWM_NO_NORM && a == 1)
         return;
     for (size_t t0 = 0; t0 < n; t0 += FWM_LANES) {
@@ -69,7 +72,10 @@ static inline void qk_norm_forward(FwmNorm norm, real a, size_t n, size_t ld, re
             qk_norm_factors(norm, rows, ld, x + t0 * stride, stride, factors);
         for (size_t t = 0; t < rows; t++) {
             real *row = x + (t0 + t) * stride;
-            scale(ld, norm == FWM_NO_NORM ? a : a * factors[t], row, row);
+            const real by = norm == FWM_NO_NORM ? a : a * factors[t];
+            scale(ld, by, row, row);
+            if (applied)
+                applied[t0 + t] = by;
         }
     }
 }

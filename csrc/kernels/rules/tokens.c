@@ -16,22 +16,42 @@ bool rule_erases(const FwmRuleCall *call)
 /* Row i of n tokens from t0 on, normalised, times a. All rows are loaded before the first is normalised: the rows of a
  * head lie far apart in memory, and so their cache misses overlap. */
 static void load_normalised(const ValueHead *h, Tokens from, size_t t0, size_t n, size_t i, real a, size_t ld, real *x,
-                            size_t per_token)
+                            size_t per_token, real *factors)
 {
     for (size_t t = 0; t < n; t++)
         load_numbers(from, t0 + t, i * h->K, h->K, ld, x + t * per_token);
-    qk_norm_forward(h->call->qk_norm, a, n, ld, x, per_token);
+    qk_norm_forward(h->call->qk_norm, a, n, ld, x, per_token, factors);
 }
 
 void load_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, real *k)
 {
-    load_normalised(h, h->k, t0, n, 0, 1, ld, k, ld);
+    load_normalised(h, h->k, t0, n, 0, 1, ld, k, ld, NULL);
 }
 
 void load_queries(const ValueHead *h, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query)
 {
     for (size_t r = 0; r < h->R; r++)
-        load_normalised(h, h->q, t0, n, r, (real)h->call->scale, ld, q + r * per_query, per_token);
+        load_normalised(h, h->q, t0, n, r, (real)h->call->scale, ld, q + r * per_query, per_token, NULL);
+}
+
+static void copy_raw(const ValueHead *h, Tokens from, size_t t0, size_t n, size_t i, size_t ld, uint16_t *raw)
+{
+    memset(raw, 0, n * ld * sizeof(uint16_t));
+    for (size_t t = 0; t < n; t++)
+        memcpy(raw + t * ld, tokens_from(from, t0 + t, i * h->K).data, h->K * sizeof(uint16_t));
+}
+
+void load_raw_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, real *k, uint16_t *raw, real *factors)
+{
+    copy_raw(h, h->k, t0, n, 0, ld, raw);
+    load_normalised(h, h->k, t0, n, 0, 1, ld, k, ld, factors);
+}
+
+void load_raw_queries(const ValueHead *h, size_t r, size_t t0, size_t n, size_t ld, real *q, uint16_t *raw,
+                      real *factors)
+{
+    copy_raw(h, h->q, t0, n, r, ld, raw);
+    load_normalised(h, h->q, t0, n, r, (real)h->call->scale, ld, q, ld, factors);
 }
 
 void load_erase_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, const real *restrict k, real *restrict e)

@@ -16,6 +16,8 @@
 #define rule_erases FWM_NAME(rule_erases)
 #define load_keys FWM_NAME(load_keys)
 #define load_queries FWM_NAME(load_queries)
+#define load_raw_keys FWM_NAME(load_raw_keys)
+#define load_raw_queries FWM_NAME(load_raw_queries)
 #define load_erase_keys FWM_NAME(load_erase_keys)
 #define load_strengths FWM_NAME(load_strengths)
 #define load_gates FWM_NAME(load_gates)
@@ -34,6 +36,11 @@ bool rule_erases(const FwmRuleCall *call);
 void load_keys(const ValueHead *, size_t t0, size_t n, size_t ld, real *k);
 void load_queries(const ValueHead *, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query);
 void load_erase_keys(const ValueHead *, size_t t0, size_t n, size_t ld, const real *k, real *e);
+
+/* The same, and the rows as they are stored, in 16 bits, beside them; row t is raw_t times factors[t]. Only query r. */
+void load_raw_keys(const ValueHead *, size_t t0, size_t n, size_t ld, real *k, uint16_t *raw, real *factors);
+void load_raw_queries(const ValueHead *, size_t r, size_t t0, size_t n, size_t ld, real *q, uint16_t *raw,
+                      real *factors);
 
 /* strength, of n tokens: e = strength k. Only of rules whose erase keys are such multiples. */
 void load_strengths(const ValueHead *, size_t t0, size_t n, real *strength);

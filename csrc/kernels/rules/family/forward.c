@@ -10,6 +10,7 @@
 #include "kernels/rules/family/normalised_delta.h"
 #include "kernels/rules/family/recurrent.h"
 #include "kernels/rules/family/slab.h"
+#include "kernels/rules/family/slab_rounded.h"
 #include "runtime/threads.h"
 
 enum { MOST_HEADS = 8 }; /* of a task: their states fit the second-level cache */
@@ -20,6 +21,7 @@ typedef struct {
     Span span;            /* of a rule that erases */
     Chunk chunks[CHUNKS]; /* of another */
     real *states;         /* heads x slabs x ld x W */
+    uint16_t *rounded;    /* the same, as slab_rounded.h has it, of a shape that rounds */
     real *sums;           /* heads x ld: of keys, with normalize */
     real *folded;         /* ld x W: a state on the way */
     real *u, *o;          /* SPAN x ld_V, R SPAN x ld_V: of the span */
@@ -43,6 +45,7 @@ static FamilyForwardScratch take_scratch(const FamilyForward *f, Arena *arena)
     for (size_t i = 0; i < CHUNKS && !f->shape.erases; i++)
         w.chunks[i] = take_chunk(&f->shape, arena);
     w.states = take(arena, f->heads * f->slabs * f->shape.ld * SLAB);
+    w.rounded = take_bytes(arena, f->shape.rounds ? f->heads * f->slabs * f->shape.ld * SLAB * sizeof(uint16_t) : 0);
     w.sums = take(arena, f->heads * f->shape.ld);
     w.folded = take(arena, f->call->kept_states ? f->shape.ld * SLAB : 0);
     w.u = take(arena, SPAN * f->ld_V);
@@ -53,6 +56,11 @@ static FamilyForwardScratch take_scratch(const FamilyForward *f, Arena *arena)
 static real *slab_state(const FamilyForward *f, const FamilyForwardScratch *w, size_t head, size_t slab)
 {
     return w->states + (head * f->slabs + slab) * f->shape.ld * SLAB;
+}
+
+static uint16_t *slab_rounded(const FamilyForward *f, const FamilyForwardScratch *w, size_t head, size_t slab)
+{
+    return w->rounded + (head * f->slabs + slab) * f->shape.ld * SLAB;
 }
 
 /* Prepares the chunks of a span, of a head's tokens from t0 on. sum: of the keys before them, becomes that of the keys
@@ -75,11 +83,13 @@ static void prepare_chunks(const ValueHead *h, size_t t0, size_t tokens, bool sh
 
 /* A prepared span on a slab, its tokens from t0 on. */
 static void forward_slab(const FamilyForward *f, const ValueHead *h, size_t t0, size_t tokens, const Slab *slab,
-                         const SpanRows *rows, FamilyForwardScratch *w, real *S)
+                         const SpanRows *rows, FamilyForwardScratch *w, real *S, uint16_t *rounded)
 {
     const size_t step = f->shape.erases ? QUAD : CHUNK;
     for (size_t i = 0; i * step < tokens; i++) {
-        if (f->shape.erases)
+        if (f->shape.rounds)
+            quad_forward_rounded(&w->span, i, rows, slab, S, rounded);
+        else if (f->shape.erases)
             quad_forward(&w->span, i, rows, slab, S, S, NULL);
         else
             chunk_of_sums_forward(&w->chunks[i], i, rows, slab, S);
@@ -110,7 +120,7 @@ static void forward_span(const FamilyForward *f, const ValueHead *head, size_t t
     load_span_values(&h, t0, tokens, j0, columns, ld_V, w->u);
     for (size_t p = first; p < last; p++) {
         const Slab slab = slab_of(V, p);
-        forward_slab(f, &h, t0, tokens, &slab, &rows, w, slab_state(f, w, index, p));
+        forward_slab(f, &h, t0, tokens, &slab, &rows, w, slab_state(f, w, index, p), slab_rounded(f, w, index, p));
     }
     for (size_t query = 0; query < h.R; query++) {
         const Tokens o = {w->o + query * SPAN * ld_V, ld_V, FWM_REAL};
@@ -125,6 +135,8 @@ static void load_states(const FamilyForward *f, const ValueHead *h, size_t index
     for (size_t p = first; p < last; p++) {
         const Slab slab = slab_of(h->V, p);
         load_slab(h, &slab, h->initial_state, slab_state(f, w, index, p));
+        if (f->shape.rounds)
+            round_slab(h->K, slab_state(f, w, index, p), slab_rounded(f, w, index, p));
     }
     if (f->shape.normalize)
         load_row(h->K, f->shape.ld, h->initial_sum, w->sums + index * f->shape.ld);

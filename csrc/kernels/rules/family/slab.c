@@ -9,8 +9,7 @@
 #include "kernels/rules/family/slab.h"
 
 #include "kernels/base/gemm.h"
-
-enum { BLOCK = 2 }; /* vectors of columns, at most, that are worked on at once */
+#include "kernels/rules/family/quad.h"
 
 /* x S, QUAD rows x on nv vectors of columns */
 ALWAYS_INLINE void read_rows(size_t nv, size_t K, const real *x, size_t ld, const real *S, vec read[QUAD][BLOCK])
@@ -74,46 +73,6 @@ ALWAYS_INLINE void read_both(size_t nv, size_t K, const real *x, const real *y, 
             read_y[t][v] = sums[QUAD + t][v];
         }
 #endif
-}
-
-/* x_t = factor_t x_t */
-ALWAYS_INLINE void scale_rows(size_t nv, const real *factors, vec x[QUAD][BLOCK])
-{
-#pragma GCC unroll 4
-    for (size_t t = 0; t < QUAD; t++)
-#pragma GCC unroll 2
-        for (size_t v = 0; v < nv; v++)
-            x[t][v] *= factors[t];
-}
-
-/* n_t -= e_t S0 + sum_{s < t} A_ts n_s */
-ALWAYS_INLINE void solve(size_t nv, const real *pairs, vec read[QUAD][BLOCK], vec n[QUAD][BLOCK])
-{
-#pragma GCC unroll 4
-    for (size_t t = 0; t < QUAD; t++)
-#pragma GCC unroll 2
-        for (size_t v = 0; v < nv; v++) {
-            n[t][v] -= read[t][v];
-#pragma GCC unroll 4
-            for (size_t s = 0; s < t; s++)
-                n[t][v] -= pairs[ERASE_PAIR(t, s)] * n[s][v];
-        }
-}
-
-/* o_t = q_t S0 + sum_{s <= t} P_ts n_s, times the reciprocals (NULL: 1) */
-ALWAYS_INLINE void store_read(size_t nv, const real *pairs, vec read[QUAD][BLOCK], vec n[QUAD][BLOCK],
-                              const real *reciprocal, real *o, size_t ld)
-{
-#pragma GCC unroll 4
-    for (size_t t = 0; t < QUAD; t++)
-#pragma GCC unroll 2
-        for (size_t v = 0; v < nv; v++) {
-            vec y = read[t][v];
-#pragma GCC unroll 4
-            for (size_t s = 0; s <= t; s++)
-                y += pairs[QUERY_PAIR(t, s)] * n[s][v];
-            vec_store(o + t * ld + v * FWM_LANES, reciprocal ? reciprocal[t] * y : y);
-        }
 }
 
 /* S = c S0 + k^T n. A fold adds up the four products before it adds S0, of which c may be nearly all; without one c is

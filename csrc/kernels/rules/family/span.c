@@ -23,6 +23,12 @@ Span take_span(const FamilyShape *s, Arena *arena)
     span.erases = take(arena, SPAN);
     span.reads = take(arena, SPAN);
     span.writes = take(arena, SPAN);
+    span.raw.k = take_bytes(arena, s->rounds ? SPAN * ld * sizeof(uint16_t) : 0);
+    span.raw.q = take_bytes(arena, s->rounds ? queries * sizeof(uint16_t) : 0);
+    span.raw.k_factors = take(arena, s->rounds ? SPAN : 0);
+    span.raw.erases = take(arena, s->rounds ? SPAN : 0);
+    span.raw.q_factors = take(arena, s->rounds ? R * SPAN : 0);
+    span.raw.reads = take(arena, s->rounds ? R * SPAN : 0);
     span.dots = take(arena, channels ? 0 : pairs);
     span.pairs = take(arena, pairs);
     span.a = take(arena, gated ? SPAN * (channels ? ld : 1) : 0);
@@ -94,14 +100,33 @@ static void clear_rows(const Span *span, real *rows)
     memset(rows + span->n * span->shape.ld, 0, (span->quads * QUAD - span->n) * span->shape.ld * sizeof(real));
 }
 
+/* The same rows as load_keys and load_queries, and those of raw. Rows after the last token are zeros. */
+static void load_raw_rows(const ValueHead *h, size_t t0, Span *span)
+{
+    const size_t ld = span->shape.ld, all = span->quads * QUAD, rest = all - span->n;
+    load_raw_keys(h, t0, span->n, ld, span->k, span->raw.k, span->raw.k_factors);
+    memset(span->raw.k + span->n * ld, 0, rest * ld * sizeof(uint16_t));
+    memset(span->raw.k_factors + span->n, 0, rest * sizeof(real));
+    for (size_t query = 0; query < queries_of(span); query++) {
+        const size_t first = query * SPAN, end = first + span->n;
+        load_raw_queries(h, query, t0, span->n, ld, span->q + first * ld, span->raw.q + first * ld,
+                         span->raw.q_factors + first);
+        memset(span->raw.q + end * ld, 0, rest * ld * sizeof(uint16_t));
+        memset(span->raw.q_factors + end, 0, rest * sizeof(real));
+    }
+}
+
 /* What the value heads of one key and query head share: keys, queries and, unless the gate is one of channels, their
  * products. */
 static void load_shared(const ValueHead *h, size_t t0, Span *span)
 {
     const size_t ld = span->shape.ld, R = queries_of(span);
-    load_keys(h, t0, span->n, ld, span->k);
+    if (span->shape.rounds)
+        load_raw_rows(h, t0, span);
+    else
+        load_keys(h, t0, span->n, ld, span->k);
     clear_rows(span, span->k);
-    if (R)
+    if (R && !span->shape.rounds)
         load_queries(h, t0, span->n, ld, span->q, ld, SPAN * ld);
     for (size_t query = 0; query < R; query++)
         clear_rows(span, span->q + query * SPAN * ld);
@@ -306,6 +331,16 @@ static void prepare_channels(Span *span, size_t fold_every)
     }
 }
 
+/* What raw rows read is to be multiplied by the factors of the rows, too. */
+static void scale_raw_readers(const Span *span)
+{
+    for (size_t t = 0; t < span->quads * QUAD; t++)
+        span->raw.erases[t] = span->erases[t] * span->raw.k_factors[t];
+    for (size_t query = 0; query < queries_of(span); query++)
+        for (size_t t = 0; t < span->quads * QUAD; t++)
+            span->raw.reads[query * SPAN + t] = span->reads[t] * span->raw.q_factors[query * SPAN + t];
+}
+
 /* What the queries read is divided by q_t . z_t + eps, z_t the sum of keys up to t. */
 static void sum_keys(const ValueHead *h, size_t t0, Span *span, real *z)
 {
@@ -336,6 +371,8 @@ void prepare_span(const ValueHead *h, size_t t0, size_t fold_every, bool shared,
         prepare_scalar(span, fold_every);
     else
         prepare_ungated(span);
+    if (span->shape.rounds)
+        scale_raw_readers(span);
     if (span->shape.normalize && span->shape.reads)
         sum_keys(h, t0, span, sum);
 }

@@ -47,7 +47,12 @@ typedef struct {
     real *k, *q;        /* SPAN x ld, R x SPAN x ld: normalised, q scaled */
     real *e0, *q0, *k1; /* with a channel gate: the same shapes, as they read S~ and are written to it; else k, q, k */
     real *erases, *reads,
-        *writes;            /* SPAN: what e0, q0 and k1 are to be multiplied by, unless the gate is of channels */
+        *writes; /* SPAN: what e0, q0 and k1 are to be multiplied by, unless the gate is of channels */
+    struct { /* of a shape that rounds: keys and queries as they are stored, and what replaces `erases` and `reads` */
+        uint16_t *k, *q;          /* SPAN x ld, R x SPAN x ld */
+        real *k_factors, *erases; /* SPAN: key t is k_factors[t] k_t */
+        real *q_factors, *reads;  /* R x SPAN: a query in the same way, its scale in it */
+    } raw;
     real *dots;             /* QUADS x R x PAIRS: k_t . k_s and q_t . k_s, without decays; not with a channel gate */
     real *pairs;            /* QUADS x R x PAIRS: A and P; A with the first query */
     real *a;                /* SPAN x ld, channel gate */
