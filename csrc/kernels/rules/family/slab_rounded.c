@@ -95,15 +95,21 @@ ALWAYS_INLINE void write_rounded(size_t nv, bool folds, size_t K, const real *k,
 #pragma GCC unroll 2
         for (size_t v = 0; v < nv; v++)
             written[t][v] = n[t][v];
-    for (size_t i = 0; i < K; i += 2, S += 2 * SLAB, rounded += 2 * SLAB) {
-        vec even[BLOCK], odd[BLOCK] = {{0}};
+    vec even[BLOCK], odd[BLOCK];
+    size_t i = 0;
+    for (; i + 2 <= K; i += 2, S += 2 * SLAB, rounded += 2 * SLAB) {
         write_row(nv, folds, i, k, ld, c, written, S, even);
-        if (i + 1 < K)
-            write_row(nv, folds, i + 1, k, ld, c, written, S + SLAB, odd);
+        write_row(nv, folds, i + 1, k, ld, c, written, S + SLAB, odd);
 #pragma GCC unroll 2
         for (size_t v = 0; v < nv; v++)
             _mm512_storeu_si512(rounded + 2 * v * FWM_LANES, vec_round_pairs(even[v], odd[v]));
     }
+    if (i == K)
+        return;
+    write_row(nv, folds, i, k, ld, c, written, S, even);
+#pragma GCC unroll 2
+    for (size_t v = 0; v < nv; v++)
+        _mm512_storeu_si512(rounded + 2 * v * FWM_LANES, vec_round_pairs(even[v], (vec){0}));
 }
 
 /* Quad i on nv vectors of columns, from column j of the span's rows on. */
