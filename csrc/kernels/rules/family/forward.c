@@ -17,6 +17,8 @@ enum { MOST_HEADS = 8 }; /* of a task: their states fit the second-level cache *
 
 enum { CHUNKS = SPAN / CHUNK }; /* of a span */
 
+enum { CACHE_LINE = 64 }; /* bytes */
+
 typedef struct {
     Span span;            /* of a rule that erases */
     Chunk chunks[CHUNKS]; /* of another */
@@ -81,12 +83,39 @@ static void prepare_chunks(const ValueHead *h, size_t t0, size_t tokens, bool sh
     }
 }
 
+/* Numbers i .. i + n - 1 of token t, which will be read or written. */
+ALWAYS_INLINE void prefetch_numbers(Tokens x, size_t t, size_t i, size_t n, bool written)
+{
+    const char *row = (const char *)tokens_from(x, t, i).data;
+    for (size_t at = 0; at < n * bytes_of_number(x.numbers); at += CACHE_LINE)
+        if (written)
+            __builtin_prefetch(row + at, 1, 2);
+        else
+            __builtin_prefetch(row + at, 0, 2);
+}
+
+/* A slab's columns of the quad from token t on, and with the first slab the rows of its key and query: they lie too far
+ * apart for the processor to foresee them. */
+static void prefetch_quad(const ValueHead *h, size_t t, const Slab *slab)
+{
+    for (size_t s = t; s < fwm_min(t + QUAD, h->T); s++) {
+        prefetch_numbers(h->v, s, slab->j0, slab->n, false);
+        prefetch_numbers(h->o, s, slab->j0, slab->n, true);
+        if (slab->j0 == 0) {
+            prefetch_numbers(h->k, s, 0, h->K, false);
+            prefetch_numbers(h->q, s, 0, h->K, false);
+        }
+    }
+}
+
 /* A prepared span on a slab, its tokens from t0 on. */
 static void forward_slab(const FamilyForward *f, const ValueHead *h, size_t t0, size_t tokens, const Slab *slab,
                          const SpanRows *rows, FamilyForwardScratch *w, real *S, uint16_t *rounded)
 {
     const size_t step = f->shape.erases ? QUAD : CHUNK;
     for (size_t i = 0; i * step < tokens; i++) {
+        if (f->shape.erases)
+            prefetch_quad(h, t0 + SPAN + i * QUAD, slab);
         if (f->shape.rounds)
             quad_forward_rounded(&w->span, i, rows, slab, S, rounded);
         else if (f->shape.erases)
