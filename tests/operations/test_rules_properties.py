@@ -173,6 +173,21 @@ def test_shared_heads_are_copies(case, sizes, seed, method):
         assert_close({name: array}, {name: expected}, 1e-9)
 
 
+@pytest.mark.parametrize("heads", [32, 8])
+@pytest.mark.parametrize("function", ["delta_rule", "gated_delta_rule", "kimi_delta_rule"])
+def test_large_calls_are_many_small_ones(function, heads):
+    """Values of 5 MB are gathered, those of 2.5 are read in place, and less than 1 is not prefetched: the same bits."""
+    case = next(case for case in RULE_CASES if case.function == function and not case.option("normalize"))
+    sizes = Sizes(1, 300, 64, 64, 64, 16, 64)
+    x = case.inputs(sizes, dtype=np.float32)
+    whole = case.forward(x, sizes, method="chunked")
+    few = sizes._replace(H=heads, HV=heads, HQ=heads)
+    for first in range(0, 64, heads):
+        part_of = {name: array.take(range(first, first + heads), heads_axis(name)) for name, array in x.items()}
+        for name, array in case.forward(part_of, few, method="chunked").items():
+            assert np.array_equal(array, whole[name].take(range(first, first + heads), heads_axis(name))), name
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("HQ", [1, 11])
 @pytest.mark.parametrize("case", [case for case in RULE_CASES if not case.option("normalize")], ids=str)

@@ -104,7 +104,7 @@ static void chunk_forward(const HeadBackward *p, size_t i, size_t slab, const re
     const size_t span = i * CHUNK / SPAN, quad0 = i * CHUNK % SPAN / QUAD, ld_V = p->f->ld_V;
     const Slab columns = slab_of(p->h->V, slab);
     const Span *r = &p->w->spans[span];
-    const SpanRows rows = {p->w->u + span * SPAN * ld_V, NULL, ld_V};
+    const SpanRows rows = {.u = p->w->u + span * SPAN * ld_V, .ld_u = ld_V};
     real *N = written(p, i, slab);
     if (!p->f->shape.erases) {
         const Chunk c = without_queries(p, i);

@@ -116,7 +116,9 @@ ALWAYS_INLINE void block_forward(size_t nv, bool scaled, const Span *span, size_
     for (size_t t = 0; t < QUAD; t++)
 #pragma GCC unroll 2
         for (size_t v = 0; v < nv; v++)
-            n[t][v] = vec_load(rows->u + (row + t) * rows->ld + j + v * FWM_LANES);
+            n[t][v] = vec_load(rows->u + (row + t) * rows->ld_u + j + v * FWM_LANES);
+    if (rows->factors)
+        scale_rows(nv, rows->factors + row, n);
     if (R)
         read_both(nv, K, e, q, ld, S0, read, read_first);
     else
@@ -131,7 +133,7 @@ ALWAYS_INLINE void block_forward(size_t nv, bool scaled, const Span *span, size_
         if (scaled)
             scale_rows(nv, span->reads + row, read_first);
         store_read(nv, pairs + query * PAIRS, read_first, n, shape->normalize ? span->reciprocal + first : NULL,
-                   rows->o + first * rows->ld + j, rows->ld);
+                   rows->o + query * rows->per_query + row * rows->ld_o + j, rows->ld_o);
     }
 #pragma GCC unroll 4
     for (size_t t = 0; N && t < QUAD; t++)
@@ -203,10 +205,10 @@ static void read_chunk(size_t columns, const real *P, const real *N, real *O, si
 void chunk_of_sums_forward(const Chunk *c, size_t i, const SpanRows *rows, const Slab *slab, real *S)
 {
     const FamilyShape *s = &c->shape;
-    const size_t ld = rows->ld;
+    const size_t ld = rows->ld_u;
     const real *N = rows->u + i * CHUNK * ld + slab->j0;
     for (size_t query = 0; query < s->readers; query++) {
-        real *o = rows->o + (query * SPAN + i * CHUNK) * ld + slab->j0;
+        real *o = rows->o + query * rows->per_query + i * CHUNK * ld + slab->j0;
         gemm(CHUNK, slab->padded, s->K, rows_of(c->x0 + query * CHUNK * s->ld, s->ld), S, SLAB, 0, NULL, o, ld);
         read_chunk(slab->padded, c->scores + query * CHUNK * CHUNK, N, o, ld);
         for (size_t t = 0; s->normalize && t < c->n; t++)

@@ -36,11 +36,13 @@ static inline void store_slab(const ValueHead *h, const Slab *slab, const real *
     store_columns(h, slab->j0, slab->n, SLAB, S, state);
 }
 
-/* The rows of a span beside its keys: SPAN x ld each, all columns of V. */
+/* The rows of a span beside its keys, all columns of V. */
 typedef struct {
-    const real *u; /* what is to be written */
-    real *o;       /* R of them: what the queries read; NULL without queries */
-    size_t ld;
+    const real *u; /* SPAN rows: what is to be written, or, with factors (SPAN; NULL: 1), values to be multiplied */
+    size_t ld_u;
+    const real *factors;
+    real *o; /* R of them: what the queries read; NULL without queries */
+    size_t ld_o, per_query;
 } SpanRows;
 
 #define quad_forward FWM_NAME(quad_forward)

@@ -124,7 +124,7 @@ ALWAYS_INLINE void block_forward(size_t nv, const Span *span, size_t i, const Sp
     for (size_t t = 0; t < QUAD; t++)
 #pragma GCC unroll 2
         for (size_t v = 0; v < nv; v++)
-            n[t][v] = vec_load(rows->u + (row + t) * rows->ld + j + v * FWM_LANES);
+            n[t][v] = vec_load(rows->u + (row + t) * rows->ld_u + j + v * FWM_LANES);
     read_rounded(nv, K, span->raw.k + row * ld, span->raw.q + row * ld, ld, rounded, read, read_query);
     scale_rows(nv, span->raw.erases + row, read);
     solve(nv, pairs, read, n);
@@ -134,7 +134,7 @@ ALWAYS_INLINE void block_forward(size_t nv, const Span *span, size_t i, const Sp
             read_rounded(nv, K, span->raw.q + first * ld, NULL, ld, rounded, read_query, NULL);
         scale_rows(nv, span->raw.reads + first, read_query);
         store_read(nv, pairs + query * PAIRS, read_query, n, shape->normalize ? span->reciprocal + first : NULL,
-                   rows->o + first * rows->ld + j, rows->ld);
+                   rows->o + first * rows->ld_o + j, rows->ld_o);
     }
     scale_rows(nv, span->writes + row, n);
     if (span->folds[i])
