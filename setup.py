@@ -1,8 +1,9 @@
 """Builds fwm_py._core from csrc.
 
-Everything outside csrc/kernels is compiled once. The kernels are compiled once per precision and per variant, each
-set into a folder of its own, and everything is linked into one extension. Sources are found by glob: a new C file
-needs no line here. A build compiles again what read a changed file, by the lists that the compiler writes.
+Everything outside csrc/kernels is compiled once. The kernels are compiled once per precision and per variant (of
+avx512_bf16 only what differs), each set into a folder of its own, and everything is linked into one extension. Sources
+are found by glob: a new C file needs no line here. A build compiles again what read a changed file, by the lists that
+the compiler writes.
 
 Environment variables, for developers and for CI:
 
@@ -68,11 +69,15 @@ PRECISIONS = {"float": 0, "double": 1}
 
 
 class Variant(NamedTuple):
-    """Kernels for one instruction set. `architecture`: "any", or as in the macro that compilers define (__x86_64__)."""
+    """Kernels for one instruction set. `architecture`: "any", or as in the macro that compilers define (__x86_64__).
+
+    `rest`: the variant that lends it all kernels but the rules in float32 (csrc/api/dispatch.c puts them together).
+    """
 
     architecture: str
     vector_bytes: int
     flags: list[str]
+    rest: str = ""
 
 
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"]
@@ -80,7 +85,7 @@ VARIANTS = {
     "baseline": Variant("any", 16, []),
     "avx2": Variant("x86_64", 32, ["-mavx2", "-mfma"]),
     "avx512": Variant("x86_64", 64, AVX512),
-    "avx512_bf16": Variant("x86_64", 64, [*AVX512, "-mavx512bf16"]),
+    "avx512_bf16": Variant("x86_64", 64, [*AVX512, "-mavx512bf16"], rest="avx512"),
 }
 
 
@@ -105,6 +110,9 @@ def wanted_variants() -> list[str]:
     unknown = [name for name in asked if name not in VARIANTS]
     if unknown:
         sys.exit(f"FWM_PY_VARIANTS: got {unknown[0]!r}, expected names out of {', '.join(VARIANTS)}")
+    for name in asked:
+        if VARIANTS[name].rest not in ("", *asked):
+            sys.exit(f"FWM_PY_VARIANTS: got {name!r} alone, expected {VARIANTS[name].rest!r} too")
     return [name for name in VARIANTS if name in asked]
 
 
@@ -161,17 +169,22 @@ class BuildCore(build_ext):
             flags += WARNING_FLAGS
         variants = [name for name in wanted_variants() if self.compiler_accepts(VARIANTS[name])] or ["baseline"]
         kernels = find_files("kernels/**/*.c")
+        rules = find_files("kernels/base/*.c") + find_files("kernels/rules/**/*.c")
         common = [source for source in find_files("**/*.c") if source not in kernels]
         have = [f"-DFWM_HAVE_{name.upper()}=1" for name in variants]
         units = [Unit("common", common, flags + COMMON_FLAGS + have)]
         for variant in variants:
+            rest = VARIANTS[variant].rest
             for precision, is_double in PRECISIONS.items():
+                if rest and is_double:
+                    continue
                 defines = [
                     f"-DFWM_VARIANT={variant}",
                     f"-DFWM_VECTOR_BYTES={VARIANTS[variant].vector_bytes}",
                     f"-DFWM_REAL_IS_DOUBLE={is_double}",
                 ]
-                units.append(Unit(f"{variant}_{precision}", kernels, flags + VARIANTS[variant].flags + defines))
+                sources = rules if rest else kernels
+                units.append(Unit(f"{variant}_{precision}", sources, flags + VARIANTS[variant].flags + defines))
         return units
 
     def take_include_flags(self) -> list[str]:

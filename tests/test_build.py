@@ -98,16 +98,23 @@ def test_symbols_for_debuggers_only_where_asked_for(tree, tmp_path, environment,
 
 def test_variants_of_another_architecture_are_left_out(tree, tmp_path):
     """With a compiler that knows their flags, as one for another target might, but defines no __x86_64__."""
-    kernel = tree / "csrc" / "kernels" / "empty.c"
-    kernel.parent.mkdir()
-    kernel.touch()
+    for folder in ("kernels", "kernels/rules"):
+        (tree / "csrc" / folder).mkdir()
+        (tree / "csrc" / folder / "empty.c").touch()
     x86_64 = executable(tmp_path / "x86_64", STUB_COMPILER)
     other = executable(tmp_path / "other", STUB_COMPILER + '! grep -qs "not __x86_64__" -- "$@"\n')
     for compiler, expected in (x86_64, {"baseline", "avx2", "avx512", "avx512_bf16"}), (other, {"baseline"}):
         done = build(tree, CC=compiler)
-        assert compiled(done).count("kernels/empty.c") == 2 * len(expected)
+        whole, has_rules_only = expected - {"avx512_bf16"}, "avx512_bf16" in expected
+        assert compiled(done).count("kernels/empty.c") == 2 * len(whole)
+        assert compiled(done).count("kernels/rules/empty.c") == 2 * len(whole) + has_rules_only
         assert set(re.findall(r"-DFWM_VARIANT=(\w+)", done.stdout)) == expected
         shutil.rmtree(tree / "build")
+
+
+def test_rules_alone_are_no_variant(tree):
+    done = build(tree, FWM_PY_VARIANTS="baseline,avx512_bf16")
+    assert done.returncode == 1 and "got 'avx512_bf16' alone, expected 'avx512' too" in done.stderr
 
 
 needs_compiler = pytest.mark.skipif(not shutil.which(sysconfig.get_config_var("CC").split()[0]), reason="no compiler")

@@ -17,7 +17,14 @@ DECLARE(avx2)
 DECLARE(avx512)
 #endif
 #if FWM_HAVE_AVX512_BF16
-DECLARE(avx512_bf16)
+size_t fwm_rule_forward_scratch_avx512_bf16_f32(const void *call, int threads);
+void fwm_rule_forward_avx512_bf16_f32(const void *call, int threads, void *scratch);
+size_t fwm_rule_backward_scratch_avx512_bf16_f32(const void *call, int threads);
+void fwm_rule_backward_avx512_bf16_f32(const void *call, int threads, void *scratch);
+
+/* AVX-512's kernels, with rules of its own in float32. */
+static FwmKernels fwm_kernels_avx512_bf16_f32;
+#define fwm_kernels_avx512_bf16_f64 fwm_kernels_avx512_f64
 #endif
 
 typedef struct {
@@ -77,6 +84,19 @@ static const Variant variants[] = {
 
 static const Variant *_Atomic chosen = &variants[0];
 
+static void put_together(void)
+{
+#if FWM_HAVE_AVX512_BF16
+    FwmKernels *k = &fwm_kernels_avx512_bf16_f32;
+    *k = fwm_kernels_avx512_f32;
+    k->variant = "avx512_bf16";
+    k->rule.forward.scratch = fwm_rule_forward_scratch_avx512_bf16_f32;
+    k->rule.forward.run = fwm_rule_forward_avx512_bf16_f32;
+    k->rule.backward.scratch = fwm_rule_backward_scratch_avx512_bf16_f32;
+    k->rule.backward.run = fwm_rule_backward_avx512_bf16_f32;
+#endif
+}
+
 static void list_usable(char *out, size_t size)
 {
     out[0] = 0;
@@ -90,6 +110,7 @@ static void list_usable(char *out, size_t size)
 const char *fwm_choose_variant(const char *name, char *message, size_t message_size)
 {
     const Variant *found = NULL;
+    put_together();
     for (size_t i = 0; i < N_VARIANTS; i++)
         if (variants[i].runs_here() && (!name || strcmp(name, variants[i].name) == 0))
             found = &variants[i];

@@ -216,7 +216,7 @@ typedef struct {
     const FwmReadoutInfo *(*readout_info)(size_t row);
     size_t (*map_features)(size_t map, size_t d, size_t argument);
 
-    const FwmOperation map, rule, noncausal, readout, attention, convolution, convolution_update, norm;
+    FwmOperation map, rule, noncausal, readout, attention, convolution, convolution_update, norm;
 
     /* FAVOR+: normals (d x d blocks, one behind the other, as drawn) become omega (d x m). */
     size_t (*make_omega_scratch)(size_t d); /* bytes */
