@@ -168,6 +168,14 @@ def case_of(gate, norm="l2"):
     return next(c for c in RULE_CASES if c.function == function and c.options[:1] == (("qk_norm", norm),))
 
 
+def narrow_and_wide(case, sizes, gate):
+    """Inputs in bfloat16, gates in float32; and all of the same numbers in float64."""
+    half, x = HALVES[1], case.inputs(sizes, g=gate or MILD, states=False)
+    narrow = {name: a.astype(np.float32) if name == "g" else half.narrow(a) for name, a in x.items()}
+    wide = {name: (half.widen(a) if a.dtype == half.dtype else a).astype(np.float64) for name, a in narrow.items()}
+    return narrow, wide
+
+
 @pytest.mark.parametrize("gate", [NONE, WEAK, MILD, STRONG], ids=str)
 @pytest.mark.parametrize(
     "sizes",
@@ -182,24 +190,18 @@ def case_of(gate, norm="l2"):
 )
 @pytest.mark.parametrize("norm", ["l2", "sum"])
 def test_at_most_twice_the_error_of_rounding(sizes, gate, norm):
-    case, half = case_of(gate, norm), HALVES[1]
-    x = case.inputs(sizes, g=gate or MILD, states=False)
-    narrow = {name: a.astype(np.float32) if name == "g" else half.narrow(a) for name, a in x.items()}
-    wide = {name: (half.widen(a) if a.dtype == half.dtype else a).astype(np.float64) for name, a in narrow.items()}
-    got, exact = case.forward(narrow, sizes), case.forward(wide, sizes)
+    case = case_of(gate, norm)
+    got, exact = (case.forward(x, sizes) for x in narrow_and_wide(case, sizes, gate))
     for name in got:
-        assert_no_worse_than_rounding(half, got[name], exact[name])
+        assert_no_worse_than_rounding(HALVES[1], got[name], exact[name])
 
 
 @pytest.mark.parametrize("gate", [NONE, MILD], ids=str)
 def test_gradients_have_at_most_twice_the_error_of_rounding(gate):
-    case, half, sizes = case_of(gate), HALVES[1], Sizes(1, 300, 1, 2, 1, 64, 64)
-    x = case.inputs(sizes, g=gate or MILD, states=False)
-    narrow = {name: a.astype(np.float32) if name == "g" else half.narrow(a) for name, a in x.items()}
-    wide = {name: (half.widen(a) if a.dtype == half.dtype else a).astype(np.float64) for name, a in narrow.items()}
-    got, exact = case.backward(narrow, sizes), case.backward(wide, sizes)
+    case, sizes = case_of(gate), Sizes(1, 300, 1, 2, 1, 64, 64)
+    got, exact = (case.backward(x, sizes) for x in narrow_and_wide(case, sizes, gate))
     for name in got:
-        assert_no_worse_than_rounding(half, got[name], exact[name])
+        assert_no_worse_than_rounding(HALVES[1], got[name], exact[name])
 
 
 def test_the_state_is_rounded_where_bfloat16_is_multiplied():

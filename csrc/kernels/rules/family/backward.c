@@ -126,7 +126,7 @@ static real *state_before(const HeadBackward *p, size_t i, size_t slab)
     return p->f->every == 1 ? slab_in(p, p->states->checkpoints, p->chunk0 + i, slab) : slab_in(p, p->w->S0, i, slab);
 }
 
-/* A slab over a segment: from the checkpoint before it to the one after it. */
+/* A slab over a segment: leaves the checkpoints after the one before it, up to the one after it. */
 static void checkpoint_task(void *context, size_t slab, int thread)
 {
     const HeadBackward *p = context;

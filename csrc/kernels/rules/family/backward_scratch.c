@@ -103,7 +103,7 @@ static size_t bytes_of_thread(const FamilyBackward *f)
  * the shortest segments, because they share keys; no state is made twice where there is memory for one before every
  * chunk. With one head, longer segments need fewer checkpoints between them, and more states within: the sum grows with
  * the square root of T. The bits depend on the choice, so the number of threads does not enter. */
-static void choose_segment(FamilyBackward *f)
+static void choose_heads_and_segment(FamilyBackward *f)
 {
     const size_t state = f->slabs * f->slab_size * sizeof(real), written = f->slabs * CHUNK * SLAB * sizeof(real);
     FamilyBackward alone = *f;
@@ -138,7 +138,7 @@ FamilyBackward backward_of(const FwmRuleCall *call, int threads, void *scratch)
     const bool share = call->n_sequences * call->H < (size_t)threads;
     f.outer = share ? 1 : threads;
     f.inner = share ? threads : 1;
-    choose_segment(&f);
+    choose_heads_and_segment(&f);
     f.stride = largest(bytes_of_thread(&f), one_token_scratch(call));
     return f;
 }

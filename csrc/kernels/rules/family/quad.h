@@ -47,4 +47,27 @@ ALWAYS_INLINE void store_read(size_t nv, const real *pairs, vec read[QUAD][BLOCK
         }
 }
 
+/* Row i of S = c S0 + k^T n on nv vectors of columns, and in s. A fold adds up the four products before it adds S0, of
+ * which c may be nearly all; without one c is 1. */
+ALWAYS_INLINE void write_row(size_t nv, bool folds, size_t i, const real *k, size_t ld, Decay c, vec n[QUAD][BLOCK],
+                             const real *S0, real *S, vec s[BLOCK])
+{
+    vec before[BLOCK];
+#pragma GCC unroll 2
+    for (size_t v = 0; v < nv; v++) {
+        before[v] = vec_in_register(vec_load(S0 + v * FWM_LANES));
+        s[v] = folds ? c.rest[i] * before[v] : before[v];
+    }
+#pragma GCC unroll 4
+    for (size_t t = 0; t < QUAD; t++)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < nv; v++)
+            s[v] += k[t * ld + i] * n[t][v];
+#pragma GCC unroll 2
+    for (size_t v = 0; v < nv; v++) {
+        s[v] = folds ? s[v] + vec_masked(before[v], c.one_more[i]) : s[v];
+        vec_store(S + v * FWM_LANES, s[v]);
+    }
+}
+
 #endif

@@ -75,8 +75,7 @@ ALWAYS_INLINE void read_both(size_t nv, size_t K, const real *x, const real *y, 
 #endif
 }
 
-/* S = c S0 + k^T n. A fold adds up the four products before it adds S0, of which c may be nearly all; without one c is
- * 1. */
+/* S = c S0 + k^T n */
 ALWAYS_INLINE void write_rows(size_t nv, bool folds, size_t K, const real *k, size_t ld, Decay c, vec n[QUAD][BLOCK],
                               const real *S0, real *S)
 {
@@ -87,20 +86,8 @@ ALWAYS_INLINE void write_rows(size_t nv, bool folds, size_t K, const real *k, si
         for (size_t v = 0; v < nv; v++)
             written[t][v] = n[t][v];
     for (size_t i = 0; i < K; i++, S0 += SLAB, S += SLAB) {
-        vec s[BLOCK], sums[BLOCK];
-#pragma GCC unroll 2
-        for (size_t v = 0; v < nv; v++) {
-            s[v] = vec_in_register(vec_load(S0 + v * FWM_LANES));
-            sums[v] = folds ? c.rest[i] * s[v] : s[v];
-        }
-#pragma GCC unroll 4
-        for (size_t t = 0; t < QUAD; t++)
-#pragma GCC unroll 2
-            for (size_t v = 0; v < nv; v++)
-                sums[v] += k[t * ld + i] * written[t][v];
-#pragma GCC unroll 2
-        for (size_t v = 0; v < nv; v++)
-            vec_store(S + v * FWM_LANES, folds ? sums[v] + vec_masked(s[v], c.one_more[i]) : sums[v]);
+        vec s[BLOCK];
+        write_row(nv, folds, i, k, ld, c, written, S0, S, s);
     }
 }
 

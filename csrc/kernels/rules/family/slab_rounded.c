@@ -63,28 +63,6 @@ ALWAYS_INLINE void read_rounded(size_t nv, size_t K, const uint16_t *x, const ui
             (t < QUAD ? read_x[t] : read_y[t - QUAD])[v] = sums[t][v];
 }
 
-/* Row i of S = c S0 + k^T n, nv vectors of it */
-ALWAYS_INLINE void write_row(size_t nv, bool folds, size_t i, const real *k, size_t ld, Decay c, vec n[QUAD][BLOCK],
-                             real *S, vec s[BLOCK])
-{
-    vec before[BLOCK];
-#pragma GCC unroll 2
-    for (size_t v = 0; v < nv; v++) {
-        before[v] = vec_in_register(vec_load(S + v * FWM_LANES));
-        s[v] = folds ? c.rest[i] * before[v] : before[v];
-    }
-#pragma GCC unroll 4
-    for (size_t t = 0; t < QUAD; t++)
-#pragma GCC unroll 2
-        for (size_t v = 0; v < nv; v++)
-            s[v] += k[t * ld + i] * n[t][v];
-#pragma GCC unroll 2
-    for (size_t v = 0; v < nv; v++) {
-        s[v] = folds ? s[v] + vec_masked(before[v], c.one_more[i]) : s[v];
-        vec_store(S + v * FWM_LANES, s[v]);
-    }
-}
-
 /* write_rows of slab.c, and the rounded copy of what is written */
 ALWAYS_INLINE void write_rounded(size_t nv, bool folds, size_t K, const real *k, size_t ld, Decay c, vec n[QUAD][BLOCK],
                                  real *S, uint16_t *rounded)
@@ -98,15 +76,15 @@ ALWAYS_INLINE void write_rounded(size_t nv, bool folds, size_t K, const real *k,
     vec even[BLOCK], odd[BLOCK];
     size_t i = 0;
     for (; i + 2 <= K; i += 2, S += 2 * SLAB, rounded += 2 * SLAB) {
-        write_row(nv, folds, i, k, ld, c, written, S, even);
-        write_row(nv, folds, i + 1, k, ld, c, written, S + SLAB, odd);
+        write_row(nv, folds, i, k, ld, c, written, S, S, even);
+        write_row(nv, folds, i + 1, k, ld, c, written, S + SLAB, S + SLAB, odd);
 #pragma GCC unroll 2
         for (size_t v = 0; v < nv; v++)
             _mm512_storeu_si512(rounded + 2 * v * FWM_LANES, vec_round_pairs(even[v], odd[v]));
     }
     if (i == K)
         return;
-    write_row(nv, folds, i, k, ld, c, written, S, even);
+    write_row(nv, folds, i, k, ld, c, written, S, S, even);
 #pragma GCC unroll 2
     for (size_t v = 0; v < nv; v++)
         _mm512_storeu_si512(rounded + 2 * v * FWM_LANES, vec_round_pairs(even[v], (vec){0}));
