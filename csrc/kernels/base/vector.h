@@ -222,6 +222,24 @@ static inline real dot(size_t n, const real *restrict x, const real *restrict y)
     return vec_sum((s0 + s1) + (s2 + s3));
 }
 
+/* out_t = x_t . y_t for m rows, at most FWM_LANES, `stride` apart; out has FWM_LANES numbers. The sums over the lanes
+ * are made for all rows at once. */
+static inline void dots(size_t m, size_t n, const real *x, const real *y, size_t stride, real *out)
+{
+    vec sums[FWM_LANES];
+    if (m == 1) {
+        out[0] = dot(n, x, y);
+        return;
+    }
+    for (size_t t = 0; t < FWM_LANES; t++) {
+        vec sum = {0};
+        for (size_t i = 0; i < n && t < m; i += FWM_LANES)
+            sum += vec_load(x + t * stride + i) * vec_load(y + t * stride + i);
+        sums[t] = sum;
+    }
+    vec_store(out, vec_sums(sums));
+}
+
 static inline real sum(size_t n, const real *x)
 {
     vec s0 = {0}, s1 = {0};

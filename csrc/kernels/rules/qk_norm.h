@@ -5,7 +5,7 @@
  *          y = 0                             dx = 0                           where all of x is 0
  *
  * A map may give a token features that are all 0: DPFP of alternating signs, FAVOR+ that has underflowed. Such a key
- * writes nothing and such a query reads 0. Subnormal numbers count as 0. The backward needs only the inputs.
+ * writes nothing and such a query reads 0. Subnormal numbers count as 0.
  *
  * Derived in docs/mathematics/rules.md. */
 #ifndef FWM_KERNELS_RULES_QK_NORM_H
@@ -80,17 +80,32 @@ static inline void qk_norm_forward(FwmNorm norm, real a, size_t n, size_t ld, re
     }
 }
 
-/* dx of one row, in place of dy; x is the row before the forward, padded with zeros. What dy holds beyond K is
- * ignored. */
-static inline void qk_norm_backward(FwmNorm norm, size_t K, size_t ld, const real *x, real *dx)
+/* dx of n rows of ld numbers, in place of dy, from what the forward left: y, and the factors that x was multiplied by.
+ *
+ *     l2:  f = a / sqrt(|x|^2 + 1e-6), y = f x,    dx = f (dy - (dy . y / a^2) y)
+ *     sum: f = a / sum(x), y = f x,                dx = f (dy - dy . y / a)
+ *
+ * y, factors and dx lie as they did there. What dy holds beyond K is ignored. */
+static inline void qk_norm_backward(FwmNorm norm, real a, size_t n, size_t K, size_t ld, const real *y,
+                                    const real *factors, size_t stride, real *dx)
 {
-    if (norm == FWM_NO_NORM)
-        return;
-    for (size_t i = K; i < ld; i++)
-        dx[i] = 0;
-    const real factor = qk_norm_factor(norm, ld, x), along = factor * dot(ld, dx, x);
-    for (size_t i = 0; i < K; i++)
-        dx[i] = (dx[i] - along * (norm == FWM_L2_NORM ? factor * x[i] : 1)) * factor;
+    for (size_t t = 0; t < n && norm == FWM_NO_NORM && a != 1; t++)
+        scale(ld, a, dx + t * stride, dx + t * stride);
+    for (size_t t0 = 0; t0 < n && norm != FWM_NO_NORM; t0 += FWM_LANES) {
+        const size_t rows = fwm_min(FWM_LANES, n - t0);
+        real along[FWM_LANES], *row = dx + t0 * stride;
+        for (size_t t = 0; t < rows; t++)
+            for (size_t i = K; i < ld; i++)
+                row[t * stride + i] = 0;
+        dots(rows, ld, row, y + t0 * stride, stride, along);
+        for (size_t t = 0; t < rows; t++, row += stride) {
+            const real share = a == 0 ? 0 : norm == FWM_L2_NORM ? along[t] / a / a : along[t] / a;
+            for (size_t i = 0; i < ld; i += FWM_LANES) {
+                const vec taken = norm == FWM_L2_NORM ? share * vec_load(y + (t0 + t) * stride + i) : (vec){0} + share;
+                vec_store(row + i, factors[t0 + t] * (vec_load(row + i) - taken));
+            }
+        }
+    }
 }
 
 #endif

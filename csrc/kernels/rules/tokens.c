@@ -23,15 +23,17 @@ static void load_normalised(const ValueHead *h, Tokens from, size_t t0, size_t n
     qk_norm_forward(h->call->qk_norm, a, n, ld, x, per_token, factors);
 }
 
-void load_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, real *k)
+void load_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, real *k, real *factors)
 {
-    load_normalised(h, h->k, t0, n, 0, 1, ld, k, ld, NULL);
+    load_normalised(h, h->k, t0, n, 0, 1, ld, k, ld, factors);
 }
 
-void load_queries(const ValueHead *h, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query)
+void load_queries(const ValueHead *h, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query,
+                  real *factors)
 {
     for (size_t r = 0; r < h->R; r++)
-        load_normalised(h, h->q, t0, n, r, (real)h->call->scale, ld, q + r * per_query, per_token, NULL);
+        load_normalised(h, h->q, t0, n, r, (real)h->call->scale, ld, q + r * per_query, per_token,
+                        factors ? factors + r * n : NULL);
 }
 
 static void copy_raw(const ValueHead *h, Tokens from, size_t t0, size_t n, size_t i, size_t ld, uint16_t *raw)
@@ -145,53 +147,63 @@ real store_value(const ValueHead *h, size_t t, size_t j0, size_t n, const real *
     return dbeta;
 }
 
-/* Stores the gradient of row i of token t, given dx, the gradient of the normalised row. */
-static void store_normalised(const ValueHead *h, Tokens x, Tokens to, size_t t, size_t i, size_t ld, bool first,
-                             real *dx, real *row)
+/* Stores the gradients of row i of n tokens, given those of the rows that were loaded, a times normalised. */
+static void store_normalised(const ValueHead *h, Tokens to, size_t t0, size_t n, size_t i, real a, size_t ld,
+                             const LoadedRows *y, bool first, real *dy)
 {
-    if (h->call->qk_norm != FWM_NO_NORM) {
-        load_row(h->K, ld, token(x, t) + i * h->K, row);
-        qk_norm_backward(h->call->qk_norm, h->K, ld, row, dx);
-    }
-    accumulate(h->K, dx, first, token(to, t) + i * h->K);
+    const size_t at = i * y->per_query;
+    qk_norm_backward(h->call->qk_norm, a, n, h->K, ld, y->rows + at, y->factors + i * n, y->per_token, dy + at);
+    for (size_t t = 0; t < n; t++)
+        accumulate(h->K, dy + at + t * y->per_token, first, token(to, t0 + t) + i * h->K);
 }
 
-void store_key(const ValueHead *h, size_t t, size_t ld, real *dk, real *row)
+void store_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, const LoadedRows *k, real *dk)
 {
-    store_normalised(h, h->k, h->dk, t, 0, ld, h->first_of_key, dk, row);
+    store_normalised(h, h->dk, t0, n, 0, 1, ld, k, h->first_of_key, dk);
 }
 
-void store_queries(const ValueHead *h, size_t t, size_t ld, real *dq, size_t q_stride, real *row)
+void store_queries(const ValueHead *h, size_t t0, size_t n, size_t ld, const LoadedRows *q, real *dq)
 {
-    for (size_t r = 0; r < h->R; r++, dq += q_stride) {
-        scale(ld, (real)h->call->scale, dq, dq);
-        store_normalised(h, h->q, h->dq, t, r, ld, h->first_of_query, dq, row);
-    }
+    for (size_t r = 0; r < h->R; r++)
+        store_normalised(h, h->dq, t0, n, r, (real)h->call->scale, ld, q, h->first_of_query, dq);
 }
 
-void store_token(const ValueHead *h, size_t t, size_t ld, const real *restrict k, real dbeta, real *restrict dk,
-                 const real *restrict de, real *restrict dq, size_t q_stride, real *restrict row)
+/* e = b k, element by element. */
+static void store_products(const ValueHead *h, size_t t0, size_t n, size_t ld, const real *restrict k,
+                           real *restrict dk, const real *restrict de)
 {
-    const size_t K = h->K;
-    if (h->b.data) {
-        const real *restrict b = token(h->b, t);
-        real *restrict db = token(h->db, t);
-        for (size_t i = 0; i < K; i++) {
+    for (size_t t = 0; t < n; t++, k += ld, dk += ld, de += ld) {
+        const real *restrict b = token(h->b, t0 + t);
+        real *restrict db = token(h->db, t0 + t);
+        for (size_t i = 0; i < h->K; i++) {
             db[i] = de[i] * k[i];
             dk[i] += b[i] * de[i];
         }
-    } else if (h->beta.data) {
-        const real strength = *token(h->erase.data ? h->erase : h->beta, t);
-        real along = 0;
-#pragma omp simd reduction(+ : along)
-        for (size_t i = 0; i < K; i++) {
-            along += de[i] * k[i];
-            dk[i] += strength * de[i];
-        }
-        *token(h->dbeta, t) = h->erase.data ? dbeta : dbeta + along;
-        if (h->erase.data)
-            *token(h->derase, t) = along;
     }
-    store_key(h, t, ld, dk, row);
-    store_queries(h, t, ld, dq, q_stride, row);
+}
+
+/* e = strength k, of at most FWM_LANES tokens. */
+static void store_multiples(const ValueHead *h, size_t t0, size_t n, size_t ld, const real *k, const real *dbeta,
+                            real *dk, const real *de)
+{
+    real along[FWM_LANES];
+    dots(n, ld, de, k, ld, along);
+    for (size_t t = 0; t < n; t++) {
+        add_scaled(ld, number_of(h->erase.data ? h->erase : h->beta, t0 + t, 0), de + t * ld, dk + t * ld);
+        *token(h->dbeta, t0 + t) = h->erase.data ? dbeta[t] : dbeta[t] + along[t];
+        if (h->erase.data)
+            *token(h->derase, t0 + t) = along[t];
+    }
+}
+
+void store_tokens(const ValueHead *h, size_t t0, size_t n, size_t ld, const LoadedRows *k, const LoadedRows *q,
+                  const real *dbeta, real *dk, const real *de, real *dq)
+{
+    if (h->b.data)
+        store_products(h, t0, n, ld, k->rows, dk, de);
+    for (size_t t = 0; t < n && !h->b.data && h->beta.data; t += FWM_LANES)
+        store_multiples(h, t0 + t, fwm_min(FWM_LANES, n - t), ld, k->rows + t * ld, dbeta + t, dk + t * ld,
+                        de + t * ld);
+    store_keys(h, t0, n, ld, k, dk);
+    store_queries(h, t0, n, ld, q, dq);
 }

@@ -24,17 +24,20 @@
 #define load_decays FWM_NAME(load_decays)
 #define load_value FWM_NAME(load_value)
 #define load_values FWM_NAME(load_values)
-#define store_key FWM_NAME(store_key)
+#define store_keys FWM_NAME(store_keys)
 #define store_queries FWM_NAME(store_queries)
-#define store_token FWM_NAME(store_token)
+#define store_tokens FWM_NAME(store_tokens)
 #define store_value FWM_NAME(store_value)
 
 bool rule_erases(const FwmRuleCall *call);
 
 /* For n tokens from t0 on. Keys k: rows of ld numbers. Queries q: R of each token; the queries of a token are per_query
- * numbers apart, the tokens of a query per_token. Erase keys e, from k: left untouched if the rule has none. */
-void load_keys(const ValueHead *, size_t t0, size_t n, size_t ld, real *k);
-void load_queries(const ValueHead *, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query);
+ * numbers apart, the tokens of a query per_token. factors: what the rows as they are stored have been multiplied by, n
+ * of the keys and R x n of the queries; NULL if not wanted. Erase keys e, from k: left untouched if the rule has none.
+ */
+void load_keys(const ValueHead *, size_t t0, size_t n, size_t ld, real *k, real *factors);
+void load_queries(const ValueHead *, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query,
+                  real *factors);
 void load_erase_keys(const ValueHead *, size_t t0, size_t n, size_t ld, const real *k, real *e);
 
 /* The same, and the rows as they are stored, in 16 bits, beside them; row t is raw_t times factors[t]. Only query r. */
@@ -60,14 +63,19 @@ void load_values(const ValueHead *, size_t t0, size_t n, size_t j0, size_t colum
 /* Backward of load_value: stores dv and, if the call has it, dw; returns the columns' part of dbeta. */
 real store_value(const ValueHead *, size_t t, size_t j0, size_t n, const real *du);
 
-/* Backward of load_keys and load_queries, at one token. dk and dq are overwritten; row is scratch for ld numbers. The
- * first value head of a key or query head writes its gradient, the others add to it in order. */
-void store_key(const ValueHead *, size_t t, size_t ld, real *dk, real *row);
-void store_queries(const ValueHead *, size_t t, size_t ld, real *dq, size_t q_stride, real *row);
+/* Keys or queries of n tokens, as load_keys and load_queries have left them with their factors. */
+typedef struct {
+    const real *rows, *factors;
+    size_t per_token, per_query;
+} LoadedRows;
 
-/* Backward of load_keys, load_erase_keys and load_queries, at one token. k is what load_keys left, dbeta the sum of
- * what store_value returned. */
-void store_token(const ValueHead *, size_t t, size_t ld, const real *k, real dbeta, real *dk, const real *de, real *dq,
-                 size_t q_stride, real *row);
+/* Backward of load_keys and load_queries. dk and dq lie as the rows do, and are overwritten. The first value head of a
+ * key or query head writes its gradient, the others add to it in order. */
+void store_keys(const ValueHead *, size_t t0, size_t n, size_t ld, const LoadedRows *k, real *dk);
+void store_queries(const ValueHead *, size_t t0, size_t n, size_t ld, const LoadedRows *q, real *dq);
+
+/* Backward of load_keys, load_erase_keys and load_queries. dbeta (n): the sums of what store_value returned. */
+void store_tokens(const ValueHead *, size_t t0, size_t n, size_t ld, const LoadedRows *k, const LoadedRows *q,
+                  const real *dbeta, real *dk, const real *de, real *dq);
 
 #endif

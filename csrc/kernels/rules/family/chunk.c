@@ -13,6 +13,8 @@ Chunk take_chunk(const FamilyShape *s, Arena *arena)
     const size_t M = s->readers * CHUNK, ld = s->ld;
     Chunk c = {.shape = *s, .k = take(arena, CHUNK * ld), .x = take(arena, M * ld)};
     const bool gated = s->gate != FWM_NO_GATE;
+    c.k_factors = take(arena, CHUNK);
+    c.q_factors = take(arena, M);
     c.k1 = gated ? take(arena, CHUNK * ld) : c.k;
     c.x0 = gated ? take(arena, M * ld) : c.x;
     c.k1_t = take(arena, CHUNK * ld);
@@ -62,10 +64,10 @@ static void load_shared(const ValueHead *h, size_t t0, Chunk *c)
     const FamilyShape *s = &c->shape;
     const size_t ld = s->ld, block = CHUNK * ld, queries = s->readers - s->erases;
     real *q = c->x + s->erases * block;
-    load_keys(h, t0, c->n, ld, c->k);
+    load_keys(h, t0, c->n, ld, c->k, c->k_factors);
     clear_rows(c->n, ld, c->k);
     if (s->reads)
-        load_queries(h, t0, c->n, ld, q, ld, block);
+        load_queries(h, t0, c->n, ld, q, ld, block, c->q_factors);
     for (size_t r = 0; r < queries; r++)
         clear_rows(c->n, ld, q + r * block);
     if (s->gate == FWM_CHANNEL_GATE)

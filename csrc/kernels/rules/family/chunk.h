@@ -33,8 +33,10 @@
 
 typedef struct {
     FamilyShape shape;
-    size_t n;         /* tokens, at most C */
-    real *k, *x;      /* C x ld, M x ld */
+    size_t n;        /* tokens, at most C */
+    real *k, *x;     /* C x ld, M x ld */
+    real *k_factors; /* C: what keys have been multiplied by, to be normalised; queries: R x n */
+    real *q_factors;
     real *k1, *x0;    /* the same; k and x themselves without a gate */
     real *k_t, *k1_t; /* ld x C: transposed; no k_t with a channel gate */
     real *x0_t;       /* ld x M: transposed, for the backward only */

@@ -38,20 +38,18 @@ typedef struct {
     real *dx, *dk; /* M x ld, C x ld: at first of X0 and K1 */
     real *dg;      /* C x ld, or C */
     real *keys;    /* C x ld: D_ts k_s of one s; or (M x C) dscores D */
-    real *row;     /* ld */
 } ChunkBackwardScratch;
 
 static ChunkBackwardScratch divide_scratch(const FamilyShape *s, real *scratch)
 {
     const size_t block = CHUNK * s->ld, M = s->readers;
-    return (ChunkBackwardScratch){scratch, scratch + M * block, scratch + (M + 1) * block, scratch + (M + 2) * block,
-                                  scratch + (M + 2) * block + (block > M * CHUNK * CHUNK ? block : M * CHUNK * CHUNK)};
+    return (ChunkBackwardScratch){scratch, scratch + M * block, scratch + (M + 1) * block, scratch + (M + 2) * block};
 }
 
 size_t chunk_backward_scratch(const FamilyShape *s)
 {
     const size_t block = CHUNK * s->ld, scores = s->readers * CHUNK * CHUNK;
-    return ((s->readers + 2) * block + (block > scores ? block : scores) + s->ld) * sizeof(real);
+    return ((s->readers + 2) * block + (block > scores ? block : scores)) * sizeof(real);
 }
 
 void add_chunk_gradients(const FamilyShape *s, const ChunkGradients *part, ChunkGradients *total)
@@ -66,9 +64,10 @@ void add_chunk_gradients(const FamilyShape *s, const ChunkGradients *part, Chunk
 
 static void apply_causal_mask(const FamilyShape *s, real *dscores)
 {
-    for (size_t m = 0; m < s->readers * CHUNK; m++) {
+    for (size_t m = 0; m < s->readers * CHUNK; m++, dscores += CHUNK) {
         const size_t seen = m % CHUNK + (m >= CHUNK || !s->erases);
-        memset(dscores + m * CHUNK + seen, 0, (CHUNK - seen) * sizeof(real));
+        for (size_t i = 0; i < CHUNK; i++)
+            dscores[i] = i < seen ? dscores[i] : 0;
     }
 }
 
@@ -113,31 +112,40 @@ static void products_backward(const Chunk *c, const real *dscores, const ChunkBa
     gemm(CHUNK, ld, M, transposed(decayed, CHUNK), c->x, ld, 1, w->dk, w->dk, ld);
 }
 
+/* out_t = x_t . y_t, C rows */
+static void dots_of_chunk(size_t ld, const real *x, const real *y, real *out)
+{
+    for (size_t t = 0; t < CHUNK; t += FWM_LANES)
+        dots(FWM_LANES, ld, x + t * ld, y + t * ld, ld, out + t);
+}
+
 /* dg (C) of a scalar gate, from dx0 and dk1. */
 static void scalar_gate_backward(const Chunk *c, const real *dscores, const ChunkGradients *sum_over_columns,
                                  const ChunkBackwardScratch *w)
 {
-    const size_t ld = c->shape.ld, M = c->shape.readers * CHUNK;
-    /* sums over readers from t on: of what they read of S0, and of their pairs with key s */
-    real later[CHUNK + 1], straddling[CHUNK];
-    const real through = dot(ld, c->decay, sum_over_columns->ddecay);
-    memset(straddling, 0, sizeof straddling);
-    later[CHUNK] = 0;
-    for (size_t t = CHUNK; t-- > 0;) {
-        later[t] = later[t + 1];
-        for (size_t m = t; m < M; m += CHUNK) {
-            later[t] += dot(ld, c->x0 + m * ld, w->dx + m * ld);
-            for (size_t s = 0; s < CHUNK; s++)
-                straddling[s] += dscores[m * CHUNK + s] * c->scores[m * CHUNK + s];
-        }
-        w->dg[t] = through + later[t];
-        for (size_t s = 0; s < t; s++)
-            w->dg[t] += straddling[s];
+    const size_t ld = c->shape.ld, readers = c->shape.readers;
+    /* of readers: what they read of S0, and their pairs with key s; summed over those from t on */
+    real reads[CHUNK] = {0}, pairs[CHUNK][CHUNK], of_reader[CHUNK], writes[CHUNK];
+    for (size_t r = 0; r < readers; r++) {
+        dots_of_chunk(ld, c->x0 + r * CHUNK * ld, w->dx + r * CHUNK * ld, of_reader);
+        add(CHUNK, of_reader, reads);
     }
-    real before = 0;
+    dots_of_chunk(ld, c->k1, w->dk, writes);
+    for (size_t s = 0; s < CHUNK; s += FWM_LANES) {
+        vec later = {0};
+        for (size_t t = CHUNK; t-- > 0; vec_store(pairs[t] + s, later))
+            for (size_t m = t; m < readers * CHUNK; m += CHUNK)
+                later += vec_load(dscores + m * CHUNK + s) * vec_load(c->scores + m * CHUNK + s);
+    }
+    real later = dot(ld, c->decay, sum_over_columns->ddecay), before = 0;
+    for (size_t t = CHUNK; t-- > 0;) {
+        w->dg[t] = later += reads[t];
+        for (size_t s = 0; s < t; s++)
+            w->dg[t] += pairs[t][s];
+    }
     for (size_t t = 0; t < CHUNK; t++) {
         w->dg[t] += before;
-        before += dot(ld, c->k1 + t * ld, w->dk + t * ld);
+        before += writes[t];
     }
 }
 
@@ -221,9 +229,10 @@ void chunk_backward(const ValueHead *h, size_t t0, const Chunk *c, const ChunkGr
         channels_backward(c, sums->dscores, sums, &w);
     else
         products_backward(c, sums->dscores, &w);
+    const size_t queries = s->erases * CHUNK * ld;
+    const LoadedRows k = {c->k, c->k_factors, ld, CHUNK * ld}, q = {c->x + queries, c->q_factors, ld, CHUNK * ld};
+    store_tokens(h, t0, c->n, ld, &k, &q, sums->dbeta, w.dk, w.dx, w.dx + queries);
     for (size_t t = 0; t < c->n; t++) {
-        real *dq = w.dx + (s->erases * CHUNK + t) * ld;
-        store_token(h, t0 + t, ld, c->k + t * ld, sums->dbeta[t], w.dk + t * ld, w.dx + t * ld, dq, CHUNK * ld, w.row);
         if (s->gate == FWM_SCALAR_GATE)
             *token(h->dg, t0 + t) = w.dg[t];
         else if (s->gate == FWM_CHANNEL_GATE)

@@ -225,9 +225,9 @@ static void step_state(const ValueHead *h, size_t t, size_t ld, const RecurrentF
 /* The token's rows; without a gate a is 1, without erasing e is 0. */
 static void load_rows(const ValueHead *h, const RecurrentForward *f, size_t t, const RecurrentForwardScratch *w)
 {
-    load_keys(h, t, 1, f->ld, w->k);
+    load_keys(h, t, 1, f->ld, w->k, NULL);
     load_erase_keys(h, t, 1, f->ld, w->k, w->e);
-    load_queries(h, t, 1, f->ld, w->q, 0, f->ld);
+    load_queries(h, t, 1, f->ld, w->q, 0, f->ld, NULL);
     if (f->call->gate != FWM_NO_GATE)
         load_decays(h, t, f->ld, w->a, w->rest, w->one_more);
 }

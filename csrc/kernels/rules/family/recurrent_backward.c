@@ -30,9 +30,10 @@ typedef struct {
 } RecurrentBackward;
 
 typedef struct {
-    real *k, *e, *q, *dk, *de, *dq, *row; /* ld; R x ld for q, dq */
-    real *a, *rest;                       /* ld: exp(g), and its two parts */
-    real *rest_later;                     /* of the token after: still to be applied to dS */
+    real *k, *e, *q, *dk, *de, *dq; /* ld; R x ld for q, dq */
+    real *k_factor, *q_factors;     /* 1, R: what key and queries have been multiplied by */
+    real *a, *rest;                 /* ld: exp(g), and its two parts */
+    real *rest_later;               /* of the token after: still to be applied to dS */
     lane_number *one_more, *one_more_later;
     real *dz;                   /* ld */
     real *u, *n, *dn, *o;       /* V */
@@ -46,7 +47,7 @@ static RecurrentBackwardScratch take_scratch(const RecurrentBackward *f, Arena *
                  column = V * sizeof(real);
     const size_t state = (K * V + f->ld) * sizeof(real);
     RecurrentBackwardScratch w;
-    real **const rows[] = {&w.k, &w.e, &w.a, &w.rest, &w.rest_later, &w.dk, &w.de, &w.row, &w.dz};
+    real **const rows[] = {&w.k, &w.e, &w.a, &w.rest, &w.rest_later, &w.dk, &w.de, &w.dz};
     real **const columns[] = {&w.u, &w.n, &w.dn, &w.o};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         *rows[i] = take_bytes(arena, row);
@@ -55,6 +56,8 @@ static RecurrentBackwardScratch take_scratch(const RecurrentBackward *f, Arena *
     w.one_more = take_bytes(arena, f->ld * sizeof(lane_number));
     w.one_more_later = take_bytes(arena, f->ld * sizeof(lane_number));
     w.q = take_bytes(arena, R * row);
+    w.k_factor = take_bytes(arena, sizeof(real));
+    w.q_factors = take_bytes(arena, R * sizeof(real));
     w.dq = take_bytes(arena, R * row);
     w.dS = take_bytes(arena, state);
     w.checkpoints = take_bytes(arena, (fwm_tiles(f->longest, f->L) + 1) * state);
@@ -64,9 +67,9 @@ static RecurrentBackwardScratch take_scratch(const RecurrentBackward *f, Arena *
 
 static void load_rows(const ValueHead *h, const RecurrentBackward *f, size_t t, const RecurrentBackwardScratch *w)
 {
-    load_keys(h, t, 1, f->ld, w->k);
+    load_keys(h, t, 1, f->ld, w->k, w->k_factor);
     load_erase_keys(h, t, 1, f->ld, w->k, w->e);
-    load_queries(h, t, 1, f->ld, w->q, 0, f->ld);
+    load_queries(h, t, 1, f->ld, w->q, 0, f->ld, w->q_factors);
     load_value(h, t, 0, h->V, w->u);
     if (f->call->gate != FWM_NO_GATE)
         load_decays(h, t, f->ld, w->a, w->rest, w->one_more);
@@ -163,13 +166,15 @@ static void backward_token(const ValueHead *h, const RecurrentBackward *f, size_
     memcpy(w->one_more_later, w->one_more, f->ld * sizeof(lane_number));
     memcpy(w->rest_later, w->rest, f->ld * sizeof(real));
     const real dbeta = store_value(h, t, 0, V, w->dn);
-    store_token(h, t, f->ld, w->k, dbeta, w->dk, w->de, w->dq, f->ld, w->row);
+    const LoadedRows k = {w->k, w->k_factor, f->ld, 0}, q = {w->q, w->q_factors, 0, f->ld};
+    store_tokens(h, t, 1, f->ld, &k, &q, &dbeta, w->dk, w->de, w->dq);
 }
 
 static void backward_head(const ValueHead *h, const RecurrentBackward *f, const RecurrentBackwardScratch *w)
 {
     const size_t K = h->K, V = h->V, L = f->L, state = K * V + f->ld, segments = fwm_tiles(h->T, L);
     memset(w->e, 0, f->ld * sizeof(real));
+    memset(w->de, 0, f->ld * sizeof(real)); /* its padding is multiplied by that of keys */
     memset(w->rest, 0, f->ld * sizeof(real));
     memset(w->rest_later, 0, f->ld * sizeof(real));
     for (size_t i = 0; i < f->ld; i++)

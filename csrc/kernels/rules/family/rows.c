@@ -13,14 +13,12 @@ typedef struct {
 } RowArray;
 
 static const RowArray arrays[] = {
-    {offsetof(ValueHead, k), INPUT, KEY, OF_KEY_HEAD},
     {offsetof(ValueHead, v), INPUT, VALUE},
     {offsetof(ValueHead, g), INPUT, GATE},
     {offsetof(ValueHead, beta), INPUT, ONE},
     {offsetof(ValueHead, erase), INPUT, ONE},
     {offsetof(ValueHead, b), INPUT, KEY},
     {offsetof(ValueHead, w), INPUT, VALUE},
-    {offsetof(ValueHead, q), INPUT, QUERIES, OF_QUERY_HEAD},
     {offsetof(ValueHead, dout), INPUT, OUTPUTS},
     {offsetof(ValueHead, dk), GRADIENT, KEY, OF_KEY_HEAD},
     {offsetof(ValueHead, dv), GRADIENT, VALUE},

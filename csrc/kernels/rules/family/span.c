@@ -124,10 +124,10 @@ static void load_shared(const ValueHead *h, size_t t0, Span *span)
     if (span->shape.rounds)
         load_raw_rows(h, t0, span);
     else
-        load_keys(h, t0, span->n, ld, span->k);
+        load_keys(h, t0, span->n, ld, span->k, NULL);
     clear_rows(span, span->k);
     if (R && !span->shape.rounds)
-        load_queries(h, t0, span->n, ld, span->q, ld, SPAN * ld);
+        load_queries(h, t0, span->n, ld, span->q, ld, SPAN * ld, NULL);
     for (size_t query = 0; query < R; query++)
         clear_rows(span, span->q + query * SPAN * ld);
     for (size_t i = 0; i < span->quads && span->shape.gate != FWM_CHANNEL_GATE; i++)

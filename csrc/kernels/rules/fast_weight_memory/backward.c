@@ -65,7 +65,6 @@ typedef struct {
     real *e_w, *eta_w;       /* C R x C: e_i . w_j; C x C: eta_t . w_j */
     real *dk, *dq;           /* C x ld_k, C R x ld_k */
     real *dk_t, *dq_t;       /* K x C, K x C R: transposed */
-    real *row;               /* ld_k */
     double gamma, c;
     double k_on_itself[CHUNK]; /* kappa beta^2 |d|^2 */
 } NormedBackwardScratch;
@@ -105,7 +104,6 @@ static NormedBackwardScratch take_scratch(const ValueHead *h, Arena *arena)
     w.dq = take(arena, readers * c->ld_k);
     w.dk_t = take(arena, h->K * CHUNK);
     w.dq_t = take(arena, h->K * readers);
-    w.row = take(arena, c->ld_k);
     return w;
 }
 
@@ -284,11 +282,11 @@ static void chunk_gradients(const ValueHead *h, NormedBackwardScratch *w, const 
 static void store_gradients(const ValueHead *h, const NormedBackwardScratch *w)
 {
     const NormedChunk *c = &w->chunk;
-    for (size_t t = 0; t < c->n; t++) {
-        store_queries(h, c->start + t, c->ld_k, w->dq + t * h->R * c->ld_k, c->ld_k, w->row);
-        store_key(h, c->start + t, c->ld_k, w->dk + t * c->ld_k, w->row);
+    const LoadedRows k = {c->k, c->k_factors, c->ld_k, 0}, q = {c->q, c->q_factors, h->R * c->ld_k, c->ld_k};
+    store_queries(h, c->start, c->n, c->ld_k, &q, w->dq);
+    store_keys(h, c->start, c->n, c->ld_k, &k, w->dk);
+    for (size_t t = 0; t < c->n; t++)
         copy(h->V, w->dv + t * c->ld_v, token(h->dv, c->start + t));
-    }
 }
 
 /* The states, r and s of a segment, from its checkpoint. */

@@ -13,6 +13,8 @@ typedef struct {
     size_t length;     /* tokens of a chunk: C, or 1 for the plain recurrence */
     size_t start, n;
     real *k, *q;     /* C x ld_k, C R x ld_k: normalised, q scaled */
+    real *k_factors; /* C: what keys have been multiplied by for that; queries: R x n */
+    real *q_factors;
     real *k_t;       /* K x C, transposed */
     real *gram, *qk; /* C x C: k_t . k_j; C R x C: q_i . k_j */
     real *d, *w;     /* C x ld_v: v - r (at first v); beta d / s */

@@ -58,6 +58,8 @@ NormedChunk take_normed_chunk(const ValueHead *h, Arena *arena)
                      .length = h->call->method == FWM_RECURRENT || h->T == 1 ? 1 : CHUNK};
     c.k = take(arena, CHUNK * c.ld_k);
     c.q = take(arena, readers * c.ld_k);
+    c.k_factors = take(arena, CHUNK);
+    c.q_factors = take(arena, readers);
     c.k_t = take(arena, h->K * CHUNK);
     c.gram = take(arena, CHUNK * CHUNK);
     c.qk = take(arena, readers * CHUNK);
@@ -74,9 +76,9 @@ void load_normed_chunk(const ValueHead *h, NormedChunk *c, size_t start, bool wi
     c->n = fwm_min(c->length, h->T - start);
     for (size_t t = 0; t < c->n; t++)
         load_numbers(h->v, start + t, 0, h->V, c->ld_v, c->d + t * c->ld_v);
-    load_keys(h, start, c->n, c->ld_k, c->k);
+    load_keys(h, start, c->n, c->ld_k, c->k, c->k_factors);
     if (with_queries)
-        load_queries(h, start, c->n, c->ld_k, c->q, h->R * c->ld_k, c->ld_k);
+        load_queries(h, start, c->n, c->ld_k, c->q, h->R * c->ld_k, c->ld_k, c->q_factors);
 }
 
 /* s of token t, from |S~|^2 and the largest |S~|^2 that is not clamped. s = 1 means that the token is not clamped. */
