@@ -298,6 +298,13 @@ static inline void scale(size_t n, real a, const real *x, real *out)
         vec_store(out + i, a * vec_load(x + i));
 }
 
+/* out = x y, element by element */
+static inline void multiply_row(size_t n, const real *x, const real *y, real *out)
+{
+    for (size_t i = 0; i < n; i += FWM_LANES)
+        vec_store(out + i, vec_load(x + i) * vec_load(y + i));
+}
+
 /* y += a x */
 static inline void add_scaled(size_t n, real a, const real *restrict x, real *restrict y)
 {

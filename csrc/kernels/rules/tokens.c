@@ -13,27 +13,51 @@ bool rule_erases(const FwmRuleCall *call)
     return rules[call->rule]->info.strength != FWM_NO_STRENGTH;
 }
 
-/* Row i of n tokens from t0 on, normalised, times a. All rows are loaded before the first is normalised: the rows of a
- * head lie far apart in memory, and so their cache misses overlap. */
-static void load_normalised(const ValueHead *h, Tokens from, size_t t0, size_t n, size_t i, real a, size_t ld, real *x,
-                            size_t per_token, real *factors)
+/* Row i of n tokens from t0 on. */
+static void read_rows(const ValueHead *h, Tokens from, size_t t0, size_t n, size_t i, size_t ld, real *x,
+                      size_t per_token)
 {
     for (size_t t = 0; t < n; t++)
         load_numbers(from, t0 + t, i * h->K, h->K, ld, x + t * per_token);
-    qk_norm_forward(h->call->qk_norm, a, n, ld, x, per_token, factors);
 }
 
+void read_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, real *k)
+{
+    read_rows(h, h->k, t0, n, 0, ld, k, ld);
+}
+
+void read_queries(const ValueHead *h, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query)
+{
+    for (size_t r = 0; r < h->R; r++)
+        read_rows(h, h->q, t0, n, r, ld, q + r * per_query, per_token);
+}
+
+void normalise_keys(const ValueHead *h, size_t n, size_t ld, real *k, real *factors)
+{
+    qk_norm_forward(h->call->qk_norm, 1, n, ld, k, ld, factors);
+}
+
+void normalise_queries(const ValueHead *h, size_t n, size_t ld, real *q, size_t per_token, size_t per_query,
+                       real *factors)
+{
+    for (size_t r = 0; r < h->R; r++)
+        qk_norm_forward(h->call->qk_norm, (real)h->call->scale, n, ld, q + r * per_query, per_token,
+                        factors ? factors + r * n : NULL);
+}
+
+/* All rows are read before the first is normalised: the rows of a head lie far apart in memory, and so their cache
+ * misses overlap. */
 void load_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, real *k, real *factors)
 {
-    load_normalised(h, h->k, t0, n, 0, 1, ld, k, ld, factors);
+    read_keys(h, t0, n, ld, k);
+    normalise_keys(h, n, ld, k, factors);
 }
 
 void load_queries(const ValueHead *h, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query,
                   real *factors)
 {
-    for (size_t r = 0; r < h->R; r++)
-        load_normalised(h, h->q, t0, n, r, (real)h->call->scale, ld, q + r * per_query, per_token,
-                        factors ? factors + r * n : NULL);
+    read_queries(h, t0, n, ld, q, per_token, per_query);
+    normalise_queries(h, n, ld, q, per_token, per_query, factors);
 }
 
 static void copy_raw(const ValueHead *h, Tokens from, size_t t0, size_t n, size_t i, size_t ld, uint16_t *raw)
@@ -46,14 +70,15 @@ static void copy_raw(const ValueHead *h, Tokens from, size_t t0, size_t n, size_
 void load_raw_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, real *k, uint16_t *raw, real *factors)
 {
     copy_raw(h, h->k, t0, n, 0, ld, raw);
-    load_normalised(h, h->k, t0, n, 0, 1, ld, k, ld, factors);
+    load_keys(h, t0, n, ld, k, factors);
 }
 
 void load_raw_queries(const ValueHead *h, size_t r, size_t t0, size_t n, size_t ld, real *q, uint16_t *raw,
                       real *factors)
 {
     copy_raw(h, h->q, t0, n, r, ld, raw);
-    load_normalised(h, h->q, t0, n, r, (real)h->call->scale, ld, q, ld, factors);
+    read_rows(h, h->q, t0, n, r, ld, q, ld);
+    qk_norm_forward(h->call->qk_norm, (real)h->call->scale, n, ld, q, ld, factors);
 }
 
 void load_erase_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, const real *restrict k, real *restrict e)
@@ -124,27 +149,57 @@ void load_values(const ValueHead *h, size_t t0, size_t n, size_t j0, size_t colu
         load_columns_of_value(h, t0 + t, j0, columns, u + t * ld);
 }
 
-real store_value(const ValueHead *h, size_t t, size_t j0, size_t n, const real *restrict du)
+/* dv = w du and dw = v du, element by element. */
+static void store_value_of_products(const ValueHead *h, size_t t, size_t j0, size_t columns, const real *restrict du)
 {
-    const real *restrict v = token(h->v, t) + j0;
-    real *restrict dv = token(h->dv, t) + j0;
-    if (h->w.data) {
-        const real *restrict w = token(h->w, t) + j0;
-        real *restrict dw = token(h->dw, t) + j0;
-        for (size_t j = 0; j < n; j++) {
-            dv[j] = w[j] * du[j];
-            dw[j] = v[j] * du[j];
-        }
-        return 0;
+    const real *restrict v = token(h->v, t) + j0, *restrict w = token(h->w, t) + j0;
+    real *restrict dv = token(h->dv, t) + j0, *restrict dw = token(h->dw, t) + j0;
+    for (size_t j = 0; j < columns; j++) {
+        dv[j] = w[j] * du[j];
+        dw[j] = v[j] * du[j];
     }
-    const real beta = h->beta.data ? *token(h->beta, t) : 1;
-    real dbeta = 0;
-#pragma omp simd reduction(+ : dbeta)
-    for (size_t j = 0; j < n; j++) {
+}
+
+/* dv = beta du; returns v . du, but the sum over whole vectors, which is left in `sum`. */
+static inline real store_multiple(size_t columns, real beta, const real *restrict v, const real *restrict du,
+                                  real *restrict dv, vec *sum)
+{
+    vec along = {0};
+    real rest = 0;
+    size_t j = 0;
+    for (; j + FWM_LANES <= columns; j += FWM_LANES) {
+        const vec d = vec_load(du + j);
+        vec_store(dv + j, beta * d);
+        along += vec_load(v + j) * d;
+    }
+    for (; j < columns; j++) {
         dv[j] = beta * du[j];
-        dbeta += v[j] * du[j];
+        rest += v[j] * du[j];
     }
-    return dbeta;
+    *sum = along;
+    return rest;
+}
+
+void store_values(const ValueHead *h, size_t t0, size_t n, size_t j0, size_t columns, size_t ld, const real *du,
+                  real *dbeta)
+{
+    for (size_t t = 0; t < n && h->w.data; t++, du += ld) {
+        store_value_of_products(h, t0 + t, j0, columns, du);
+        dbeta[t] = 0;
+    }
+    for (size_t first = 0; first < n && !h->w.data; first += FWM_LANES) {
+        vec sums[FWM_LANES] = {{0}};
+        real rest[FWM_LANES] = {0};
+        const size_t rows = fwm_min(FWM_LANES, n - first);
+        for (size_t i = 0; i < rows; i++, du += ld) {
+            const size_t t = t0 + first + i;
+            const real beta = h->beta.data ? *token(h->beta, t) : 1;
+            rest[i] = store_multiple(columns, beta, token(h->v, t) + j0, du, token(h->dv, t) + j0, &sums[i]);
+        }
+        const vec all = vec_sums(sums) + vec_load(rest);
+        for (size_t i = 0; i < rows; i++)
+            dbeta[first + i] = all[i];
+    }
 }
 
 /* Stores the gradients of row i of n tokens, given those of the rows that were loaded, a times normalised. */

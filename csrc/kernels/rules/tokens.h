@@ -16,6 +16,10 @@
 #define rule_erases FWM_NAME(rule_erases)
 #define load_keys FWM_NAME(load_keys)
 #define load_queries FWM_NAME(load_queries)
+#define read_keys FWM_NAME(read_keys)
+#define read_queries FWM_NAME(read_queries)
+#define normalise_keys FWM_NAME(normalise_keys)
+#define normalise_queries FWM_NAME(normalise_queries)
 #define load_raw_keys FWM_NAME(load_raw_keys)
 #define load_raw_queries FWM_NAME(load_raw_queries)
 #define load_erase_keys FWM_NAME(load_erase_keys)
@@ -27,7 +31,7 @@
 #define store_keys FWM_NAME(store_keys)
 #define store_queries FWM_NAME(store_queries)
 #define store_tokens FWM_NAME(store_tokens)
-#define store_value FWM_NAME(store_value)
+#define store_values FWM_NAME(store_values)
 
 bool rule_erases(const FwmRuleCall *call);
 
@@ -39,6 +43,13 @@ void load_keys(const ValueHead *, size_t t0, size_t n, size_t ld, real *k, real 
 void load_queries(const ValueHead *, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query,
                   real *factors);
 void load_erase_keys(const ValueHead *, size_t t0, size_t n, size_t ld, const real *k, real *e);
+
+/* Keys and queries in two steps: rows as they are stored, and in place what load_keys and load_queries leave. */
+void read_keys(const ValueHead *, size_t t0, size_t n, size_t ld, real *k);
+void read_queries(const ValueHead *, size_t t0, size_t n, size_t ld, real *q, size_t per_token, size_t per_query);
+void normalise_keys(const ValueHead *, size_t n, size_t ld, real *k, real *factors);
+void normalise_queries(const ValueHead *, size_t n, size_t ld, real *q, size_t per_token, size_t per_query,
+                       real *factors);
 
 /* The same, and the rows as they are stored, in 16 bits, beside them; row t is raw_t times factors[t]. Only query r. */
 void load_raw_keys(const ValueHead *, size_t t0, size_t n, size_t ld, real *k, uint16_t *raw, real *factors);
@@ -60,8 +71,11 @@ void load_value(const ValueHead *, size_t t, size_t j0, size_t n, real *u);
 /* The same columns of n tokens from t0 on, in rows of ld numbers. */
 void load_values(const ValueHead *, size_t t0, size_t n, size_t j0, size_t columns, size_t ld, real *u);
 
-/* Backward of load_value: stores dv and, if the call has it, dw; returns the columns' part of dbeta. */
-real store_value(const ValueHead *, size_t t, size_t j0, size_t n, const real *du);
+/* Backward of load_values, from rows of ld numbers: stores dv and, if the call has it, dw. dbeta (n): the columns'
+ * part.
+ */
+void store_values(const ValueHead *, size_t t0, size_t n, size_t j0, size_t columns, size_t ld, const real *du,
+                  real *dbeta);
 
 /* Keys or queries of n tokens, as load_keys and load_queries have left them with their factors. */
 typedef struct {
@@ -74,7 +88,7 @@ typedef struct {
 void store_keys(const ValueHead *, size_t t0, size_t n, size_t ld, const LoadedRows *k, real *dk);
 void store_queries(const ValueHead *, size_t t0, size_t n, size_t ld, const LoadedRows *q, real *dq);
 
-/* Backward of load_keys, load_erase_keys and load_queries. dbeta (n): the sums of what store_value returned. */
+/* Backward of load_keys, load_erase_keys and load_queries. dbeta (n): the sums of what store_values left. */
 void store_tokens(const ValueHead *, size_t t0, size_t n, size_t ld, const LoadedRows *k, const LoadedRows *q,
                   const real *dbeta, real *dk, const real *de, real *dq);
 

@@ -57,14 +57,26 @@ static bool has_written(const HeadBackward *p)
     return p->f->keeps && p->chunk0 + p->f->segment < p->chunks;
 }
 
+/* Whether the chunks hold what was prepared for the head before; else spans lie there. */
+static bool shares_chunks(const HeadBackward *p)
+{
+    return p->shared && p->h->call->HQ == p->h->call->H && has_written(p);
+}
+
+static void read_task(void *context, size_t i, int thread)
+{
+    const HeadBackward *p = context;
+    (void)thread;
+    fetch_chunk(&p->local, i * CHUNK, &p->w->chunks[i]);
+}
+
 static void prepare_task(void *context, size_t i, int thread)
 {
     const HeadBackward *p = context;
     if (p->f->shape.normalize)
         p->w->chunks[i].z0 = p->w->z0 + (p->chunk0 + i) * p->f->shape.ld;
     (void)thread;
-    const bool shared = p->shared && p->h->call->HQ == p->h->call->H && has_written(p); /* else spans lie there */
-    prepare_chunk(&p->local, i * CHUNK, shared, &p->w->chunks[i]);
+    prepare_chunk(&p->local, i * CHUNK, shares_chunks(p), &p->w->chunks[i]);
     prepare_chunk_backward(&p->w->chunks[i]);
 }
 
@@ -85,6 +97,7 @@ static void prepare_span_task(void *context, size_t i, int thread)
         prepare_span(&p->local, t0, p->fold_every, p->shared_spans, &p->w->spans[i], NULL);
     for (size_t t = t0; t < t0 + n && !p->f->shape.erases; t += CHUNK) {
         Chunk c = without_queries(p, t / CHUNK);
+        fetch_chunk(&p->local, t, &c);
         prepare_chunk(&p->local, t, false, &c);
     }
     load_span_values(&p->local, t0, n, 0, p->h->V, ld_V, p->w->u + t0 * ld_V);
@@ -215,6 +228,8 @@ static void segment_backward(HeadBackward *p)
         prepare_spans(p, CHUNK, false);
         fwm_parallel_for(inner, p->f->slabs, states_task, p);
     }
+    if (!shares_chunks(p))
+        fwm_parallel_for(inner, p->count, read_task, p);
     fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, prepare_task, p);
     if (has_written(p) && p->f->every > 1)
         fwm_parallel_for(inner, p->f->slabs, states_task, p);

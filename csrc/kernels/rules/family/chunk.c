@@ -46,30 +46,36 @@ ChunkGradients take_chunk_gradients(const FamilyShape *s, Arena *arena)
     };
 }
 
-static void multiply_row(size_t ld, const real *x, const real *y, real *out)
-{
-    for (size_t i = 0; i < ld; i += FWM_LANES)
-        vec_store(out + i, vec_load(x + i) * vec_load(y + i));
-}
-
 static void clear_rows(size_t from, size_t ld, real *block)
 {
     memset(block + from * ld, 0, (CHUNK - from) * ld * sizeof(real));
 }
 
-/* What the value heads of one key and query head share: keys, queries and, unless the gate is one of channels, their
- * products. Rows after the last token are zeros, which read and write nothing. */
-static void load_shared(const ValueHead *h, size_t t0, Chunk *c)
+void fetch_chunk(const ValueHead *h, size_t t0, Chunk *c)
 {
     const FamilyShape *s = &c->shape;
     const size_t ld = s->ld, block = CHUNK * ld, queries = s->readers - s->erases;
     real *q = c->x + s->erases * block;
-    load_keys(h, t0, c->n, ld, c->k, c->k_factors);
-    clear_rows(c->n, ld, c->k);
+    c->n = fwm_min(CHUNK, h->T - t0);
+    read_keys(h, t0, c->n, ld, c->k);
     if (s->reads)
-        load_queries(h, t0, c->n, ld, q, ld, block, c->q_factors);
+        read_queries(h, t0, c->n, ld, q, ld, block);
+    /* rows after the last token are zeros, which read and write nothing */
+    clear_rows(c->n, ld, c->k);
     for (size_t r = 0; r < queries; r++)
         clear_rows(c->n, ld, q + r * block);
+}
+
+/* What the value heads of one key and query head share: keys, queries and, unless the gate is one of channels, their
+ * products. */
+static void prepare_shared(const ValueHead *h, Chunk *c)
+{
+    const FamilyShape *s = &c->shape;
+    const size_t ld = s->ld, queries = s->readers - s->erases;
+    real *q = c->x + s->erases * CHUNK * ld;
+    normalise_keys(h, c->n, ld, c->k, c->k_factors);
+    if (s->reads)
+        normalise_queries(h, c->n, ld, q, ld, CHUNK * ld, c->q_factors);
     if (s->gate == FWM_CHANNEL_GATE)
         return;
     transpose(CHUNK, ld, c->k, ld, c->k_t, CHUNK);
@@ -98,11 +104,12 @@ static void scores_of_blocks(Chunk *c)
     const size_t M = c->shape.readers * CHUNK, first = c->shape.erases * CHUNK;
     gemm(first, CHUNK, c->shape.K, rows_of(c->x, c->shape.ld), c->k_t, CHUNK, 0, NULL, c->scores, CHUNK);
     for (size_t m = 0; m < M; m++) {
-        const size_t t = m % CHUNK, seen = t + (m >= first);
         const real *from = m < first ? c->scores + m * CHUNK : c->qk + (m - first) * CHUNK;
-        real *row = c->scores + m * CHUNK;
-        for (size_t s = 0; s < CHUNK; s++)
-            row[s] = s >= seen ? 0 : c->shape.gate == FWM_SCALAR_GATE ? from[s] * c->decays[t * CHUNK + s] : from[s];
+        for (size_t s = 0; s < CHUNK; s += FWM_LANES) {
+            const vec x = where_seen(&c->shape, m, s, vec_load(from + s));
+            const bool decayed = c->shape.gate == FWM_SCALAR_GATE;
+            vec_store(c->scores + m * CHUNK + s, decayed ? x * vec_load(c->decays + m % CHUNK * CHUNK + s) : x);
+        }
     }
 }
 
@@ -111,13 +118,16 @@ static void scores_of_blocks(Chunk *c)
 static void decays_of_scalars(Chunk *c)
 {
     double a[CHUNK], product = 1, row[CHUNK] = {0}; /* row: a_{s+1} .. a_t */
+#pragma omp simd
     for (size_t t = 0; t < CHUNK; t++)
         a[t] = exp_in_double(c->g[t]);
     for (size_t t = 0; t < CHUNK; t++) {
-        for (size_t s = 0; s < CHUNK; s++)
-            row[s] = s == t ? 1 : row[s] * a[t];
-        for (size_t s = 0; s < CHUNK; s++)
-            c->decays[t * CHUNK + s] = s > t ? 0 : (real)row[s];
+        real *restrict decays = c->decays + t * CHUNK;
+#pragma omp simd
+        for (int s = 0; s < CHUNK; s++) {
+            row[s] = s == (int)t ? 1 : row[s] * a[t];
+            decays[s] = s > (int)t ? 0 : (real)row[s];
+        }
         product *= a[t];
         c->from_start[t] = (real)product;
     }
@@ -166,30 +176,20 @@ static void decays_of_channels(Chunk *c)
         one_more[i] = exp_in_two(sums[i], &rest[i]);
 }
 
-/* key *= a, and its products with two readers. */
-static inline void decay_and_read(size_t ld, const real *a, real *key, const real *x, const real *y, real *with_x,
-                                  real *with_y)
+/* Products of a reader with FWM_LANES keys, rows of ld numbers. */
+static inline vec read_keys_of(size_t ld, const real *x, const real *keys)
 {
-    vec s0 = {0}, s1 = {0}, r0 = {0}, r1 = {0};
-    size_t i = 0;
-    for (; i + 2 * FWM_LANES <= ld; i += 2 * FWM_LANES) {
-        const vec k0 = vec_load(a + i) * vec_load(key + i),
-                  k1 = vec_load(a + i + FWM_LANES) * vec_load(key + i + FWM_LANES);
-        vec_store(key + i, k0);
-        vec_store(key + i + FWM_LANES, k1);
-        s0 += vec_load(x + i) * k0;
-        r0 += vec_load(y + i) * k0;
-        s1 += vec_load(x + i + FWM_LANES) * k1;
-        r1 += vec_load(y + i + FWM_LANES) * k1;
+    vec sums[FWM_LANES];
+#pragma GCC unroll 16
+    for (size_t s = 0; s < FWM_LANES; s++)
+        sums[s] = (vec){0};
+    for (size_t i = 0; i < ld; i += FWM_LANES) {
+        const vec reader = vec_load(x + i);
+#pragma GCC unroll 16
+        for (size_t s = 0; s < FWM_LANES; s++)
+            sums[s] += reader * vec_load(keys + s * ld + i);
     }
-    for (; i < ld; i += FWM_LANES) {
-        const vec k0 = vec_load(a + i) * vec_load(key + i);
-        vec_store(key + i, k0);
-        s0 += vec_load(x + i) * k0;
-        r0 += vec_load(y + i) * k0;
-    }
-    *with_x = vec_sum(s0 + s1);
-    *with_y = vec_sum(r0 + r1);
+    return vec_sums(sums);
 }
 
 /* A channel gate stands inside the products, so each key is decayed from token to token. */
@@ -199,20 +199,13 @@ static void prepare_channels(Chunk *c)
     decays_of_channels(c);
     memset(c->scores, 0, readers * CHUNK * CHUNK * sizeof(real));
     memcpy(c->k1, c->k, CHUNK * ld * sizeof(real));
-    for (size_t s = 0; s < n; s++) {
-        real *key = c->k1 + s * ld;
-        for (size_t r = c->shape.erases; r < readers; r++)
-            c->scores[(r * CHUNK + s) * CHUNK + s] = dot(ld, c->x + (r * CHUNK + s) * ld, key);
-        for (size_t t = s + 1; t < n; t++) {
-            real *scores = c->scores + t * CHUNK + s, *x = c->x + t * ld;
-            if (readers == 2) {
-                decay_and_read(ld, c->a + t * ld, key, x, x + CHUNK * ld, scores, scores + CHUNK * CHUNK);
-                continue;
-            }
-            multiply_row(ld, c->a + t * ld, key, key);
-            for (size_t r = 0; r < readers; r++)
-                scores[r * CHUNK * CHUNK] = dot(ld, x + r * CHUNK * ld, key);
-        }
+    for (size_t t = 0; t < n; t++) {
+        for (size_t s = 0; s < t; s++)
+            multiply_row(ld, c->a + t * ld, c->k1 + s * ld, c->k1 + s * ld);
+        for (size_t m = t; m < readers * CHUNK; m += CHUNK)
+            for (size_t s = 0; s <= t; s += FWM_LANES)
+                vec_store(c->scores + m * CHUNK + s,
+                          where_seen(&c->shape, m, s, read_keys_of(ld, c->x + m * ld, c->k1 + s * ld)));
     }
     memcpy(c->decay, c->a, ld * sizeof(real));
     for (size_t t = 0; t < CHUNK; t++) {
@@ -235,9 +228,8 @@ static void denominators(const ValueHead *h, Chunk *c)
 
 void prepare_chunk(const ValueHead *h, size_t t0, bool shared, Chunk *c)
 {
-    c->n = fwm_min(CHUNK, h->T - t0);
     if (!shared)
-        load_shared(h, t0, c);
+        prepare_shared(h, c);
     load_head(h, t0, c);
     if (c->shape.gate == FWM_CHANNEL_GATE)
         prepare_channels(c);

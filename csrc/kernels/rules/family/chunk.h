@@ -61,9 +61,17 @@ typedef struct {
     real *dbeta;   /* C */
 } ChunkGradients;
 
+/* Scores i .. of reader m, or their gradients: 0 for tokens that it does not see, even where x is NaN. */
+static inline vec where_seen(const FamilyShape *s, size_t m, size_t i, vec x)
+{
+    const lane_number seen = (lane_number)(m % CHUNK + (m >= CHUNK || !s->erases)) - (lane_number)i;
+    return (vec)((vec_mask)x & (vec_lane_numbers() < seen));
+}
+
 #define take_chunk FWM_NAME(take_chunk)
 #define take_chunk_gradients FWM_NAME(take_chunk_gradients)
 #define chunk_backward_scratch FWM_NAME(chunk_backward_scratch)
+#define fetch_chunk FWM_NAME(fetch_chunk)
 #define prepare_chunk FWM_NAME(prepare_chunk)
 #define prepare_chunk_backward FWM_NAME(prepare_chunk_backward)
 #define add_chunk_gradients FWM_NAME(add_chunk_gradients)
@@ -73,8 +81,12 @@ Chunk take_chunk(const FamilyShape *, Arena *arena);
 ChunkGradients take_chunk_gradients(const FamilyShape *, Arena *arena);
 size_t chunk_backward_scratch(const FamilyShape *); /* bytes */
 
-/* Prepares the chunk at tokens t0 .. of a head. z0 must be set before. With `shared`, the chunk must still hold what
- * was prepared for another value head with the same keys and queries. */
+/* Reads the keys and queries of tokens t0 .. of a head. Several chunks should be read before the first is prepared:
+ * these rows lie far apart in memory, and so their cache misses overlap. */
+void fetch_chunk(const ValueHead *, size_t t0, Chunk *);
+
+/* Prepares a chunk that has been read. z0 must be set before. With `shared`, it must still hold what was prepared for
+ * another value head with the same keys and queries. */
 void prepare_chunk(const ValueHead *, size_t t0, bool shared, Chunk *);
 void prepare_chunk_backward(Chunk *); /* what only the backward needs */
 

@@ -37,7 +37,7 @@
 typedef struct {
     real *dx, *dk; /* M x ld, C x ld: at first of X0 and K1 */
     real *dg;      /* C x ld, or C */
-    real *keys;    /* C x ld: D_ts k_s of one s; or (M x C) dscores D */
+    real *decayed; /* M x C: dscores D, scalar gate */
 } ChunkBackwardScratch;
 
 static ChunkBackwardScratch divide_scratch(const FamilyShape *s, real *scratch)
@@ -49,7 +49,7 @@ static ChunkBackwardScratch divide_scratch(const FamilyShape *s, real *scratch)
 size_t chunk_backward_scratch(const FamilyShape *s)
 {
     const size_t block = CHUNK * s->ld, scores = s->readers * CHUNK * CHUNK;
-    return ((s->readers + 2) * block + (block > scores ? block : scores)) * sizeof(real);
+    return ((s->readers + 2) * block + scores) * sizeof(real);
 }
 
 void add_chunk_gradients(const FamilyShape *s, const ChunkGradients *part, ChunkGradients *total)
@@ -64,11 +64,9 @@ void add_chunk_gradients(const FamilyShape *s, const ChunkGradients *part, Chunk
 
 static void apply_causal_mask(const FamilyShape *s, real *dscores)
 {
-    for (size_t m = 0; m < s->readers * CHUNK; m++, dscores += CHUNK) {
-        const size_t seen = m % CHUNK + (m >= CHUNK || !s->erases);
-        for (size_t i = 0; i < CHUNK; i++)
-            dscores[i] = i < seen ? dscores[i] : 0;
-    }
+    for (size_t m = 0; m < s->readers * CHUNK; m++)
+        for (size_t i = 0; i < CHUNK; i += FWM_LANES)
+            vec_store(dscores + m * CHUNK + i, where_seen(s, m, i, vec_load(dscores + m * CHUNK + i)));
 }
 
 /* Adds what follows from dden to dscores, dx0 (it becomes part of dx, because there is no gate) and dz; and to dk the
@@ -99,14 +97,13 @@ static void products_backward(const Chunk *c, const real *dscores, const ChunkBa
     const size_t ld = s->ld, M = s->readers * CHUNK;
     const real *decayed = dscores;
     if (s->gate == FWM_SCALAR_GATE) {
-        for (size_t m = 0; m < M; m++)
-            for (size_t i = 0; i < CHUNK; i++)
-                w->keys[m * CHUNK + i] = dscores[m * CHUNK + i] * c->decays[m % CHUNK * CHUNK + i];
+        for (size_t r = 0; r < s->readers; r++)
+            multiply_row(CHUNK * CHUNK, c->decays, dscores + r * CHUNK * CHUNK, w->decayed + r * CHUNK * CHUNK);
         for (size_t m = 0; m < M; m++)
             scale(ld, c->from_start[m % CHUNK], w->dx + m * ld, w->dx + m * ld);
         for (size_t t = 0; t < CHUNK; t++)
             scale(ld, c->decays[(CHUNK - 1) * CHUNK + t], w->dk + t * ld, w->dk + t * ld);
-        decayed = w->keys;
+        decayed = w->decayed;
     }
     gemm(M, ld, CHUNK, rows_of(decayed, CHUNK), c->k, ld, 1, w->dx, w->dx, ld);
     gemm(CHUNK, ld, M, transposed(decayed, CHUNK), c->x, ld, 1, w->dk, w->dk, ld);
@@ -149,68 +146,85 @@ static void scalar_gate_backward(const Chunk *c, const real *dscores, const Chun
     }
 }
 
-/* dg (C x ld) of a channel gate: all but the pairs inside the chunk. */
-static void channel_gate_backward(const Chunk *c, const ChunkGradients *sum_over_columns, const ChunkBackwardScratch *w)
+/* dg (C x ld) of a channel gate, from channel i on: all but the pairs inside the chunk. */
+static inline void paths_backward(const Chunk *c, size_t i, const real *ddecay, const ChunkBackwardScratch *w)
 {
     const size_t ld = c->shape.ld, M = c->shape.readers * CHUNK;
-    for (size_t i = 0; i < ld; i += FWM_LANES) {
-        vec later = {0}, before = {0};
-        for (size_t t = CHUNK; t-- > 0;) {
-            for (size_t m = t; m < M; m += CHUNK)
-                later += vec_load(c->x0 + m * ld + i) * vec_load(w->dx + m * ld + i);
-            vec_store(w->dg + t * ld + i, later);
-        }
-        const vec through = vec_load(c->decay + i) * vec_load(sum_over_columns->ddecay + i);
-        for (size_t t = 0; t < CHUNK; t++) {
-            vec_store(w->dg + t * ld + i, vec_load(w->dg + t * ld + i) + (through + before));
-            before += vec_load(c->k1 + t * ld + i) * vec_load(w->dk + t * ld + i);
-        }
+    vec later = vec_load(c->decay + i) * vec_load(ddecay + i), before = {0};
+    for (size_t t = CHUNK; t-- > 0; vec_store(w->dg + t * ld + i, later))
+        for (size_t m = t; m < M; m += CHUNK)
+            later += vec_load(c->x0 + m * ld + i) * vec_load(w->dx + m * ld + i);
+    for (size_t t = 0; t < CHUNK; t++) {
+        vec_store(w->dg + t * ld + i, vec_load(w->dg + t * ld + i) + before);
+        before += vec_load(c->k1 + t * ld + i) * vec_load(w->dk + t * ld + i);
     }
 }
 
-/* The pairs of key s with its readers: dx, dk_s and dg. */
-static void key_backward(const Chunk *c, size_t s, const real *dscores, const ChunkBackwardScratch *w)
-{
-    const size_t ld = c->shape.ld, readers = c->shape.readers, erases = c->shape.erases;
-    for (size_t i = 0; i < ld; i += FWM_LANES) {
-        vec key[CHUNK], y = {0};
-        key[s] = vec_load(c->k + s * ld + i);
-        for (size_t t = s + 1; t < c->n; t++)
-            key[t] = key[t - 1] * vec_load(c->a + t * ld + i);
-        for (size_t t = c->n; t-- > s;) {
-            for (size_t r = t > s ? 0 : erases; r < readers; r++) {
-                const size_t m = r * CHUNK + t;
-                y += dscores[m * CHUNK + s] * vec_load(c->x + m * ld + i);
-                vec_store(w->dx + m * ld + i, vec_load(w->dx + m * ld + i) + dscores[m * CHUNK + s] * key[t]);
-            }
-            if (t > s) {
-                vec_store(w->dg + t * ld + i, vec_load(w->dg + t * ld + i) + key[t] * y);
-                y *= vec_load(c->a + t * ld + i);
-            }
-        }
-        vec_store(w->dk + s * ld + i, vec_load(w->dk + s * ld + i) + y);
-    }
-}
-
-static void channels_backward(const Chunk *c, const real *dscores, const ChunkGradients *sum_over_columns,
-                              const ChunkBackwardScratch *w)
+/* dx, from channel i on. Leaves the keys as they reach each later token: D_ts k_s for s < t. */
+static inline void readers_backward(const Chunk *c, size_t i, const real *dscores, const ChunkBackwardScratch *w,
+                                    vec keys[CHUNK][CHUNK])
 {
     const size_t ld = c->shape.ld;
-    channel_gate_backward(c, sum_over_columns, w);
-    for (size_t i = 0; i < ld; i += FWM_LANES) {
-        vec forwards = {0}, backwards = {0};
-        forwards += 1, backwards += 1;
-        for (size_t t = 0; t < CHUNK; t++) {
-            forwards *= vec_load(c->a + t * ld + i);
-            for (size_t m = t; m < c->shape.readers * CHUNK; m += CHUNK)
-                vec_store(w->dx + m * ld + i, forwards * vec_load(w->dx + m * ld + i));
-            real *dk = w->dk + (CHUNK - 1 - t) * ld + i;
-            vec_store(dk, backwards * vec_load(dk));
-            backwards *= vec_load(c->a + (CHUNK - 1 - t) * ld + i);
+    vec key[CHUNK], upto = {0};
+    upto += 1;
+#pragma GCC unroll 16
+    for (size_t t = 0; t < CHUNK; t++) {
+        const vec a = vec_load(c->a + t * ld + i);
+        upto *= a;
+        key[t] = vec_load(c->k + t * ld + i);
+#pragma GCC unroll 16
+        for (size_t s = 0; s < t; s++)
+            keys[t][s] = key[s] *= a;
+        for (size_t m = t; m < c->shape.readers * CHUNK; m += CHUNK) {
+            vec dx = upto * vec_load(w->dx + m * ld + i);
+#pragma GCC unroll 16
+            for (size_t s = 0; s <= t; s++) /* dscores is 0 where an erase key does not see its own token */
+                dx += dscores[m * CHUNK + s] * key[s];
+            vec_store(w->dx + m * ld + i, dx);
         }
     }
-    for (size_t s = 0; s < c->n; s++)
-        key_backward(c, s, dscores, w);
+}
+
+/* dk, and the pairs' share of dg, from channel i on. y_s: Y_ts of the derivation. */
+static inline void keys_backward(const Chunk *c, size_t i, const real *dscores, const ChunkBackwardScratch *w,
+                                 const vec keys[CHUNK][CHUNK])
+{
+    const size_t ld = c->shape.ld;
+    vec y[CHUNK], after = {0};
+    after += 1;
+#pragma GCC unroll 16
+    for (size_t s = 0; s < CHUNK; s++)
+        y[s] = (vec){0};
+#pragma GCC unroll 16
+    for (size_t back = 0; back < CHUNK; back++) {
+        const size_t t = CHUNK - 1 - back;
+        for (size_t m = t; m < c->shape.readers * CHUNK; m += CHUNK) {
+            const vec x = vec_load(c->x + m * ld + i);
+#pragma GCC unroll 16
+            for (size_t s = 0; s <= t; s++)
+                y[s] += dscores[m * CHUNK + s] * x;
+        }
+        const vec a = vec_load(c->a + t * ld + i);
+        vec dg = vec_load(w->dg + t * ld + i);
+#pragma GCC unroll 16
+        for (size_t s = 0; s < t; s++) {
+            dg += keys[t][s] * y[s];
+            y[s] *= a;
+        }
+        vec_store(w->dg + t * ld + i, dg);
+        vec_store(w->dk + t * ld + i, after * vec_load(w->dk + t * ld + i) + y[t]);
+        after *= a;
+    }
+}
+
+static void channels_backward(const Chunk *c, const real *dscores, const real *ddecay, const ChunkBackwardScratch *w)
+{
+    vec keys[CHUNK][CHUNK];
+    for (size_t i = 0; i < c->shape.ld; i += FWM_LANES) {
+        paths_backward(c, i, ddecay, w);
+        readers_backward(c, i, dscores, w, keys);
+        keys_backward(c, i, dscores, w, keys);
+    }
 }
 
 void chunk_backward(const ValueHead *h, size_t t0, const Chunk *c, const ChunkGradients *sums, real *dz, void *scratch)
@@ -226,7 +240,7 @@ void chunk_backward(const ValueHead *h, size_t t0, const Chunk *c, const ChunkGr
     if (s->gate == FWM_SCALAR_GATE)
         scalar_gate_backward(c, sums->dscores, sums, &w);
     if (s->gate == FWM_CHANNEL_GATE)
-        channels_backward(c, sums->dscores, sums, &w);
+        channels_backward(c, sums->dscores, sums->ddecay, &w);
     else
         products_backward(c, sums->dscores, &w);
     const size_t queries = s->erases * CHUNK * ld;

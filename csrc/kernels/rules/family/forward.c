@@ -81,6 +81,8 @@ static uint16_t *slab_rounded(const FamilyForward *f, const FamilyForwardScratch
  * after them. */
 static void prepare_chunks(const ValueHead *h, size_t t0, size_t tokens, bool shared, Chunk *chunks, real *sum)
 {
+    for (size_t i = 0; i * CHUNK < tokens && !shared; i++)
+        fetch_chunk(h, t0 + i * CHUNK, &chunks[i]);
     for (size_t i = 0; i * CHUNK < tokens; i++) {
         Chunk *c = &chunks[i];
         const size_t ld = c->shape.ld;

@@ -165,7 +165,8 @@ static void backward_token(const ValueHead *h, const RecurrentBackward *f, size_
         *token(h->dg, t) = dg_sum;
     memcpy(w->one_more_later, w->one_more, f->ld * sizeof(lane_number));
     memcpy(w->rest_later, w->rest, f->ld * sizeof(real));
-    const real dbeta = store_value(h, t, 0, V, w->dn);
+    real dbeta;
+    store_values(h, t, 1, 0, V, V, w->dn, &dbeta);
     const LoadedRows k = {w->k, w->k_factor, f->ld, 0}, q = {w->q, w->q_factors, 0, f->ld};
     store_tokens(h, t, 1, f->ld, &k, &q, &dbeta, w->dk, w->de, w->dq);
 }

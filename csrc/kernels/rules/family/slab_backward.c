@@ -85,7 +85,8 @@ static void load_dout(const ValueHead *h, size_t t0, const Chunk *c, const Slab 
         real *row = Y + m * SLAB;
         if (there)
             copy(there, token(h->dout, t0 + t) + r * h->V + slab->j0, row);
-        memset(row + there, 0, (SLAB - there) * sizeof(real));
+        if (there < SLAB)
+            memset(row + there, 0, (SLAB - there) * sizeof(real));
         for (size_t j = 0; c->shape.normalize && j < there; j++)
             row[j] *= c->reciprocal[m];
     }
@@ -128,10 +129,10 @@ void slab_backward(const ValueHead *h, size_t t0, const Chunk *c, const Slab *sl
         read_backward(columns, c->scores + r * CHUNK * CHUNK, w.Y + r * CHUNK * SLAB, w.dN);
     if (s->erases)
         solve_backward(columns, c->scores, w.dN, w.Y);
-    for (size_t t = 0; t < CHUNK; t++) {
-        const real dbeta = t < c->n ? store_value(h, t0 + t, slab->j0, slab->n, w.dN + t * SLAB) : 0;
-        sums->dbeta[t] = first ? dbeta : sums->dbeta[t] + dbeta;
-    }
+    real dbeta[CHUNK] = {0};
+    store_values(h, t0, c->n, slab->j0, slab->n, SLAB, w.dN, dbeta);
+    for (size_t t = 0; t < CHUNK; t++)
+        sums->dbeta[t] = first ? dbeta[t] : sums->dbeta[t] + dbeta[t];
     transpose(M, columns, w.Y, SLAB, w.Y_t, M);
     transpose(CHUNK, columns, N, SLAB, w.N_t, CHUNK);
     product(first, K, M, columns, rows_of(S0, SLAB), w.Y_t, sums->dx0);
