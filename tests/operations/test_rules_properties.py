@@ -317,3 +317,17 @@ def test_both_methods_refuse(case, name):
             case.backward(x, sizes, method=method)
         messages.append((caught.type, str(caught.value)))
     assert messages[0] == messages[1]
+
+
+PLAIN_READING = [case for case in RULE_CASES if not case.option("normalize")]
+
+
+@pytest.mark.parametrize("scale", [0.0, -3.0, 1e-170])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", PLAIN_READING, ids=str)
+def test_the_gradient_of_queries_is_proportional_to_their_scale(case, method, scale):
+    """Also where the scale is 0, or its square is: queries are normalised and scaled in one step."""
+    sizes = Sizes(2, 37, 1, 2, 4, 5, 33)
+    x = case.inputs(sizes)
+    one, other = (case.backward(x, sizes, method=method, scale=by)["q"] for by in (1.0, scale))
+    np.testing.assert_allclose(other, scale * one, rtol=1e-9, atol=abs(scale) * 1e-12)
