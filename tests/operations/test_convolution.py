@@ -62,6 +62,39 @@ def test_torch(W, activation, with_bias):
         assert_close(gradients.dbias, layer.bias.grad.numpy(), 1e-12)
 
 
+@every_activation
+@pytest.mark.parametrize("behind", [0, 16, 48], ids="output {} bytes behind a cache line".format)
+@pytest.mark.parametrize("D", [2000, 2001])
+def test_outputs_past_the_caches(D, behind, activation):
+    """From 16 MB on, if rows are whole cache lines: the same bits as of parts that are smaller."""
+    offsets = (0, 1000, 2100)
+    arrays = without(inputs(1, offsets[-1], D, 4, np.float32, n=2), *OPTIONAL[-1])
+    buffer = np.full(arrays["x"].size + 64, np.nan, np.float32)
+    at = (-buffer.ctypes.data % 64 + behind) // 4
+    out = buffer[at : at + arrays["x"].size].reshape(arrays["x"].shape)
+    assert out.nbytes >= 16 << 20 and out.ctypes.data % 64 == behind
+
+    def part(start, end):
+        return {name: array[:, start:end] if name in ("dy", "x") else array for name, array in arrays.items()}
+
+    def gradients(arrays, **options):
+        arrays = {name: array for name, array in arrays.items() if not name.endswith("_state")}
+        return causal_conv1d_backward(**arrays, activation=activation, **options)
+
+    def y(arrays, **options):
+        arrays = {name: array for name, array in arrays.items() if name != "dy" and not name.endswith("_state")}
+        return causal_conv1d(**arrays, activation=activation, **options)[0]
+
+    parts = [part(start, end) for start, end in itertools.pairwise(offsets)]
+    y(arrays, cu_seqlens=offsets, out=out)
+    np.testing.assert_array_equal(out, np.concatenate([y(arrays) for arrays in parts], 1))
+    whole = gradients(arrays, cu_seqlens=offsets)
+    whole = gradients(arrays, cu_seqlens=offsets, out=type(whole)(out, *whole[1:]))
+    assert whole.dx is out
+    np.testing.assert_array_equal(out, np.concatenate([gradients(arrays).dx for arrays in parts], 1))
+    assert np.isnan(buffer[:at]).all() and np.isnan(buffer[at + out.size :]).all()
+
+
 # --- sequences and states ------------------------------------------------------------------------------------------
 
 OFFSETS = [(0,), (0, 0), (0, 9), (0, 0, 4, 4, 6, 7, 9, 9), tuple(range(10)), (0, 254, 257, 258, 600)]

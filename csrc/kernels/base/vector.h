@@ -4,6 +4,11 @@
 #ifndef FWM_KERNELS_BASE_VECTOR_H
 #define FWM_KERNELS_BASE_VECTOR_H
 
+#include <string.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 #include "kernels/base/real.h"
 
 #define FWM_LANES (FWM_VECTOR_BYTES / FWM_REAL_BYTES)
@@ -51,7 +56,6 @@ static inline vec vec_masked(vec x, lane_number mask)
  * NaN. They are written as intrinsics, because GCC compiles vec_select here to a comparison and a masked move, where
  * one instruction is enough. */
 #if defined(__AVX512F__) && FWM_VECTOR_BYTES == 64
-#include <immintrin.h>
 #if FWM_REAL_IS_DOUBLE
 #define FWM_X86(which, x, y) ((vec)_mm512_##which##_pd((__m512d)(x), (__m512d)(y)))
 #define FWM_X86_CLIP(which, x) FWM_X86(which, _mm512_setzero_pd(), x)
@@ -68,6 +72,16 @@ static inline vec vec_max(vec x, vec y)
     return FWM_X86(max, x, y);
 #else
     return vec_select(x > y, x, y);
+#endif
+}
+
+/* x where x < y, else y; so y where either of them is NaN. */
+static inline vec vec_min(vec x, vec y)
+{
+#ifdef FWM_X86
+    return FWM_X86(min, x, y);
+#else
+    return vec_select(x < y, x, y);
 #endif
 }
 
@@ -107,6 +121,54 @@ static inline vec vec_by_sign(vec x, vec up, vec down)
 #else
     const vec zero = {0};
     return vec_select(x > 0, up, vec_select(x < 0, down, zero));
+#endif
+}
+
+/* The first n lanes, n < FWM_LANES, from memory and to it. The others are 0; in memory they stay. As intrinsics,
+ * because otherwise they go through the stack by calls of memcpy. */
+static inline vec vec_load_first(size_t n, const real *p)
+{
+#if defined(FWM_X86) && FWM_REAL_IS_DOUBLE
+    return (vec)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#elif defined(FWM_X86)
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+    vec x = {0};
+    memcpy(&x, p, n * sizeof(real));
+    return x;
+#endif
+}
+
+static inline void vec_store_first(size_t n, real *p, vec x)
+{
+#if defined(FWM_X86) && FWM_REAL_IS_DOUBLE
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)x);
+#elif defined(FWM_X86)
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x);
+#else
+    memcpy(p, &x, n * sizeof(real));
+#endif
+}
+
+/* A store past the caches, where there is one: what it overwrites is not read, and nothing leaves the caches for it. p
+ * is aligned to FWM_VECTOR_BYTES, and whole cache lines are written. Other threads see it after vec_stream_end. */
+static inline void vec_stream(real *p, vec x)
+{
+#if defined(__AVX512F__) && FWM_VECTOR_BYTES == 64
+    _mm512_stream_ps((float *)p, (__m512)x);
+#elif defined(__AVX__) && FWM_VECTOR_BYTES == 32
+    _mm256_stream_ps((float *)p, (__m256)x);
+#elif defined(__SSE2__) && FWM_VECTOR_BYTES == 16
+    _mm_stream_ps((float *)p, (__m128)x);
+#else
+    vec_store(p, x);
+#endif
+}
+
+static inline void vec_stream_end(void)
+{
+#ifdef __SSE2__
+    _mm_sfence();
 #endif
 }
 

@@ -11,17 +11,17 @@
  *     dx_t = sum_w weight_w dz_{t + W - 1 - w},   dweight_w = sum_t dz_t x_{t - W + 1 + w},   dbias = sum_t dz_t
  *
  * where dz is 0 outside the sequence. For t < 0, dx_t is the gradient of the initial state; where token t is part of
- * the final state, the gradient of that is added to dx_t. A block goes through its tokens from last to first and keeps
- * W rows of dz; dz of the W - 1 tokens behind the block is recomputed. Each block writes its own sums over tokens, and
- * these are added in the order of the blocks, so that the bits do not depend on the number of threads.
+ * the final state, the gradient of that is added to dx_t. A block goes through its tokens from first to last and keeps
+ * W rows of dz: with dz_u, dx_{u - W + 1} is complete. dz of the W - 1 tokens behind the block is recomputed. Each
+ * block has its own sums over tokens, and these are added in the order of the blocks, so that the bits do not depend on
+ * the number of threads.
  *
  * Derived in docs/mathematics/causal_conv1d.md. */
 #include <string.h>
 
-#include "kernels/base/vector.h"
-#include "kernels/base/vmath.h"
 #include "kernels/convolution/block.h"
 #include "kernels/convolution/convolution.h"
+#include "kernels/convolution/silu.h"
 #include "runtime/threads.h"
 
 typedef struct {
@@ -29,136 +29,109 @@ typedef struct {
     real *sums; /* (blocks of tokens, W + 1, D): dweight_w, then dbias */
 } ConvolutionBackward;
 
-ALWAYS_INLINE void silu_backward(size_t W, size_t n, const BlockFilters *f, const TokenWindow *seen, const real *dy,
-                                 real *dz)
+/* The same sums of one block, rows padded to whole vectors. */
+typedef struct {
+    real row[FWM_MOST_TAPS + 1][BLOCK_CHANNELS];
+} BlockSums;
+
+/* What is done with one token u, from the rows of tokens u - W + 1 .. u. */
+typedef struct {
+    TokenWindow seen, dz;         /* x; and dz, of which the last row is written */
+    const real *ahead, *dy_ahead; /* rows to prefetch */
+    const real *dy;               /* NULL: there is no such token, and dz is 0 already */
+    BlockSums *sums;              /* NULL: the token is not the block's */
+    real *dz_row;                 /* the last row of dz */
+    const real *dstate;           /* what is added to dx of token u - W + 1 */
+    real *dx;                     /* NULL: that token is not the block's */
+} BackwardStep;
+
+ALWAYS_INLINE void step_lanes(size_t W, bool with_silu, bool streams, const BlockFilters *f, const BackwardStep *s,
+                              size_t i, size_t lanes)
 {
-#pragma omp simd
-    for (size_t i = 0; i < n; i++) {
-        const real z = weighted(W, f, seen, i, f->bias[i]), s = logistic(z);
-        dz[i] = dy[i] * (s * (1 + z * (1 - s)));
+    vec x[FWM_MOST_TAPS], last = {0};
+    if (s->dy) {
+        __builtin_prefetch(s->ahead + i);
+        __builtin_prefetch(s->dy_ahead + i);
+        vec z = vec_load(f->bias + i);
+        for (size_t w = 0; w < W; w++) {
+            x[w] = load_lanes(s->seen.row[w], i, lanes);
+            z += vec_load(f->weight[w] + i) * x[w];
+        }
+        last = load_lanes(s->dy, i, lanes);
+        if (with_silu)
+            last *= silu_slope(z);
+        vec_store(s->dz_row + i, last);
+        if (s->sums) {
+            for (size_t w = 0; w < W; w++)
+                vec_store(s->sums->row[w] + i, vec_load(s->sums->row[w] + i) + last * x[w]);
+            vec_store(s->sums->row[W] + i, vec_load(s->sums->row[W] + i) + last);
+        }
+    }
+    if (s->dx) {
+        vec dx = load_lanes(s->dstate, i, lanes) + vec_load(f->weight[0] + i) * last;
+        for (size_t w = 1; w < W; w++)
+            dx += vec_load(f->weight[w] + i) * vec_load(s->dz.row[W - 1 - w] + i);
+        store_lanes(streams, s->dx, i, lanes, dx);
     }
 }
 
-static void silu_backward_any(size_t W, size_t n, const BlockFilters *f, const TokenWindow *seen, const real *dy,
-                              real *dz)
+/* W and with_silu are constants in most calls. The block and the step are copies, which no store can change. */
+ALWAYS_INLINE void step(size_t W, bool with_silu, ConvolutionBlock b, const BlockFilters *f, BackwardStep s)
 {
-    real z[BLOCK_CHANNELS];
-    weighted_rows(W, n, f, seen, f->bias, z);
-#pragma omp simd
-    for (size_t i = 0; i < n; i++) {
-        const real s = logistic(z[i]);
-        dz[i] = dy[i] * (s * (1 + z[i] * (1 - s)));
-    }
+    size_t i = 0;
+    for (; i + FWM_LANES <= b.n; i += FWM_LANES)
+        step_lanes(W, with_silu, b.streams, f, &s, i, FWM_LANES);
+    if (i < b.n)
+        step_lanes(W, with_silu, false, f, &s, i, b.n - i);
 }
 
-ALWAYS_INLINE void weighted_row(size_t W, size_t n, const BlockFilters *f, const TokenWindow *later, const real *dstate,
-                                real *dx)
+static void take_step(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
+                      const BackwardStep *s)
 {
-#pragma omp simd
-    for (size_t i = 0; i < n; i++)
-        dx[i] = weighted(W, f, later, i, dstate[i]);
-}
-
-ALWAYS_INLINE void add_products(size_t W, size_t n, const real *dz, const TokenWindow *seen, real *sums, size_t ld)
-{
-#pragma omp simd
-    for (size_t i = 0; i < n; i++) {
-        for (size_t w = 0; w < W; w++)
-            sums[w * ld + i] += dz[i] * seen->row[w][i];
-        sums[W * ld + i] += dz[i];
-    }
-}
-
-static void add_products_any(size_t W, size_t n, const real *dz, const TokenWindow *seen, real *sums, size_t ld)
-{
-    for (size_t w = 0; w < W; w++) {
-        const real *row = seen->row[w];
-#pragma omp simd
-        for (size_t i = 0; i < n; i++)
-            sums[w * ld + i] += dz[i] * row[i];
-    }
-#pragma omp simd
-    for (size_t i = 0; i < n; i++)
-        sums[W * ld + i] += dz[i];
-}
-
-/* dz of a token; written to `row` if it is not the token's dy itself. */
-static const real *dz_of(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
-                         const ConvolutionSequence *s, ptrdiff_t t, real *row)
-{
-    if (t < 0 || t >= s->length)
-        return zero_row;
-    const real *dy = (const real *)c->dy + s->at + (size_t)t * c->D;
-    if (!c->silu)
-        return dy;
-    const TokenWindow seen = tokens_seen(c, s, t);
     switch (c->W) {
-    case 2: silu_backward(2, b->n, f, &seen, dy, row); break;
-    case 3: silu_backward(3, b->n, f, &seen, dy, row); break;
-    case 4: silu_backward(4, b->n, f, &seen, dy, row); break;
-    default: silu_backward_any(c->W, b->n, f, &seen, dy, row);
+    case 2: c->silu ? step(2, true, *b, f, *s) : step(2, false, *b, f, *s); break;
+    case 3: c->silu ? step(3, true, *b, f, *s) : step(3, false, *b, f, *s); break;
+    case 4: c->silu ? step(4, true, *b, f, *s) : step(4, false, *b, f, *s); break;
+    default: step(c->W, c->silu, *b, f, *s);
     }
-    return row;
 }
 
-/* dx of token t, or the initial state's gradient if t < 0. later: dz of tokens t + W - 1 .. t. */
-static void write_dx(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
-                     const ConvolutionSequence *s, ptrdiff_t t, const TokenWindow *later)
+/* Where dx of token t goes, or the initial state's gradient if t < 0, and what is added to it: the gradient of its row
+ * in the final state, if it is in that. */
+static void set_output(const FwmConvolutionCall *c, const ConvolutionSequence *s, ptrdiff_t t, BackwardStep *step)
 {
     /* the token's row in the initial and in the final state, if it is in them */
     const ptrdiff_t in_initial = t + (ptrdiff_t)c->W - 1, in_final = in_initial - s->length;
     const real *dfinal = c->dfinal_state;
-    const real *dstate = dfinal && in_final >= 0 ? dfinal + s->state_at + (size_t)in_final * c->D : zero_row;
-    real *dx = t >= 0 ? (real *)c->dx + s->at + (size_t)t * c->D
+    step->dstate = dfinal && in_final >= 0 ? dfinal + s->state_at + (size_t)in_final * c->D : zero_row;
+    step->dx = t >= 0 ? (real *)c->dx + s->at + (size_t)t * c->D
                       : (real *)c->dinitial_state + s->state_at + (size_t)in_initial * c->D;
-    switch (c->W) {
-    case 2: weighted_row(2, b->n, f, later, dstate, dx); break;
-    case 3: weighted_row(3, b->n, f, later, dstate, dx); break;
-    case 4: weighted_row(4, b->n, f, later, dstate, dx); break;
-    default: weighted_rows(c->W, b->n, f, later, dstate, dx);
-    }
 }
 
-/* Accumulates token t into dweight and dbias. sums starts at the block's first channel and has rows of D. */
-static void add_token(const FwmConvolutionCall *c, const ConvolutionBlock *b, const ConvolutionSequence *s, ptrdiff_t t,
-                      const real *dz, real *sums)
-{
-    const TokenWindow seen = tokens_seen(c, s, t);
-    switch (c->W) {
-    case 2: add_products(2, b->n, dz, &seen, sums, c->D); break;
-    case 3: add_products(3, b->n, dz, &seen, sums, c->D); break;
-    case 4: add_products(4, b->n, dz, &seen, sums, c->D); break;
-    default: add_products_any(c->W, b->n, dz, &seen, sums, c->D);
-    }
-}
-
-/* Prefetches the rows that token t reads and token t + 1 does not. */
-static void prefetch_token(const FwmConvolutionCall *c, const ConvolutionBlock *b, const ConvolutionSequence *s,
-                           ptrdiff_t t)
-{
-    if (t < 0 || t >= s->length)
-        return;
-    prefetch_row(b, (const real *)c->dy + s->at + (size_t)t * c->D);
-    prefetch_row(b, token_at(c, s, t + 1 - (ptrdiff_t)c->W));
-}
-
-/* The backward of tokens from .. to - 1 of a sequence, last to first; sums is NULL for those of the initial state. */
+/* dx of tokens from .. to - 1 of a sequence; sums is NULL for those of the initial state. */
 static void backward_tokens(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
-                            const ConvolutionSequence *s, ptrdiff_t from, ptrdiff_t to, real *sums)
+                            const ConvolutionSequence *s, ptrdiff_t from, ptrdiff_t to, BlockSums *sums)
 {
-    real rows[FWM_MOST_TAPS][BLOCK_CHANNELS];
-    TokenWindow later = {{NULL}};
-    const size_t last = c->W - 1;
-    for (ptrdiff_t t = to + (ptrdiff_t)last - 1; t >= from; t--) {
-        if (t > from)
-            prefetch_token(c, b, s, t - 1);
-        memmove(later.row, later.row + 1, last * sizeof later.row[0]);
-        later.row[last] = dz_of(c, b, f, s, t, rows[(size_t)(t - from) % c->W]);
-        if (t >= to)
-            continue;
-        write_dx(c, b, f, s, t, &later);
-        if (sums)
-            add_token(c, b, s, t, later.row[last], sums);
+    KeptRows kept, rows;
+    const ptrdiff_t before = (ptrdiff_t)c->W - 1, first = from > 0 ? from : 0;
+    const real *dy = (const real *)c->dy + s->at;
+    BackwardStep step = {.seen = tokens_seen(c, s, first - 1)};
+    for (size_t w = 0; w < c->W; w++)
+        step.dz.row[w] = zero_row;
+    for (ptrdiff_t u = first; u < to + before; u++) {
+        const bool there = u < s->length;
+        if (there) {
+            step.ahead = token_at(c, s, token_ahead(s, u));
+            step.dy_ahead = dy + (size_t)token_ahead(s, u) * c->D;
+            push_token(&step.seen, &kept, c->W, b->n, (size_t)u, token_at(c, s, u));
+        }
+        step.dy = there ? dy + (size_t)u * c->D : NULL;
+        step.sums = u < to ? sums : NULL;
+        step.dz_row = rows.row[(size_t)u % c->W];
+        push_row(&step.dz, c->W, there ? step.dz_row : zero_row);
+        if (u - before >= from)
+            set_output(c, s, u - before, &step);
+        take_step(c, b, f, &step);
     }
 }
 
@@ -169,16 +142,19 @@ static void block_task(void *context, size_t index, int thread)
     const FwmConvolutionCall *c = w->c;
     const size_t tokens = index / channel_blocks(c);
     const ConvolutionBlock b = block_at(c, tokens, index % channel_blocks(c));
-    real *sums = w->sums + tokens * (c->W + 1) * c->D + b.channel;
     BlockFilters f;
+    BlockSums block_sums;
     load_filters(c, &b, &f);
-    for (size_t i = 0; i <= c->W; i++)
-        memset(sums + i * c->D, 0, b.n * sizeof(real));
+    memset(&block_sums, 0, (c->W + 1) * sizeof block_sums.row[0]);
     for (size_t i = sequence_of_token(c, b.first); i < c->n_sequences && (size_t)c->offsets[i] < b.last; i++) {
         const ConvolutionSequence s = sequence_at(c, &b, i);
         if (s.from < s.to)
-            backward_tokens(c, &b, &f, &s, s.from, s.to, sums);
+            backward_tokens(c, &b, &f, &s, s.from, s.to, &block_sums);
     }
+    real *sums = w->sums + tokens * (c->W + 1) * c->D + b.channel;
+    for (size_t i = 0; i <= c->W; i++)
+        copy(b.n, block_sums.row[i], sums + i * c->D);
+    vec_stream_end();
 }
 
 static void state_task(void *context, size_t index, int thread)

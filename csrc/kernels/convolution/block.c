@@ -3,10 +3,6 @@
  * See docs/mathematics/causal_conv1d.md. */
 #include "kernels/convolution/block.h"
 
-#include <string.h>
-
-#include "kernels/base/vector.h"
-
 const real zero_row[BLOCK_CHANNELS] = {0};
 
 /* Inlined for each W, because a call with a single token is about as much work as this transpose. */
@@ -27,18 +23,11 @@ void load_filters(const FwmConvolutionCall *c, const ConvolutionBlock *b, BlockF
     case 4: transpose_weights(4, b->n, weight, f); break;
     default: transpose_weights(c->W, b->n, weight, f);
     }
-    load_row(b->n, b->n, c->bias ? (const real *)c->bias + b->channel : NULL, f->bias);
-}
-
-void weighted_rows(size_t W, size_t n, const BlockFilters *f, const TokenWindow *rows, const real *sum, real *total)
-{
-    memcpy(total, sum, n * sizeof(real));
-    for (size_t w = 0; w < W; w++) {
-        const real *restrict weight = f->weight[w], *restrict row = rows->row[w];
-#pragma omp simd
-        for (size_t i = 0; i < n; i++)
-            total[i] += weight[i] * row[i];
-    }
+    const size_t padded = fwm_tiles(b->n, FWM_LANES) * FWM_LANES;
+    for (size_t w = 0; w < c->W; w++)
+        for (size_t i = b->n; i < padded; i++)
+            f->weight[w][i] = 0;
+    load_row(b->n, padded, c->bias ? (const real *)c->bias + b->channel : NULL, f->bias);
 }
 
 /* By bisection: the last sequence that begins at this token or before it. Empty ones that begin there come first. */

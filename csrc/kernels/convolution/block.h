@@ -1,32 +1,34 @@
 /* How a convolution is cut into blocks.
  *
  * A block is a range of tokens, counted over all sequences, on a range of channels. It consists of rows, one a token:
- * vectors run along the channels, and the W rows that a token sees come from the first-level cache. The cut depends
- * neither on the number of threads nor on where sequences begin, so that many short sequences are no more work than a
+ * vectors run along the channels, and the W rows that a token sees come from the first-level cache. The cut of tokens
+ * depends neither on the number of threads nor on where sequences begin, so that many short sequences are no more work than a
  * long one. */
 #ifndef FWM_KERNELS_CONVOLUTION_BLOCK_H
 #define FWM_KERNELS_CONVOLUTION_BLOCK_H
 
+#include <stdbool.h>
+
 #include "api/kernels.h"
-#include "kernels/base/real.h"
+#include "kernels/base/vector.h"
 
 #define load_filters FWM_NAME(load_filters)
-#define weighted_rows FWM_NAME(weighted_rows)
 #define filter_token FWM_NAME(filter_token)
 #define sequence_of_token FWM_NAME(sequence_of_token)
 #define zero_row FWM_NAME(zero_row)
 
 #define BLOCK_TOKENS 256
-#define BLOCK_CHANNELS (2048 / FWM_REAL_BYTES)
+#define BLOCK_CHANNELS (1024 / FWM_REAL_BYTES)
+
+/* From here on outputs go past the caches: with x they no longer fit into a third-level cache of 32 MB, and whoever
+ * reads them fetches them from memory anyway. Two threads of a Zen 4, at 16 MB: 1.1 ms in place of 1.7, backward 3.0 in
+ * place of 3.5; at 67 MB 4.7 and 7.3, 8.5 and 10.6. (The call itself is quicker for it from 4 MB on.) */
+#define STREAMED_BYTES ((size_t)16 << 20)
+#define CACHE_LINE 64
 
 static inline size_t token_blocks(const FwmConvolutionCall *c)
 {
     return fwm_tiles((size_t)c->offsets[c->n_sequences], BLOCK_TOKENS);
-}
-
-static inline size_t channel_blocks(const FwmConvolutionCall *c)
-{
-    return fwm_tiles(c->D, BLOCK_CHANNELS);
 }
 
 static inline size_t numbers_of_x(const FwmConvolutionCall *c)
@@ -34,21 +36,50 @@ static inline size_t numbers_of_x(const FwmConvolutionCall *c)
     return (size_t)c->offsets[c->n_sequences] * c->D;
 }
 
+/* y, or in a backward dx: what the blocks write. */
+static inline const real *output_of(const FwmConvolutionCall *c)
+{
+    return c->dx ? c->dx : c->y;
+}
+
+/* Whether blocks write past the caches: it takes whole cache lines, and so rows that lie alike in them. */
+static inline bool streams(const FwmConvolutionCall *c)
+{
+    return numbers_of_x(c) * sizeof(real) >= STREAMED_BYTES && c->D * sizeof(real) % CACHE_LINE == 0;
+}
+
+/* By how many channels the blocks are moved to the left, so that those that stream begin at a cache line of the output.
+ * Of the first block only the channels before the first line are left. */
+static inline size_t block_shift(const FwmConvolutionCall *c)
+{
+    const size_t behind = (uintptr_t)output_of(c) % CACHE_LINE;
+    return streams(c) && behind ? BLOCK_CHANNELS - (CACHE_LINE - behind) / sizeof(real) : 0;
+}
+
+static inline size_t channel_blocks(const FwmConvolutionCall *c)
+{
+    return fwm_tiles(c->D + block_shift(c), BLOCK_CHANNELS);
+}
+
 typedef struct {
     size_t first, last; /* tokens first .. last - 1, counted over all sequences */
     size_t channel, n;  /* the first channel, and the number of channels */
+    bool streams;
 } ConvolutionBlock;
 
 static inline ConvolutionBlock block_at(const FwmConvolutionCall *c, size_t tokens, size_t channels)
 {
-    const size_t first = tokens * BLOCK_TOKENS, channel = channels * BLOCK_CHANNELS;
+    const size_t first = tokens * BLOCK_TOKENS, shift = block_shift(c), shifted = channels * BLOCK_CHANNELS;
+    const size_t channel = shifted > shift ? shifted - shift : 0;
     return (ConvolutionBlock){.first = first,
                               .last = fwm_min(first + BLOCK_TOKENS, (size_t)c->offsets[c->n_sequences]),
                               .channel = channel,
-                              .n = fwm_min(BLOCK_CHANNELS, c->D - channel)};
+                              .n = fwm_min(shifted + BLOCK_CHANNELS - shift, c->D) - channel,
+                              .streams = streams(c) && (uintptr_t)(output_of(c) + channel) % CACHE_LINE == 0};
 }
 
-/* The weights of a block's channels, transposed: a row for each of the W tokens that a token sees, the oldest first. */
+/* The weights of a block's channels, transposed: a row for each of the W tokens that a token sees, the oldest first.
+ * Rows are padded with zeros to whole vectors. */
 typedef struct {
     real weight[FWM_MOST_TAPS][BLOCK_CHANNELS], bias[BLOCK_CHANNELS];
 } BlockFilters;
@@ -86,12 +117,15 @@ static inline const real *token_at(const FwmConvolutionCall *c, const Convolutio
     return state ? state + s->state_at + (c->W - 1 - (size_t)-t) * c->D : zero_row;
 }
 
-/* Software prefetch of a row: the rows of a block are far apart, and the hardware prefetcher does not predict where the
- * next one begins. */
-static inline void prefetch_row(const ConvolutionBlock *b, const real *row)
+/* The rows of a block are far apart, and the processor does not foresee where the next one begins: while a row is
+ * computed, the one of this many tokens later is asked for, a line at a time. At once they would wait for each other.
+ */
+#define TOKENS_AHEAD 2
+
+/* The row of the token that is asked for at token t. */
+static inline ptrdiff_t token_ahead(const ConvolutionSequence *s, ptrdiff_t t)
 {
-    for (size_t i = 0; i < b->n; i += 64 / sizeof(real))
-        __builtin_prefetch(row + i);
+    return t + TOKENS_AHEAD < s->length ? t + TOKENS_AHEAD : t;
 }
 
 /* Rows of W consecutive tokens. */
@@ -99,19 +133,51 @@ typedef struct {
     const real *row[FWM_MOST_TAPS];
 } TokenWindow;
 
-/* sum + sum_w weight_w row_w, for channel i. W is a compile-time constant at every call. */
-ALWAYS_INLINE real weighted(size_t W, const BlockFilters *f, const TokenWindow *rows, size_t i, real sum)
+/* A window moves on by a token. */
+static inline void push_row(TokenWindow *window, size_t W, const real *row)
 {
-    for (size_t w = 0; w < W; w++)
-        sum += f->weight[w][i] * rows->row[w][i];
-    return sum;
+    for (size_t w = 1; w < W; w++)
+        window->row[w - 1] = window->row[w];
+    window->row[W - 1] = row;
 }
 
-/* sum + sum_w weight_w row_w for all n channels, a row after the other: for filters of other lengths than 2 to 4. */
-void weighted_rows(size_t W, size_t n, const BlockFilters *f, const TokenWindow *rows, const real *sum, real *total);
+/* Copies of the last W rows, for long filters: rows of a call's array often lie a multiple of 4 kB apart, where more
+ * than eight would take each other's place in the first-level cache. */
+typedef struct {
+    real row[FWM_MOST_TAPS][BLOCK_CHANNELS];
+} KeptRows;
 
-/* Row y of a token, from the W rows that it sees; in forward.c. */
-void filter_token(const FwmConvolutionCall *c, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y);
+#define MOST_ROWS_IN_PLACE 4
+
+/* A window moves on to token t, with its row of the call's array or a copy of it. */
+static inline void push_token(TokenWindow *window, KeptRows *kept, size_t W, size_t n, size_t t, const real *row)
+{
+    if (W > MOST_ROWS_IN_PLACE) {
+        copy(n, row, kept->row[t % W]);
+        row = kept->row[t % W];
+    }
+    push_row(window, W, row);
+}
+
+/* The numbers of channels i .. i + lanes - 1 in a row of a call's array; the last vector of a block may be a part. */
+ALWAYS_INLINE vec load_lanes(const real *row, size_t i, size_t lanes)
+{
+    return lanes == FWM_LANES ? vec_load(row + i) : vec_load_first(lanes, row + i);
+}
+
+ALWAYS_INLINE void store_lanes(bool streams, real *row, size_t i, size_t lanes, vec x)
+{
+    if (lanes < FWM_LANES)
+        vec_store_first(lanes, row + i, x);
+    else if (streams)
+        vec_stream(row + i, x);
+    else
+        vec_store(row + i, x);
+}
+
+/* Row y of a token, from the W rows that it sees, while row `ahead` is prefetched; in forward.c. */
+void filter_token(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
+                  const TokenWindow *seen, const real *ahead, real *y);
 
 /* The tokens that token t sees, the oldest first. */
 static inline TokenWindow tokens_seen(const FwmConvolutionCall *c, const ConvolutionSequence *s, ptrdiff_t t)

@@ -5,56 +5,52 @@
  * where x_{-1} .. x_{-W + 1} are the initial state, or zeros. The final state is x_{T - W + 1} .. x_{T - 1}.
  *
  * Derived in docs/mathematics/causal_conv1d.md. */
-#include "kernels/base/vector.h"
-#include "kernels/base/vmath.h"
 #include "kernels/convolution/block.h"
 #include "kernels/convolution/convolution.h"
+#include "kernels/convolution/silu.h"
 #include "runtime/threads.h"
 
-ALWAYS_INLINE void filter(size_t W, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y)
+ALWAYS_INLINE vec filter_lanes(size_t W, bool with_silu, const BlockFilters *f, const TokenWindow *seen, size_t i,
+                               size_t lanes)
 {
-#pragma omp simd
-    for (size_t i = 0; i < n; i++)
-        y[i] = weighted(W, f, seen, i, f->bias[i]);
+    vec z = vec_load(f->bias + i);
+    for (size_t w = 0; w < W; w++)
+        z += vec_load(f->weight[w] + i) * load_lanes(seen->row[w], i, lanes);
+    return with_silu ? silu(z) : z;
 }
 
-ALWAYS_INLINE void filter_silu(size_t W, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y)
+/* W and with_silu are constants in most calls. The block and the window are copies, which no store to y can change. */
+ALWAYS_INLINE void filter(size_t W, bool with_silu, ConvolutionBlock b, const BlockFilters *f, TokenWindow seen,
+                          const real *ahead, real *y)
 {
-#pragma omp simd
-    for (size_t i = 0; i < n; i++) {
-        const real z = weighted(W, f, seen, i, f->bias[i]);
-        y[i] = z / (1 + exp_real(-z));
+    size_t i = 0;
+    for (; i + FWM_LANES <= b.n; i += FWM_LANES) {
+        __builtin_prefetch(ahead + i);
+        store_lanes(b.streams, y, i, FWM_LANES, filter_lanes(W, with_silu, f, &seen, i, FWM_LANES));
     }
+    if (i < b.n)
+        store_lanes(false, y, i, b.n - i, filter_lanes(W, with_silu, f, &seen, i, b.n - i));
 }
 
-static void filter_any(const FwmConvolutionCall *c, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y)
-{
-    weighted_rows(c->W, n, f, seen, f->bias, y);
-    if (!c->silu)
-        return;
-#pragma omp simd
-    for (size_t i = 0; i < n; i++)
-        y[i] = y[i] / (1 + exp_real(-y[i]));
-}
-
-void filter_token(const FwmConvolutionCall *c, size_t n, const BlockFilters *f, const TokenWindow *seen, real *y)
+void filter_token(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
+                  const TokenWindow *seen, const real *ahead, real *y)
 {
     switch (c->W) {
-    case 2: c->silu ? filter_silu(2, n, f, seen, y) : filter(2, n, f, seen, y); break;
-    case 3: c->silu ? filter_silu(3, n, f, seen, y) : filter(3, n, f, seen, y); break;
-    case 4: c->silu ? filter_silu(4, n, f, seen, y) : filter(4, n, f, seen, y); break;
-    default: filter_any(c, n, f, seen, y);
+    case 2: c->silu ? filter(2, true, *b, f, *seen, ahead, y) : filter(2, false, *b, f, *seen, ahead, y); break;
+    case 3: c->silu ? filter(3, true, *b, f, *seen, ahead, y) : filter(3, false, *b, f, *seen, ahead, y); break;
+    case 4: c->silu ? filter(4, true, *b, f, *seen, ahead, y) : filter(4, false, *b, f, *seen, ahead, y); break;
+    default: filter(c->W, c->silu, *b, f, *seen, ahead, y);
     }
 }
 
 static void filter_sequence(const FwmConvolutionCall *c, const ConvolutionBlock *b, const BlockFilters *f,
                             const ConvolutionSequence *s)
 {
+    KeptRows kept;
+    TokenWindow seen = tokens_seen(c, s, s->from - 1);
     for (ptrdiff_t t = s->from; t < s->to; t++) {
-        const TokenWindow seen = tokens_seen(c, s, t);
-        if (t + 1 < s->to)
-            prefetch_row(b, token_at(c, s, t + 1));
-        filter_token(c, b->n, f, &seen, (real *)c->y + s->at + (size_t)t * c->D);
+        push_token(&seen, &kept, c->W, b->n, (size_t)t, token_at(c, s, t));
+        filter_token(c, b, f, &seen, token_at(c, s, token_ahead(s, t)), (real *)c->y + s->at + (size_t)t * c->D);
     }
 }
 
@@ -69,6 +65,7 @@ static void block_task(void *context, size_t index, int thread)
         const ConvolutionSequence s = sequence_at(c, &b, i);
         filter_sequence(c, &b, &f, &s);
     }
+    vec_stream_end();
 }
 
 /* The final state: the last W - 1 tokens. It may be the initial state's array, since every row is read before it is

@@ -40,7 +40,7 @@ static void filter_tokens(const Sequence *s, const ConvolutionBlock *b)
         TokenWindow seen;
         for (size_t w = 0; w < c->W; w++)
             seen.row[w] = row_of(s, (ptrdiff_t)(t + 1 + w) - (ptrdiff_t)c->W);
-        filter_token(c, b->n, &f, &seen, s->y + t * c->D);
+        filter_token(c, b, &f, &seen, seen.row[c->W - 1], s->y + t * c->D);
     }
 }
 
@@ -62,12 +62,17 @@ static void clear_outputs(const Sequence *s, const ConvolutionBlock *b)
         memset(s->y + t * s->u->convolution.D, 0, b->n * sizeof(real));
 }
 
+static size_t blocks_of_channels(const FwmConvolutionUpdateCall *u)
+{
+    return fwm_tiles(u->convolution.D, BLOCK_CHANNELS);
+}
+
 static void update_task(void *context, size_t index, int thread)
 {
     (void)thread;
     const FwmConvolutionUpdateCall *u = context;
     const FwmConvolutionCall *c = &u->convolution;
-    const size_t i = index / channel_blocks(c), channel = index % channel_blocks(c) * BLOCK_CHANNELS;
+    const size_t i = index / blocks_of_channels(u), channel = index % blocks_of_channels(u) * BLOCK_CHANNELS;
     const ConvolutionBlock b = {.channel = channel, .n = fwm_min(BLOCK_CHANNELS, c->D - channel)};
     const size_t at = u->state_indices ? (size_t)u->state_indices[i] : i + 1;
     Sequence s = {.u = u,
@@ -88,5 +93,5 @@ void convolution_update_states(const void *call, int threads, void *scratch)
     const FwmConvolutionUpdateCall *u = call;
     (void)scratch;
     const int few = fwm_threads_for(u->B * u->T * u->convolution.D, threads);
-    fwm_parallel_for(few, u->B * channel_blocks(&u->convolution), update_task, (void *)u);
+    fwm_parallel_for(few, u->B * blocks_of_channels(u), update_task, (void *)u);
 }
