@@ -2,8 +2,8 @@
  *
  * A block is a range of tokens, counted over all sequences, on a range of channels. It consists of rows, one a token:
  * vectors run along the channels, and the W rows that a token sees come from the first-level cache. The cut of tokens
- * depends neither on the number of threads nor on where sequences begin, so that many short sequences are no more work than a
- * long one. */
+ * depends neither on the number of threads nor on where sequences begin, so that many short sequences are no more work
+ * than a long one. */
 #ifndef FWM_KERNELS_CONVOLUTION_BLOCK_H
 #define FWM_KERNELS_CONVOLUTION_BLOCK_H
 
