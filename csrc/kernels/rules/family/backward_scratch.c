@@ -6,7 +6,7 @@
 #include "kernels/rules/family/recurrent.h"
 #include "kernels/rules/family/rows.h"
 
-#define SHORTEST_SEGMENT 8 /* chunks: their states fit the second-level cache */
+#define SHORTEST_SEGMENT (SPAN / CHUNK) /* chunks: with their states they fit the second-level cache */
 /* Of a task; with more, segments get longer, as long as that saves memory. */
 #define CHECKPOINT_BYTES ((size_t)12 << 20)
 #define KEPT_BYTES ((size_t)17 << 20) /* of a task's written values; with more, they are recomputed */
