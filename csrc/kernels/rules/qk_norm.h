@@ -35,6 +35,13 @@ static inline real qk_norm_factor(FwmNorm norm, size_t ld, const real *x)
     return norm == FWM_L2_NORM ? 1 / FWM_SQRT(dot(ld, x, x) + (real)1e-6) : qk_norm_of_sum(sum(ld, x), ld, x);
 }
 
+/* From the sums of squares of FWM_LANES rows, in place. */
+static inline void l2_factors(real *factors)
+{
+    for (size_t t = 0; t < FWM_LANES; t++)
+        factors[t] = 1 / FWM_SQRT(factors[t] + (real)1e-6);
+}
+
 /* The factors of n rows, at most FWM_LANES of them, rows of ld numbers `stride` apart. */
 static inline void qk_norm_factors(FwmNorm norm, size_t n, size_t ld, const real *x, size_t stride, real *factors)
 {
@@ -49,8 +56,7 @@ static inline void qk_norm_factors(FwmNorm norm, size_t n, size_t ld, const real
     }
     vec_store(factors, vec_sums(sums));
     if (norm == FWM_L2_NORM)
-        for (size_t t = 0; t < FWM_LANES; t++)
-            factors[t] = 1 / FWM_SQRT(factors[t] + (real)1e-6);
+        l2_factors(factors);
     for (size_t t = 0; t < n && norm == FWM_SUM_NORM; t++)
         factors[t] = qk_norm_of_sum(factors[t], ld, x + t * stride);
 }

@@ -60,27 +60,6 @@ void load_queries(const ValueHead *h, size_t t0, size_t n, size_t ld, real *q, s
     normalise_queries(h, n, ld, q, per_token, per_query, factors);
 }
 
-static void copy_raw(const ValueHead *h, Tokens from, size_t t0, size_t n, size_t i, size_t ld, uint16_t *raw)
-{
-    memset(raw, 0, n * ld * sizeof(uint16_t));
-    for (size_t t = 0; t < n; t++)
-        memcpy(raw + t * ld, tokens_from(from, t0 + t, i * h->K).data, h->K * sizeof(uint16_t));
-}
-
-void load_raw_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, real *k, uint16_t *raw, real *factors)
-{
-    copy_raw(h, h->k, t0, n, 0, ld, raw);
-    load_keys(h, t0, n, ld, k, factors);
-}
-
-void load_raw_queries(const ValueHead *h, size_t r, size_t t0, size_t n, size_t ld, real *q, uint16_t *raw,
-                      real *factors)
-{
-    copy_raw(h, h->q, t0, n, r, ld, raw);
-    read_rows(h, h->q, t0, n, r, ld, q, ld);
-    qk_norm_forward(h->call->qk_norm, (real)h->call->scale, n, ld, q, ld, factors);
-}
-
 void load_erase_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, const real *restrict k, real *restrict e)
 {
     for (size_t t = 0; t < n && h->b.data; t++)
@@ -97,7 +76,7 @@ void load_erase_keys(const ValueHead *h, size_t t0, size_t n, size_t ld, const r
 void load_strengths(const ValueHead *h, size_t t0, size_t n, real *strength)
 {
     for (size_t t = 0; t < n; t++)
-        strength[t] = number_of(h->erase.data ? h->erase : h->beta, t0 + t, 0);
+        strength[t] = h->b.data ? 1 : number_of(h->erase.data ? h->erase : h->beta, t0 + t, 0);
 }
 
 void load_gates(const ValueHead *h, size_t t0, size_t n, size_t ld, real *restrict g)

@@ -20,8 +20,6 @@
 #define read_queries FWM_NAME(read_queries)
 #define normalise_keys FWM_NAME(normalise_keys)
 #define normalise_queries FWM_NAME(normalise_queries)
-#define load_raw_keys FWM_NAME(load_raw_keys)
-#define load_raw_queries FWM_NAME(load_raw_queries)
 #define load_erase_keys FWM_NAME(load_erase_keys)
 #define load_strengths FWM_NAME(load_strengths)
 #define load_gates FWM_NAME(load_gates)
@@ -51,12 +49,7 @@ void normalise_keys(const ValueHead *, size_t n, size_t ld, real *k, real *facto
 void normalise_queries(const ValueHead *, size_t n, size_t ld, real *q, size_t per_token, size_t per_query,
                        real *factors);
 
-/* The same, and the rows as they are stored, in 16 bits, beside them; row t is raw_t times factors[t]. Only query r. */
-void load_raw_keys(const ValueHead *, size_t t0, size_t n, size_t ld, real *k, uint16_t *raw, real *factors);
-void load_raw_queries(const ValueHead *, size_t r, size_t t0, size_t n, size_t ld, real *q, uint16_t *raw,
-                      real *factors);
-
-/* strength, of n tokens: e = strength k. Only of rules whose erase keys are such multiples. */
+/* strength, of n tokens: e = strength k; 1 where erase keys have rows of their own. */
 void load_strengths(const ValueHead *, size_t t0, size_t n, real *strength);
 
 /* g: n rows of ld numbers for a channel gate (0 beyond K), else n numbers. */

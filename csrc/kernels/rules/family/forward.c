@@ -151,7 +151,6 @@ static bool reads_in_place(const FamilyForward *f, const ValueHead *h, size_t to
 
 static SpanRows rows_in_place(const ValueHead *h, size_t t0, const Span *span)
 {
-    load_strengths(h, t0, span->n, span->strength);
     return (SpanRows){token(h->v, t0), h->v.stride, span->strength, token(h->o, t0), h->o.stride, h->V};
 }
 

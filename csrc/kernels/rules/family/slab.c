@@ -118,7 +118,7 @@ ALWAYS_INLINE void block_forward(size_t nv, bool scaled, const Span *span, size_
         if (query)
             read_rows(nv, K, span->q0 + first * ld, ld, S0, read_first);
         if (scaled)
-            scale_rows(nv, span->reads + row, read_first);
+            scale_rows(nv, span->reads + first, read_first);
         store_read(nv, pairs + query * PAIRS, read_first, n, shape->normalize ? span->reciprocal + first : NULL,
                    rows->o + query * rows->per_query + row * rows->ld_o + j, rows->ld_o);
     }

@@ -103,14 +103,14 @@ ALWAYS_INLINE void block_forward(size_t nv, const Span *span, size_t i, const Sp
 #pragma GCC unroll 2
         for (size_t v = 0; v < nv; v++)
             n[t][v] = vec_load(rows->u + (row + t) * rows->ld_u + j + v * FWM_LANES);
-    read_rounded(nv, K, span->raw.k + row * ld, span->raw.q + row * ld, ld, rounded, read, read_query);
-    scale_rows(nv, span->raw.erases + row, read);
+    read_rounded(nv, K, span->k_16 + row * ld, span->q_16 + row * ld, ld, rounded, read, read_query);
+    scale_rows(nv, span->erases + row, read);
     solve(nv, pairs, read, n);
     for (size_t query = 0; query < R; query++) {
         const size_t first = query * SPAN + row;
         if (query)
-            read_rounded(nv, K, span->raw.q + first * ld, NULL, ld, rounded, read_query, NULL);
-        scale_rows(nv, span->raw.reads + first, read_query);
+            read_rounded(nv, K, span->q_16 + first * ld, NULL, ld, rounded, read_query, NULL);
+        scale_rows(nv, span->reads + first, read_query);
         store_read(nv, pairs + query * PAIRS, read_query, n, shape->normalize ? span->reciprocal + first : NULL,
                    rows->o + first * rows->ld_o + j, rows->ld_o);
     }

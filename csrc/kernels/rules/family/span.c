@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/base/vmath.h"
+#include "kernels/rules/family/span_rows.h"
 
 /* Of c: the state is folded before c leaves these bounds. */
 #define SMALLEST_FACTOR 0x1p-20
@@ -17,18 +18,17 @@ Span take_span(const FamilyShape *s, Arena *arena)
     const size_t ld = s->ld, R = s->readers - 1, queries = R * SPAN * ld, pairs = QUADS * (R ? R : 1) * PAIRS;
     const bool gated = s->gate != FWM_NO_GATE, channels = s->gate == FWM_CHANNEL_GATE;
     Span span = {.shape = *s, .k = take(arena, SPAN * ld), .q = take(arena, queries)};
+    span.k_factors = take(arena, SPAN);
+    span.q_factors = take(arena, R * SPAN);
+    span.squares = take(arena, (1 + R) * SPAN * FWM_LANES);
+    span.k_16 = take_bytes(arena, s->rounds ? SPAN * ld * sizeof(uint16_t) : 0);
+    span.q_16 = take_bytes(arena, s->rounds ? queries * sizeof(uint16_t) : 0);
     span.e0 = channels ? take(arena, SPAN * ld) : span.k;
     span.q0 = channels ? take(arena, queries) : span.q;
     span.k1 = channels ? take(arena, SPAN * ld) : span.k;
     span.erases = take(arena, SPAN);
-    span.reads = take(arena, SPAN);
+    span.reads = take(arena, R * SPAN);
     span.writes = take(arena, SPAN);
-    span.raw.k = take_bytes(arena, s->rounds ? SPAN * ld * sizeof(uint16_t) : 0);
-    span.raw.q = take_bytes(arena, s->rounds ? queries * sizeof(uint16_t) : 0);
-    span.raw.k_factors = take(arena, s->rounds ? SPAN : 0);
-    span.raw.erases = take(arena, s->rounds ? SPAN : 0);
-    span.raw.q_factors = take(arena, s->rounds ? R * SPAN : 0);
-    span.raw.reads = take(arena, s->rounds ? R * SPAN : 0);
     span.dots = take(arena, channels ? 0 : pairs);
     span.pairs = take(arena, pairs);
     span.a = take(arena, gated ? SPAN * (channels ? ld : 1) : 0);
@@ -43,114 +43,23 @@ Span take_span(const FamilyShape *s, Arena *arena)
     return span;
 }
 
-static size_t queries_of(const Span *span)
-{
-    return span->shape.readers - 1;
-}
-
-/* The pairs of a quad: x_t . k_s of erase keys and of queries (NULL: not wanted, 0), with the products of a between s
- * and t (NULL: 1). */
-ALWAYS_INLINE void pairs_of_quad(bool erases, bool reads, bool decays, size_t ld, const real *k, const real *e,
-                                 const real *q, const real *a, real *pairs)
-{
-    vec sums[PAIRS];
-#pragma GCC unroll 16
-    for (size_t i = 0; i < PAIRS; i++)
-        sums[i] = (vec){0};
-    for (size_t i = 0; i < ld; i += FWM_LANES) {
-        vec key[QUAD];
-#pragma GCC unroll 4
-        for (size_t t = 0; t < QUAD; t++) {
-            key[t] = vec_load(k + t * ld + i);
-#pragma GCC unroll 4
-            for (size_t s = 0; s < t; s++) {
-                if (decays)
-                    key[s] *= vec_load(a + t * ld + i);
-                if (erases)
-                    sums[ERASE_PAIR(t, s)] += vec_load(e + t * ld + i) * key[s];
-            }
-#pragma GCC unroll 4
-            for (size_t s = 0; s <= t; s++)
-                if (reads)
-                    sums[QUERY_PAIR(t, s)] += vec_load(q + t * ld + i) * key[s];
-        }
-    }
-#pragma GCC unroll 16
-    for (size_t i = 0; i < PAIRS; i += FWM_LANES)
-        vec_store(pairs + i, vec_sums(sums + i));
-}
-
-/* All pairs of quad i: of the erase keys in rows e, and of the queries, with the decays a (NULL: none). The erase keys'
- * are those of the first query, or stand alone. */
-ALWAYS_INLINE void pairs_of_rows(const Span *span, size_t i, bool decays, const real *e, const real *a, real *pairs)
-{
-    const size_t ld = span->shape.ld, R = queries_of(span), at = i * QUAD * ld;
-    const real *k = span->k + at, *ai = decays ? a + at : NULL;
-    real *to = pairs + i * (R ? R : 1) * PAIRS;
-    if (R)
-        pairs_of_quad(true, true, decays, ld, k, e + at, span->q + at, ai, to);
-    else
-        pairs_of_quad(true, false, decays, ld, k, e + at, NULL, ai, to);
-    for (size_t query = 1; query < R; query++)
-        pairs_of_quad(false, true, decays, ld, k, NULL, span->q + query * SPAN * ld + at, ai, to + query * PAIRS);
-}
-
-static void clear_rows(const Span *span, real *rows)
-{
-    memset(rows + span->n * span->shape.ld, 0, (span->quads * QUAD - span->n) * span->shape.ld * sizeof(real));
-}
-
-/* The same rows as load_keys and load_queries, and those of raw. Rows after the last token are zeros. */
-static void load_raw_rows(const ValueHead *h, size_t t0, Span *span)
-{
-    const size_t ld = span->shape.ld, all = span->quads * QUAD, rest = all - span->n;
-    load_raw_keys(h, t0, span->n, ld, span->k, span->raw.k, span->raw.k_factors);
-    memset(span->raw.k + span->n * ld, 0, rest * ld * sizeof(uint16_t));
-    memset(span->raw.k_factors + span->n, 0, rest * sizeof(real));
-    for (size_t query = 0; query < queries_of(span); query++) {
-        const size_t first = query * SPAN, end = first + span->n;
-        load_raw_queries(h, query, t0, span->n, ld, span->q + first * ld, span->raw.q + first * ld,
-                         span->raw.q_factors + first);
-        memset(span->raw.q + end * ld, 0, rest * ld * sizeof(uint16_t));
-        memset(span->raw.q_factors + end, 0, rest * sizeof(real));
-    }
-}
-
-/* What the value heads of one key and query head share: keys, queries and, unless the gate is one of channels, their
- * products. */
-static void load_shared(const ValueHead *h, size_t t0, Span *span)
-{
-    const size_t ld = span->shape.ld, R = queries_of(span);
-    if (span->shape.rounds)
-        load_raw_rows(h, t0, span);
-    else
-        load_keys(h, t0, span->n, ld, span->k, NULL);
-    clear_rows(span, span->k);
-    if (R && !span->shape.rounds)
-        load_queries(h, t0, span->n, ld, span->q, ld, SPAN * ld, NULL);
-    for (size_t query = 0; query < R; query++)
-        clear_rows(span, span->q + query * SPAN * ld);
-    for (size_t i = 0; i < span->quads && span->shape.gate != FWM_CHANNEL_GATE; i++)
-        pairs_of_rows(span, i, false, span->k, NULL, span->dots);
-}
-
-/* strength and a, or the erase keys in e0; 0 and 1 after the last token. Gates of channels are put where a will be. */
+/* strength and a, and in e0 the erase keys that have a row of their own; 0 and 1 after the last token. Gates of
+ * channels are put where a will be. */
 static void load_head(const ValueHead *h, size_t t0, Span *span)
 {
-    const size_t all = span->quads * QUAD;
-    if (span->shape.gate != FWM_CHANNEL_GATE) {
-        load_strengths(h, t0, span->n, span->strength);
-        for (size_t t = span->n; t < all; t++)
-            span->strength[t] = 0;
-    } else {
-        load_erase_keys(h, t0, span->n, span->shape.ld, span->k, span->e0);
-        clear_rows(span, span->e0);
-    }
+    const size_t all = span->quads * QUAD, ld = span->shape.ld;
+    load_strengths(h, t0, span->n, span->strength);
+    for (size_t t = span->n; t < all; t++)
+        span->strength[t] = 0;
+    for (size_t t = 0; t < span->n && h->b.data; t++)
+        load_erase_keys(h, t0 + t, 1, ld, token(span->keys, t), span->e0 + t * ld);
+    if (h->b.data)
+        memset(span->e0 + span->n * ld, 0, (all - span->n) * ld * sizeof(real));
     if (span->shape.gate == FWM_NO_GATE)
         return;
-    load_gates(h, t0, span->n, span->shape.ld, span->a);
+    load_gates(h, t0, span->n, ld, span->a);
     if (span->shape.gate == FWM_CHANNEL_GATE) {
-        clear_rows(span, span->a);
+        memset(span->a + span->n * ld, 0, (all - span->n) * ld * sizeof(real));
         return;
     }
     for (size_t t = span->n; t < all; t++)
@@ -170,21 +79,8 @@ static bool folds_anyway(const Span *span, size_t i, size_t fold_every)
     return i + 1 == span->quads || (i + 1) * QUAD % fold_every == 0;
 }
 
-/* Of the pairs of a quad in their order, all bits set where reader t has key s before token j, s < j <= t: j = 1, 2, 3;
- * and where the reader is erase key t = 1, 2, 3. */
-static const lane_number crosses[QUAD - 1][PAIRS] = {{-1, -1, 0, -1, 0, 0, 0, -1, 0, -1, 0, 0, -1, 0, 0, 0},
-                                                     {0, -1, -1, -1, -1, 0, 0, 0, 0, -1, -1, 0, -1, -1, 0, 0},
-                                                     {0, 0, 0, -1, -1, -1, 0, 0, 0, 0, 0, 0, -1, -1, -1, 0}};
-static const lane_number erase_key[QUAD - 1][PAIRS] = {{-1}, {0, -1, -1}, {0, 0, 0, -1, -1, -1}};
-
-static inline vec times_where(vec x, const lane_number *mask, real factor)
-{
-    const vec one = (vec){0} + 1;
-    return x * vec_select((vec_mask)vec_load((const real *)mask), (vec){0} + factor, one);
-}
-
 /* A and P from the products of keys and queries, the strengths, and the quad's a (NULL: 1). */
-static void scale_pairs(const Span *span, size_t i, const double *a)
+static void scale_pairs(const Span *span, size_t i, const double *a, const real *products)
 {
     const size_t R = queries_of(span), at = i * (R ? R : 1) * PAIRS;
     for (size_t j = 0; j < PAIRS; j += FWM_LANES) {
@@ -195,19 +91,26 @@ static void scale_pairs(const Span *span, size_t i, const double *a)
             factors = times_where(factors, erase_key[t - 1] + j, span->strength[i * QUAD + t]);
         }
         for (size_t query = 0; query < (R ? R : 1); query++)
-            vec_store(span->pairs + at + query * PAIRS + j, factors * vec_load(span->dots + at + query * PAIRS + j));
+            vec_store(span->pairs + at + query * PAIRS + j, factors * vec_load(products + at + query * PAIRS + j));
     }
+}
+
+/* What the rows of token t of the span are multiplied by, as they read S~ and are written to it. */
+static void set_factors(const Span *span, size_t t, real read, real write)
+{
+    span->writes[t] = write * span->k_factors[t];
+    span->erases[t] = read * span->strength[t] * span->k_factors[t];
+    for (size_t query = 0; query < queries_of(span); query++)
+        span->reads[query * SPAN + t] = read * span->q_factors[query * SPAN + t];
 }
 
 static void prepare_ungated(Span *span)
 {
     memset(span->folds, 0, sizeof span->folds);
     for (size_t i = 0; i < span->quads; i++)
-        scale_pairs(span, i, NULL);
-    for (size_t t = 0; t < span->quads * QUAD; t++) {
-        span->erases[t] = span->strength[t];
-        span->reads[t] = span->writes[t] = 1;
-    }
+        scale_pairs(span, i, NULL, span->dots);
+    for (size_t t = 0; t < span->quads * QUAD; t++)
+        set_factors(span, t, 1, 1);
 }
 
 /* Where a fold's c is near 1, it is kept as 1 and the rest. */
@@ -233,12 +136,9 @@ static void prepare_scalar(Span *span, size_t fold_every)
         const double next = c * upto[QUAD - 1];
         span->folds[i] = folds_anyway(span, i, fold_every) || !FWM_MAY_GO_ON(next, upto[QUAD - 1]);
         const double in_keys = span->folds[i] ? 1 : 1 / next;
-        scale_pairs(span, i, a);
-        for (size_t t = 0; t < QUAD; t++) {
-            span->writes[i * QUAD + t] = (real)(after[t] * in_keys);
-            span->reads[i * QUAD + t] = (real)(c * upto[t]);
-            span->erases[i * QUAD + t] = (real)(c * upto[t] * span->strength[i * QUAD + t]);
-        }
+        scale_pairs(span, i, a, span->dots);
+        for (size_t t = 0; t < QUAD; t++)
+            set_factors(span, i * QUAD + t, (real)(c * upto[t]), (real)(after[t] * in_keys));
         if (span->folds[i] || span->kept[i])
             set_fold(span, i, next);
         c = span->folds[i] ? 1 : next;
@@ -273,27 +173,33 @@ static bool may_go_on(const Span *span, const real *a)
     return all;
 }
 
-/* The rows of quad i, and c after it. */
-static void scale_channels(const Span *span, size_t i)
+/* The rows of quad i, from its keys k and erase keys e, and c after it. Rows are multiplied by their factors first. */
+static void scale_channels(const Span *span, size_t i, Tokens k, Tokens e)
 {
     const bool folds = span->folds[i];
     const size_t ld = span->shape.ld, R = queries_of(span), at = i * QUAD * ld;
     const vec one = (vec){0} + 1;
+    real in_k[QUAD], in_e[QUAD];
+    for (size_t t = 0; t < QUAD; t++) {
+        in_k[t] = span->k_factors[i * QUAD + t];
+        in_e[t] = span->strength[i * QUAD + t] * in_k[t];
+    }
     for (size_t j = 0; j < ld; j += FWM_LANES) {
         vec read = vec_load(span->c + j), write = one, upto[QUAD];
         for (size_t t = 0; t < QUAD; t++)
             upto[t] = read *= vec_load(span->a + at + t * ld + j);
         for (size_t t = 0; t < QUAD; t++)
-            vec_store(span->e0 + at + t * ld + j, upto[t] * vec_load(span->e0 + at + t * ld + j));
+            vec_store(span->e0 + at + t * ld + j, upto[t] * (in_e[t] * vec_load(token(e, t) + j)));
         for (size_t query = 0; query < R; query++)
             for (size_t t = 0; t < QUAD; t++) {
-                const size_t row = query * SPAN * ld + at + t * ld + j;
-                vec_store(span->q0 + row, upto[t] * vec_load(span->q + row));
+                const real in_q = span->q_factors[query * SPAN + i * QUAD + t];
+                const vec q = vec_load(query_row(span, query, i * QUAD + t) + j);
+                vec_store(span->q0 + query * SPAN * ld + at + t * ld + j, upto[t] * (in_q * q));
             }
         if (!folds)
             write /= upto[QUAD - 1];
         for (size_t s = QUAD; s-- > 0;) {
-            vec_store(span->k1 + at + s * ld + j, write * vec_load(span->k + at + s * ld + j));
+            vec_store(span->k1 + at + s * ld + j, write * (in_k[s] * vec_load(token(k, s) + j)));
             write *= vec_load(span->a + at + s * ld + j);
         }
         vec_store(span->c + j, folds ? one : upto[QUAD - 1]);
@@ -314,7 +220,7 @@ static void set_fold_of_channels(const Span *span, size_t i)
 }
 
 /* A channel gate stands inside the products, so keys are decayed from token to token. */
-static void prepare_channels(Span *span, size_t fold_every)
+static void prepare_channels(const ValueHead *h, Span *span, size_t fold_every)
 {
     const size_t ld = span->shape.ld;
     memset(span->sums, 0, ld * sizeof(real));
@@ -322,23 +228,16 @@ static void prepare_channels(Span *span, size_t fold_every)
     for (size_t j = 0; j < ld; j++)
         span->c[j] = 1;
     for (size_t i = 0; i < span->quads; i++) {
+        const Tokens k = tokens_from(span->keys, i * QUAD, 0);
+        const Tokens e = h->b.data ? (Tokens){span->e0 + i * QUAD * ld, ld, FWM_REAL} : k;
         decays_of_channels(span, i);
-        pairs_of_rows(span, i, true, span->e0, span->a, span->pairs);
+        decayed_pairs(span, i, e);
+        scale_pairs(span, i, NULL, span->pairs);
         span->folds[i] = folds_anyway(span, i, fold_every) || !may_go_on(span, span->a + i * QUAD * ld);
-        scale_channels(span, i);
+        scale_channels(span, i, k, e);
         if (span->folds[i] || span->kept[i])
             set_fold_of_channels(span, i);
     }
-}
-
-/* What raw rows read is to be multiplied by the factors of the rows, too. */
-static void scale_raw_readers(const Span *span)
-{
-    for (size_t t = 0; t < span->quads * QUAD; t++)
-        span->raw.erases[t] = span->erases[t] * span->raw.k_factors[t];
-    for (size_t query = 0; query < queries_of(span); query++)
-        for (size_t t = 0; t < span->quads * QUAD; t++)
-            span->raw.reads[query * SPAN + t] = span->reads[t] * span->raw.q_factors[query * SPAN + t];
 }
 
 /* What the queries read is divided by q_t . z_t + eps, z_t the sum of keys up to t. */
@@ -346,10 +245,12 @@ static void sum_keys(const ValueHead *h, size_t t0, Span *span, real *z)
 {
     const size_t ld = span->shape.ld, R = queries_of(span);
     for (size_t t = 0; t < span->n; t++) {
-        add(ld, span->k + t * ld, z);
-        for (size_t query = 0; query < R; query++)
-            span->reciprocal[query * SPAN + t] =
-                1 / (dot(ld, span->q + (query * SPAN + t) * ld, z) + (real)h->call->eps);
+        add_scaled(ld, span->k_factors[t], token(span->keys, t), z);
+        for (size_t query = 0; query < R; query++) {
+            const size_t at = query * SPAN + t;
+            const real sum = span->q_factors[at] * dot(ld, query_row(span, query, t), z);
+            span->reciprocal[at] = 1 / (sum + (real)h->call->eps);
+        }
         real *kept = kept_sum(h, t0 + t + 1);
         if (kept)
             copy(h->K, z, kept);
@@ -363,16 +264,14 @@ void prepare_span(const ValueHead *h, size_t t0, size_t fold_every, bool shared,
     for (size_t i = 0; i < span->quads; i++)
         span->kept[i] = kept_state(h, t0 + fwm_min(span->n, (i + 1) * QUAD));
     if (!shared)
-        load_shared(h, t0, span);
+        load_span_rows(h, t0, span);
     load_head(h, t0, span);
     if (span->shape.gate == FWM_CHANNEL_GATE)
-        prepare_channels(span, fold_every);
+        prepare_channels(h, span, fold_every);
     else if (span->shape.gate == FWM_SCALAR_GATE)
         prepare_scalar(span, fold_every);
     else
         prepare_ungated(span);
-    if (span->shape.rounds)
-        scale_raw_readers(span);
     if (span->shape.normalize && span->shape.reads)
         sum_keys(h, t0, span, sum);
 }

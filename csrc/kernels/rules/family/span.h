@@ -43,21 +43,21 @@ enum {
 
 typedef struct {
     FamilyShape shape;
-    size_t n, quads;    /* tokens; quads of them */
-    real *k, *q;        /* SPAN x ld, R x SPAN x ld: normalised, q scaled */
+    size_t n, quads;             /* tokens; quads of them */
+    Tokens keys, queries;        /* where rows are read: in the call's arrays, or in k and q, where their copies lie */
+    size_t per_query;            /* numbers from one query of a token to the next */
+    real *k, *q;                 /* SPAN x ld, R x SPAN x ld: rows as they are stored */
+    real *k_factors, *q_factors; /* SPAN, R x SPAN: what normalises and scales them: key t is k_factors[t] k_t */
+    real *squares;               /* (1 + R) x SPAN x vector: on the way to the factors, sums of squares */
+    uint16_t *k_16, *q_16;       /* of a shape that rounds: k and q in bfloat16 */
     real *e0, *q0, *k1; /* with a channel gate: the same shapes, as they read S~ and are written to it; else k, q, k */
     real *erases, *reads,
-        *writes; /* SPAN: what e0, q0 and k1 are to be multiplied by, unless the gate is of channels */
-    struct { /* of a shape that rounds: keys and queries as they are stored, and what replaces `erases` and `reads` */
-        uint16_t *k, *q;          /* SPAN x ld, R x SPAN x ld */
-        real *k_factors, *erases; /* SPAN: key t is k_factors[t] k_t */
-        real *q_factors, *reads;  /* R x SPAN: a query in the same way, its scale in it */
-    } raw;
-    real *dots;             /* QUADS x R x PAIRS: k_t . k_s and q_t . k_s, without decays; not with a channel gate */
-    real *pairs;            /* QUADS x R x PAIRS: A and P; A with the first query */
-    real *a;                /* SPAN x ld, channel gate */
+        *writes; /* SPAN, R x SPAN, SPAN: what e0, q0 and k1 are to be multiplied by, unless the gate is of channels */
+    real *dots;  /* QUADS x R x PAIRS: k_t . k_s and q_t . k_s, without decays unless they are of channels */
+    real *pairs; /* QUADS x R x PAIRS: A and P; A with the first query */
+    real *a;     /* SPAN x ld, channel gate */
     double *scalars;        /* SPAN: a, scalar gate */
-    real *strength;         /* SPAN: e_t = strength_t k_t; not with a channel gate */
+    real *strength;         /* SPAN: e_t = strength_t k_t; 1 where e_t = b_t k_t */
     real *c, *sums, *lost;  /* ld: c, the sum of the gates in it, and what products of a have lost in rounding */
     bool kept[QUADS];       /* whether the state after the quad is kept for the caller */
     bool folds[QUADS];      /* whether the state is folded after the quad */
