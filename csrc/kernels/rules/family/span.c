@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "kernels/base/vmath.h"
-#include "kernels/rules/family/span_rows.h"
 
 /* Of c: the state is folded before c leaves these bounds. */
 #define SMALLEST_FACTOR 0x1p-20
@@ -78,6 +77,13 @@ static bool folds_anyway(const Span *span, size_t i, size_t fold_every)
 {
     return i + 1 == span->quads || (i + 1) * QUAD % fold_every == 0;
 }
+
+/* Of the pairs of a quad in their order, all bits set where reader t has key s before token j, s < j <= t: j = 1, 2, 3;
+ * and where the reader is erase key t = 1, 2, 3. */
+static const lane_number crosses[QUAD - 1][PAIRS] = {{-1, -1, 0, -1, 0, 0, 0, -1, 0, -1, 0, 0, -1, 0, 0, 0},
+                                                     {0, -1, -1, -1, -1, 0, 0, 0, 0, -1, -1, 0, -1, -1, 0, 0},
+                                                     {0, 0, 0, -1, -1, -1, 0, 0, 0, 0, 0, 0, -1, -1, -1, 0}};
+static const lane_number erase_key[QUAD - 1][PAIRS] = {{-1}, {0, -1, -1}, {0, 0, 0, -1, -1, -1}};
 
 /* A and P from the products of keys and queries, the strengths, and the quad's a (NULL: 1). */
 static void scale_pairs(const Span *span, size_t i, const double *a, const real *products)

@@ -68,6 +68,18 @@ typedef struct {
 #define take_span FWM_NAME(take_span)
 #define prepare_span FWM_NAME(prepare_span)
 #define load_span_values FWM_NAME(load_span_values)
+#define load_span_rows FWM_NAME(load_span_rows)
+#define decayed_pairs FWM_NAME(decayed_pairs)
+
+static inline size_t queries_of(const Span *span)
+{
+    return span->shape.readers - 1;
+}
+
+static inline const real *query_row(const Span *span, size_t query, size_t t)
+{
+    return token(span->queries, t) + query * span->per_query;
+}
 
 Span take_span(const FamilyShape *, Arena *arena);
 
@@ -78,5 +90,19 @@ void prepare_span(const ValueHead *, size_t t0, size_t fold_every, bool shared, 
 
 /* Columns j0 .. of u of a span's n tokens, in rows of ld numbers; zeros up to the end of the last chunk and vector. */
 void load_span_values(const ValueHead *, size_t t0, size_t n, size_t j0, size_t columns, size_t ld, real *u);
+
+/* The part of prepare_span that is in span_rows.c, of a span whose n and quads are set: keys, queries, their factors,
+ * and dots unless the gate is of channels. */
+void load_span_rows(const ValueHead *, size_t t0, Span *);
+
+/* With a channel gate and the quad's erase keys e: pairs of quad i, without the strengths. */
+void decayed_pairs(const Span *, size_t i, Tokens e);
+
+/* x, times the factor where all bits are set. */
+static inline vec times_where(vec x, const lane_number *mask, real factor)
+{
+    const vec one = (vec){0} + 1;
+    return x * vec_select((vec_mask)vec_load((const real *)mask), (vec){0} + factor, one);
+}
 
 #endif

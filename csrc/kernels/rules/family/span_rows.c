@@ -1,5 +1,14 @@
-/* The rows of a span and their products: see span_rows.h. Derived in docs/mathematics/rules.md. */
-#include "kernels/rules/family/span_rows.h"
+/* The keys and queries of a span as they are stored, what is to normalise them, and their products: the part of a span
+ * that value heads of a key head share, and with a channel gate the products alone.
+ *
+ * Rows are neither normalised nor scaled. What a row reads or writes is multiplied by a number anyhow, so that its
+ * factor can stand in that number, and in its products; then a row is passed over once, for the products and for the
+ * sum of its squares. Only where a factor is far from 1 is the row itself multiplied, and its factor becomes 1: else
+ * products of very large or small rows would leave the range of numbers. Only such a row in bfloat16 is rounded by it,
+ * and other rows keep their bits.
+ *
+ * See span.h. Derived in docs/mathematics/rules.md. */
+#include "kernels/rules/family/span.h"
 
 #include <string.h>
 
