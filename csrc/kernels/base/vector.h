@@ -13,6 +13,8 @@
 
 #define FWM_LANES (FWM_VECTOR_BYTES / FWM_REAL_BYTES)
 
+enum { CACHE_LINE = 64 }; /* bytes */
+
 typedef real vec __attribute__((vector_size(FWM_VECTOR_BYTES)));
 #if FWM_REAL_IS_DOUBLE
 typedef int64_t lane_number;

@@ -24,7 +24,6 @@
  * reads them fetches them from memory anyway. Two threads of a Zen 4, at 16 MB: 1.1 ms in place of 1.7, backward 3.0 in
  * place of 3.5; at 67 MB 4.7 and 7.3, 8.5 and 10.6. (The call itself is quicker for it from 4 MB on.) */
 #define STREAMED_BYTES ((size_t)16 << 20)
-#define CACHE_LINE 64
 
 static inline size_t token_blocks(const FwmConvolutionCall *c)
 {

@@ -63,7 +63,7 @@ static bool shares_chunks(const HeadBackward *p)
     return p->shared && p->h->call->HQ == p->h->call->H && has_written(p);
 }
 
-static void read_task(void *context, size_t i, int thread)
+static void fetch_task(void *context, size_t i, int thread)
 {
     const HeadBackward *p = context;
     (void)thread;
@@ -229,7 +229,7 @@ static void segment_backward(HeadBackward *p)
         fwm_parallel_for(inner, p->f->slabs, states_task, p);
     }
     if (!shares_chunks(p))
-        fwm_parallel_for(inner, p->count, read_task, p);
+        fwm_parallel_for(inner, p->count, fetch_task, p);
     fwm_parallel_for(p->f->shape.normalize ? 1 : inner, p->count, prepare_task, p);
     if (has_written(p) && p->f->every > 1)
         fwm_parallel_for(inner, p->f->slabs, states_task, p);

@@ -177,7 +177,7 @@ static void decays_of_channels(Chunk *c)
 }
 
 /* Products of a reader with FWM_LANES keys, rows of ld numbers. */
-static inline vec read_keys_of(size_t ld, const real *x, const real *keys)
+static inline vec products_with_keys(size_t ld, const real *x, const real *keys)
 {
     vec sums[FWM_LANES];
 #pragma GCC unroll 16
@@ -205,7 +205,7 @@ static void prepare_channels(Chunk *c)
         for (size_t m = t; m < readers * CHUNK; m += CHUNK)
             for (size_t s = 0; s <= t; s += FWM_LANES)
                 vec_store(c->scores + m * CHUNK + s,
-                          where_seen(&c->shape, m, s, read_keys_of(ld, c->x + m * ld, c->k1 + s * ld)));
+                          where_seen(&c->shape, m, s, products_with_keys(ld, c->x + m * ld, c->k1 + s * ld)));
     }
     memcpy(c->decay, c->a, ld * sizeof(real));
     for (size_t t = 0; t < CHUNK; t++) {

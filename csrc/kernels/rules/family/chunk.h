@@ -33,11 +33,11 @@
 
 typedef struct {
     FamilyShape shape;
-    size_t n;        /* tokens, at most C */
-    real *k, *x;     /* C x ld, M x ld */
-    real *k_factors; /* C: what keys have been multiplied by, to be normalised; queries: R x n */
-    real *q_factors;
+    size_t n;         /* tokens, at most C */
+    real *k, *x;      /* C x ld, M x ld */
     real *k1, *x0;    /* the same; k and x themselves without a gate */
+    real *k_factors;  /* C: what keys have been multiplied by, to be normalised */
+    real *q_factors;  /* R x n: queries, to be normalised and scaled */
     real *k_t, *k1_t; /* ld x C: transposed; no k_t with a channel gate */
     real *x0_t;       /* ld x M: transposed, for the backward only */
     real *qk;         /* R C x C: q_t . k_s, without decays; not with a channel gate */
@@ -81,12 +81,12 @@ Chunk take_chunk(const FamilyShape *, Arena *arena);
 ChunkGradients take_chunk_gradients(const FamilyShape *, Arena *arena);
 size_t chunk_backward_scratch(const FamilyShape *); /* bytes */
 
-/* Reads the keys and queries of tokens t0 .. of a head. Several chunks should be read before the first is prepared:
- * these rows lie far apart in memory, and so their cache misses overlap. */
+/* Fetches the keys and queries of tokens t0 .. of a head. Several chunks should be fetched before the first is
+ * prepared: these rows lie far apart in memory, and so their cache misses overlap. */
 void fetch_chunk(const ValueHead *, size_t t0, Chunk *);
 
-/* Prepares a chunk that has been read. z0 must be set before. With `shared`, it must still hold what was prepared for
- * another value head with the same keys and queries. */
+/* Prepares a chunk that has been fetched. z0 must be set before. With `shared`, it must still hold what was prepared
+ * for another value head with the same keys and queries. */
 void prepare_chunk(const ValueHead *, size_t t0, bool shared, Chunk *);
 void prepare_chunk_backward(Chunk *); /* what only the backward needs */
 

@@ -28,8 +28,6 @@ enum { CHUNKS = SPAN / CHUNK }; /* of a span */
 #define MOST_IN_PLACE ((size_t)4 << 20)
 #define MOST_NOT_PREFETCHED ((size_t)1 << 20)
 
-enum { CACHE_LINE = 64 }; /* bytes */
-
 typedef struct {
     Span span;            /* of a rule that erases */
     Chunk chunks[CHUNKS]; /* of another */

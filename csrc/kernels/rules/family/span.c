@@ -50,10 +50,10 @@ static void load_head(const ValueHead *h, size_t t0, Span *span)
     load_strengths(h, t0, span->n, span->strength);
     for (size_t t = span->n; t < all; t++)
         span->strength[t] = 0;
-    for (size_t t = 0; t < span->n && h->b.data; t++)
-        load_erase_keys(h, t0 + t, 1, ld, token(span->keys, t), span->e0 + t * ld);
-    if (h->b.data)
+    if (h->b.data) {
+        load_erase_keys(h, t0, span->n, ld, span->k, span->e0);
         memset(span->e0 + span->n * ld, 0, (all - span->n) * ld * sizeof(real));
+    }
     if (span->shape.gate == FWM_NO_GATE)
         return;
     load_gates(h, t0, span->n, ld, span->a);
@@ -179,8 +179,8 @@ static bool may_go_on(const Span *span, const real *a)
     return all;
 }
 
-/* The rows of quad i, from its keys k and erase keys e, and c after it. Rows are multiplied by their factors first. */
-static void scale_channels(const Span *span, size_t i, Tokens k, Tokens e)
+/* The rows of quad i, from its erase keys e too, and c after it. Rows are multiplied by their factors first. */
+static void scale_channels(const Span *span, size_t i, const real *e)
 {
     const bool folds = span->folds[i];
     const size_t ld = span->shape.ld, R = queries_of(span), at = i * QUAD * ld;
@@ -195,17 +195,17 @@ static void scale_channels(const Span *span, size_t i, Tokens k, Tokens e)
         for (size_t t = 0; t < QUAD; t++)
             upto[t] = read *= vec_load(span->a + at + t * ld + j);
         for (size_t t = 0; t < QUAD; t++)
-            vec_store(span->e0 + at + t * ld + j, upto[t] * (in_e[t] * vec_load(token(e, t) + j)));
+            vec_store(span->e0 + at + t * ld + j, upto[t] * (in_e[t] * vec_load(e + t * ld + j)));
         for (size_t query = 0; query < R; query++)
             for (size_t t = 0; t < QUAD; t++) {
                 const real in_q = span->q_factors[query * SPAN + i * QUAD + t];
-                const vec q = vec_load(query_row(span, query, i * QUAD + t) + j);
-                vec_store(span->q0 + query * SPAN * ld + at + t * ld + j, upto[t] * (in_q * q));
+                const size_t row = query * SPAN * ld + at + t * ld + j;
+                vec_store(span->q0 + row, upto[t] * (in_q * vec_load(span->q + row)));
             }
         if (!folds)
             write /= upto[QUAD - 1];
         for (size_t s = QUAD; s-- > 0;) {
-            vec_store(span->k1 + at + s * ld + j, write * (in_k[s] * vec_load(token(k, s) + j)));
+            vec_store(span->k1 + at + s * ld + j, write * (in_k[s] * vec_load(span->k + at + s * ld + j)));
             write *= vec_load(span->a + at + s * ld + j);
         }
         vec_store(span->c + j, folds ? one : upto[QUAD - 1]);
@@ -234,13 +234,12 @@ static void prepare_channels(const ValueHead *h, Span *span, size_t fold_every)
     for (size_t j = 0; j < ld; j++)
         span->c[j] = 1;
     for (size_t i = 0; i < span->quads; i++) {
-        const Tokens k = tokens_from(span->keys, i * QUAD, 0);
-        const Tokens e = h->b.data ? (Tokens){span->e0 + i * QUAD * ld, ld, FWM_REAL} : k;
+        const real *e = (h->b.data ? span->e0 : span->k) + i * QUAD * ld;
         decays_of_channels(span, i);
         decayed_pairs(span, i, e);
         scale_pairs(span, i, NULL, span->pairs);
         span->folds[i] = folds_anyway(span, i, fold_every) || !may_go_on(span, span->a + i * QUAD * ld);
-        scale_channels(span, i, k, e);
+        scale_channels(span, i, e);
         if (span->folds[i] || span->kept[i])
             set_fold_of_channels(span, i);
     }
@@ -251,10 +250,10 @@ static void sum_keys(const ValueHead *h, size_t t0, Span *span, real *z)
 {
     const size_t ld = span->shape.ld, R = queries_of(span);
     for (size_t t = 0; t < span->n; t++) {
-        add_scaled(ld, span->k_factors[t], token(span->keys, t), z);
+        add_scaled(ld, span->k_factors[t], span->k + t * ld, z);
         for (size_t query = 0; query < R; query++) {
             const size_t at = query * SPAN + t;
-            const real sum = span->q_factors[at] * dot(ld, query_row(span, query, t), z);
+            const real sum = span->q_factors[at] * dot(ld, span->q + at * ld, z);
             span->reciprocal[at] = 1 / (sum + (real)h->call->eps);
         }
         real *kept = kept_sum(h, t0 + t + 1);

@@ -44,8 +44,6 @@ enum {
 typedef struct {
     FamilyShape shape;
     size_t n, quads;             /* tokens; quads of them */
-    Tokens keys, queries;        /* where rows are read: in the call's arrays, or in k and q, where their copies lie */
-    size_t per_query;            /* numbers from one query of a token to the next */
     real *k, *q;                 /* SPAN x ld, R x SPAN x ld: rows as they are stored */
     real *k_factors, *q_factors; /* SPAN, R x SPAN: what normalises and scales them: key t is k_factors[t] k_t */
     real *squares;               /* (1 + R) x SPAN x vector: on the way to the factors, sums of squares */
@@ -53,7 +51,7 @@ typedef struct {
     real *e0, *q0, *k1; /* with a channel gate: the same shapes, as they read S~ and are written to it; else k, q, k */
     real *erases, *reads,
         *writes; /* SPAN, R x SPAN, SPAN: what e0, q0 and k1 are to be multiplied by, unless the gate is of channels */
-    real *dots;  /* QUADS x R x PAIRS: k_t . k_s and q_t . k_s, without decays unless they are of channels */
+    real *dots;  /* QUADS x R x PAIRS: k_t . k_s and q_t . k_s, without decays; not with a channel gate */
     real *pairs; /* QUADS x R x PAIRS: A and P; A with the first query */
     real *a;     /* SPAN x ld, channel gate */
     double *scalars;        /* SPAN: a, scalar gate */
@@ -76,11 +74,6 @@ static inline size_t queries_of(const Span *span)
     return span->shape.readers - 1;
 }
 
-static inline const real *query_row(const Span *span, size_t query, size_t t)
-{
-    return token(span->queries, t) + query * span->per_query;
-}
-
 Span take_span(const FamilyShape *, Arena *arena);
 
 /* Prepares the span of tokens t0 .. of a head. The state is folded after every `fold_every` tokens, a multiple of QUAD.
@@ -95,8 +88,8 @@ void load_span_values(const ValueHead *, size_t t0, size_t n, size_t j0, size_t 
  * and dots unless the gate is of channels. */
 void load_span_rows(const ValueHead *, size_t t0, Span *);
 
-/* With a channel gate and the quad's erase keys e: pairs of quad i, without the strengths. */
-void decayed_pairs(const Span *, size_t i, Tokens e);
+/* With a channel gate and the quad's erase keys e, rows of ld numbers: pairs of quad i, without the strengths. */
+void decayed_pairs(const Span *, size_t i, const real *e);
 
 /* x, times the factor where all bits are set. */
 static inline vec times_where(vec x, const lane_number *mask, real factor)

@@ -80,33 +80,47 @@ ALWAYS_INLINE void pairs_of_quad(bool erases, bool reads, bool decays, bool squa
         vec_store(pairs + i, vec_sums(sums + i));
 }
 
-static QuadRows quad_keys(const Span *span, size_t i)
+/* Where the rows of a span are read for their products: in the call's arrays, or in span->k and span->q. */
+typedef struct {
+    Tokens keys, queries;
+    size_t per_query; /* numbers from one query of a token to the next */
+} RowSource;
+
+static RowSource copies_of(const Span *span)
+{
+    const size_t ld = span->shape.ld;
+    return (RowSource){{span->k, ld, FWM_REAL}, {span->q, ld, FWM_REAL}, SPAN * ld};
+}
+
+static QuadRows quad_keys(const Span *span, const RowSource *from, size_t i)
 {
     const size_t t = i * QUAD;
-    return (QuadRows){token(span->keys, t), span->keys.stride, span->k + t * span->shape.ld,
+    return (QuadRows){token(from->keys, t), from->keys.stride, span->k + t * span->shape.ld,
                       span->squares + t * FWM_LANES};
 }
 
-static QuadRows quad_queries(const Span *span, size_t query, size_t i)
+static QuadRows quad_queries(const Span *span, const RowSource *from, size_t query, size_t i)
 {
     const size_t t = i * QUAD, at = query * SPAN + t;
-    return (QuadRows){query_row(span, query, t), span->queries.stride, span->q + at * span->shape.ld,
-                      span->squares + (SPAN + at) * FWM_LANES};
+    return (QuadRows){token(from->queries, t) + query * from->per_query, from->queries.stride,
+                      span->q + at * span->shape.ld, span->squares + (SPAN + at) * FWM_LANES};
 }
 
 /* All pairs of quad i. The erase keys' are those of the first query, or stand alone. */
-ALWAYS_INLINE void pairs_of_rows(const Span *span, size_t i, bool decays, bool squares, QuadRows e, real *pairs)
+ALWAYS_INLINE void pairs_of_rows(const Span *span, const RowSource *from, size_t i, bool decays, bool squares,
+                                 QuadRows e, real *pairs)
 {
     const size_t ld = span->shape.ld, R = queries_of(span);
     const real *a = decays ? span->a + i * QUAD * ld : NULL;
-    const QuadRows k = quad_keys(span, i), none = {0};
+    const QuadRows k = quad_keys(span, from, i), none = {0};
     real *to = pairs + i * (R ? R : 1) * PAIRS;
     if (R)
-        pairs_of_quad(true, true, decays, squares, ld, k, quad_queries(span, 0, i), e, a, to);
+        pairs_of_quad(true, true, decays, squares, ld, k, quad_queries(span, from, 0, i), e, a, to);
     else
         pairs_of_quad(true, false, decays, squares, ld, k, none, e, a, to);
     for (size_t query = 1; query < R; query++)
-        pairs_of_quad(false, true, decays, squares, ld, k, quad_queries(span, query, i), none, a, to + query * PAIRS);
+        pairs_of_quad(false, true, decays, squares, ld, k, quad_queries(span, from, query, i), none, a,
+                      to + query * PAIRS);
 }
 
 /* Where the pairs of a quad have key t, as a key or as an erase key, and where they have query t. */
@@ -137,9 +151,10 @@ static void normalise_pairs(const Span *span, size_t i, real *pairs)
     }
 }
 
-void decayed_pairs(const Span *span, size_t i, Tokens e)
+void decayed_pairs(const Span *span, size_t i, const real *e)
 {
-    pairs_of_rows(span, i, true, false, (QuadRows){e.data, e.stride, NULL, NULL}, span->pairs);
+    const RowSource from = copies_of(span);
+    pairs_of_rows(span, &from, i, true, false, (QuadRows){e, span->shape.ld, NULL, NULL}, span->pairs);
     normalise_pairs(span, i, span->pairs);
 }
 
@@ -165,37 +180,21 @@ static void take_halves(const Span *span, Tokens x, size_t t0, size_t i, uint16_
         memcpy(halves + t * ld, tokens_from(x, t0 + t, i).data, K * sizeof(uint16_t));
 }
 
-static void take_rows(const ValueHead *h, size_t t0, Span *span)
+/* Query 0 comes last: where one lies where it is stored, all do, and the others behind it. */
+static RowSource take_rows(const ValueHead *h, size_t t0, const Span *span)
 {
     const size_t block = SPAN * span->shape.ld;
-    span->keys = rows_from(span, h->k, t0, 0, span->k);
+    RowSource from = {.keys = rows_from(span, h->k, t0, 0, span->k), .per_query = h->K};
     if (span->shape.rounds)
         take_halves(span, h->k, t0, 0, span->k_16);
     for (size_t query = queries_of(span); query-- > 0;) {
-        span->queries = rows_from(span, h->q, t0, query * h->K, span->q + query * block);
-        span->per_query = span->queries.data == span->q + query * block ? block : h->K;
+        from.queries = rows_from(span, h->q, t0, query * h->K, span->q + query * block);
         if (span->shape.rounds)
             take_halves(span, h->q, t0, query * h->K, span->q_16 + query * block);
     }
-}
-
-static void read_copies(Span *span)
-{
-    span->keys = (Tokens){span->k, span->shape.ld, FWM_REAL};
-    span->queries = (Tokens){span->q, span->shape.ld, FWM_REAL};
-    span->per_query = SPAN * span->shape.ld;
-}
-
-static void copy_rows_of_span(Span *span)
-{
-    const size_t ld = span->shape.ld;
-    for (size_t t = 0; t < span->quads * QUAD; t++) {
-        if (span->keys.data != span->k)
-            copy(ld, token(span->keys, t), span->k + t * ld);
-        for (size_t query = 0; query < queries_of(span) && span->queries.data != span->q; query++)
-            copy(ld, query_row(span, query, t), span->q + (query * SPAN + t) * ld);
-    }
-    read_copies(span);
+    if (from.queries.data == span->q)
+        from.per_query = block;
+    return from;
 }
 
 /* From FWM_LANES rows' vectors of squares. */
@@ -209,17 +208,16 @@ static void factors_of_squares(const real *squares, real *factors)
 }
 
 /* a times what normalises each row. squares: a vector for each row (NULL: they are still to be made). */
-static void find_factors(const Span *span, FwmNorm norm, real a, const real *rows, size_t stride, const real *squares,
-                         real *factors)
+static void find_factors(const Span *span, FwmNorm norm, real a, const real *rows, const real *squares, real *factors)
 {
-    const size_t all = span->quads * QUAD;
+    const size_t all = span->quads * QUAD, ld = span->shape.ld;
     for (size_t t = 0; t < all; t += FWM_LANES) {
         if (norm == FWM_NO_NORM)
             vec_store(factors + t, (vec){0} + 1);
         else if (squares)
             factors_of_squares(squares + t * FWM_LANES, factors + t);
         else
-            qk_norm_factors(norm, fwm_min(FWM_LANES, all - t), span->shape.ld, rows + t * stride, stride, factors + t);
+            qk_norm_factors(norm, fwm_min(FWM_LANES, all - t), ld, rows + t * ld, ld, factors + t);
         vec_store(factors + t, a * vec_load(factors + t));
     }
 }
@@ -253,7 +251,8 @@ static void apply_factors(const Span *span, real a, real *rows, uint16_t *halves
     }
 }
 
-static bool apply_unusual_factors(Span *span, real a)
+/* Whether there were any. */
+static bool apply_unusual_factors(const Span *span, real a)
 {
     const size_t R = queries_of(span), ld = span->shape.ld;
     bool all = all_stand_apart(span->n, 1, span->k_factors);
@@ -261,7 +260,6 @@ static bool apply_unusual_factors(Span *span, real a)
         all = all && all_stand_apart(span->n, a, span->q_factors + query * SPAN);
     if (all)
         return false;
-    copy_rows_of_span(span);
     apply_factors(span, 1, span->k, span->k_16, span->k_factors);
     for (size_t query = 0; query < R; query++) {
         const size_t at = query * SPAN;
@@ -270,31 +268,31 @@ static bool apply_unusual_factors(Span *span, real a)
     return true;
 }
 
-ALWAYS_INLINE void make_dots(const Span *span, bool squares)
+/* The products of all quads, and copies of their rows. squares is a constant in each call. */
+ALWAYS_INLINE void make_dots(const Span *span, const RowSource *from, bool squares)
 {
     for (size_t i = 0; i < span->quads; i++)
-        pairs_of_rows(span, i, false, squares, (QuadRows){0}, span->dots);
+        pairs_of_rows(span, from, i, false, squares, (QuadRows){0}, span->dots);
 }
 
 void load_span_rows(const ValueHead *h, size_t t0, Span *span)
 {
     const FwmNorm norm = h->call->qk_norm;
+    const real a = (real)h->call->scale;
     const bool channels = span->shape.gate == FWM_CHANNEL_GATE, squares = norm == FWM_L2_NORM && !channels;
-    take_rows(h, t0, span);
+    const RowSource stored = take_rows(h, t0, span), copies = copies_of(span);
     if (squares)
-        make_dots(span, true);
+        make_dots(span, &stored, true);
     else if (!channels)
-        make_dots(span, false);
-    if (!channels)
-        read_copies(span);
-    find_factors(span, norm, 1, span->keys.data, span->keys.stride, squares ? span->squares : NULL, span->k_factors);
+        make_dots(span, &stored, false);
+    find_factors(span, norm, 1, span->k, squares ? span->squares : NULL, span->k_factors);
     for (size_t query = 0; query < queries_of(span); query++) {
         const size_t at = query * SPAN;
-        find_factors(span, norm, (real)h->call->scale, query_row(span, query, 0), span->queries.stride,
+        find_factors(span, norm, a, span->q + at * span->shape.ld,
                      squares ? span->squares + (SPAN + at) * FWM_LANES : NULL, span->q_factors + at);
     }
-    if (apply_unusual_factors(span, (real)h->call->scale) && !channels)
-        make_dots(span, false);
+    if (apply_unusual_factors(span, a) && !channels)
+        make_dots(span, &copies, false);
     for (size_t i = 0; i < span->quads && !channels; i++)
         normalise_pairs(span, i, span->dots);
 }
