@@ -1,13 +1,14 @@
 """The rules against what else computes the same on a CPU, pair by pair in one run. Prints Markdown tables.
 
     python benchmarks/bench_kernels.py [alternatives pairs tokens heads sizes] [--only WORD ...] [--threads 2]
-                                       [--repeats 7] [--json FILE] [--quick]
+                                       [--without NAME ...] [--repeats 7] [--json FILE] [--quick]
 
     alternatives   ours and theirs, one after the other: times, their ratio, share of the product rate, memory
     pairs          ours twice: strong gates against mild ones, a token of a long sequence against one of a short one
     tokens, heads, sizes    sweeps of T, of HV, of K = V, for every function; not made unless asked for
 
 --only: the rows, or the functions of a sweep, whose name holds one of the words. Default: the first two tables.
+--without: who stays out of the alternatives, as jax and torch.compile, which compile for minutes.
 
 What is timed. Every repetition calls all sides in turn, each often enough to fill 50 ms after a pause in which the
 others' threads go to sleep; medians over repetitions, ratios of the pairs. Each row has a process of its own. Inputs
@@ -206,8 +207,12 @@ def peak_bytes(work, backward, kind, threads):
     return resident("VmHWM") - before - sum(array.nbytes for array in side.arrays().values())
 
 
-def alternatives_row(work, backward, threads, repeats):
-    kinds = work.sides(backward)
+def without(names, work, backward):
+    return [kind for kind in work.sides(backward) if kind.name not in names]
+
+
+def alternatives_row(work, backward, threads, repeats, out=()):
+    kinds = without(out, work, backward)
     rate = roofline.product_rate(threads)
     seconds, errors = measure(work, backward, kinds, threads, repeats)
     rate = max(rate, roofline.product_rate(threads))  # other work on the machine only lowers it
@@ -339,11 +344,15 @@ class Runner:
         for name, (work, passes) in ALTERNATIVES.items():
             work = self.size(work)
             for direction in passes if self.wanted(name) else ():
-                row = self.measure("alternatives", name, direction, alternatives_row, work)
+                measured = functools.partial(alternatives_row, out=self.args.without)
+                row = self.measure("alternatives", name, direction, measured, work)
                 row["memory"] = (
                     {}
                     if work.decodes
-                    else {kind.name: self.memory(work, direction, kind) for kind in work.sides(PASSES[direction])}
+                    else {
+                        kind.name: self.memory(work, direction, kind)
+                        for kind in without(self.args.without, work, PASSES[direction])
+                    }
                 )
                 lines += alternatives_lines(name, work, direction, row)
         print_table(
@@ -404,6 +413,8 @@ def main():
     }
     parser.add_argument("tables", nargs="*", metavar="table", help=f"{', '.join(tables)}; default: the first two")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="rows whose name holds one of the words")
+    others = sorted({side.name for side in alternatives.SIDES} - {"ours"})
+    parser.add_argument("--without", nargs="+", default=[], choices=others, metavar="NAME", help=", ".join(others))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2, help="of everyone, default 2")
     parser.add_argument(
